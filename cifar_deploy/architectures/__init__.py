@@ -1,0 +1,56 @@
+"""The networks: one file each, and this registry.
+
+A network's file has `build(num_classes)`, or `build(num_classes, stem)` where the network knows
+more than one stem, and returns an untrained `nn.Module` that maps normalised images, float
+[n, 3, 32, 32], to logits, float [n, num_classes]. Importing this module does not import torch.
+"""
+
+import difflib
+import importlib
+import inspect
+from typing import TYPE_CHECKING
+
+from cifar_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# name as users type it -> the module that builds it
+NETWORKS: dict[str, str] = {
+    "simple_cnn": "cifar_deploy.architectures.simple_cnn",
+    "cnn9": "cifar_deploy.architectures.cnn9",
+    "custom_resnet": "cifar_deploy.architectures.custom_resnet",
+    "vgg19": "cifar_deploy.architectures.vgg19",
+    "resnet18": "cifar_deploy.architectures.resnet18",
+    "resnet50": "cifar_deploy.architectures.resnet50",
+    "mobilenet_v3_small": "cifar_deploy.architectures.mobilenet_v3_small",
+}
+ALIASES = {"resnet9": "custom_resnet", "mobilenetv3": "mobilenet_v3_small"}
+
+
+def canonical(name: str) -> str:
+    """The registry's name for `name` or its alias. Raises UserError with the nearest name."""
+    if name in NETWORKS:
+        return name
+    if name in ALIASES:
+        return ALIASES[name]
+    near = difflib.get_close_matches(name.lower(), [*NETWORKS, *ALIASES], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "`cifar-deploy models` lists them"
+    raise UserError(f"no network is called {name!r}; {hint}")
+
+
+def build(name: str, num_classes: int = 10, stem: str = "cifar") -> "nn.Module":
+    """The untrained network `name` for float input [n, 3, 32, 32], logits [n, num_classes].
+
+    `stem` is "cifar" (for 32x32) or "imagenet" (the published stem); raises UserError for a name
+    that is not registered or a stem that the network does not have.
+    """
+    name = canonical(name)
+    builder = importlib.import_module(NETWORKS[name]).build
+    if "stem" in inspect.signature(builder).parameters:
+        network: nn.Module = builder(num_classes, stem)
+        return network
+    if stem != "cifar":
+        raise UserError(f"{name} has no {stem!r} stem; leave model.stem out of its recipe")
+    network = builder(num_classes)
+    return network

@@ -1,0 +1,11 @@
+"""torchvision's ResNet-50 with a stem for 32x32 images (He et al. 2015, arXiv:1512.03385)."""
+
+from torch import nn
+from torchvision import models
+
+from cifar_deploy.architectures.stems import with_stem
+
+
+def build(num_classes: int, stem: str = "cifar") -> nn.Module:
+    """ResNet-50 for [n, 3, 32, 32]; `stem` as in `stems.with_stem`."""
+    return with_stem(models.resnet50(num_classes=num_classes), stem)

@@ -1,0 +1,115 @@
+"""Trained weights on disk: safetensors with the preprocessing in the header, never a pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from cifar_deploy import __version__, architectures
+from cifar_deploy.architectures.deployment import DeploymentGraph
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import Json, ModelFolder, atomic_path, read_card
+
+HEADER = "cifar_deploy"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights and what is needed to use it. `mean`, `std` of pixels in 0..1."""
+
+    name: str
+    network: nn.Module
+    classes: tuple[str, ...]
+    mean: list[float]
+    std: list[float]
+    card: Json
+
+    def graph(self, dtype: torch.dtype = torch.float32) -> DeploymentGraph:
+        """The deployment graph in `dtype`. The network is shared: converted in place."""
+        return DeploymentGraph(self.network, self.mean, self.std, dtype)
+
+
+def stored(network: nn.Module, storage: str) -> dict[str, torch.Tensor]:
+    """The state dict as it is written: matrices and filters in fp16 where `storage` says so.
+
+    Vectors (norms, biases, statistics) and tensors that fp16 cannot hold stay fp32.
+    """
+    state = {}
+    for name, tensor in network.state_dict().items():
+        value = tensor.detach().cpu().contiguous()
+        if storage == "fp16" and value.is_floating_point() and value.ndim > 1:
+            half = value.half()
+            value = half if bool(half.isfinite().all()) else value
+        state[name] = value
+    return state
+
+
+def save(path: Path, state: dict[str, torch.Tensor], facts: Json) -> None:
+    """Write `state` to `path` with `facts` (network, stem, classes, mean, std) in the header."""
+    header = {HEADER: json.dumps({**facts, "version": __version__})}
+    with atomic_path(path) as part:
+        save_file(state, part, metadata=header)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:
+    """All tensors of a safetensors file written here, and its header's facts.
+
+    Raises UserError where the file is missing, truncated, or from another program.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts = json.loads((file.metadata() or {})[HEADER])
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged or was not written by cifar-deploy ({error}); make it anew"
+        ) from error
+    return tensors, facts
+
+
+def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Load `tensors` into `network`, widened to its dtypes. Raises UserError where they do not fit."""
+    wanted = network.state_dict()
+    missing = sorted(wanted.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - wanted.keys())
+    misshapen = [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape]
+    if missing or extra or misshapen:
+        said = [
+            f"{len(names)} {what} ({names[0]}, ...)" if len(names) > 1 else f"{names[0]} {what}"
+            for what, names in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
+            if names
+        ]
+        raise UserError(f"{source} holds the weights of another network: {'; '.join(said)}")
+    network.load_state_dict(tensors)
+
+
+def load(folder: ModelFolder) -> Trained:
+    """The trained network in `folder`, in fp32 and eval mode, on the CPU.
+
+    Raises UserError where there is none, where weights and card do not belong together, and where
+    the weights are another network's.
+    """
+    card = read_card(folder)
+    tensors, facts = read_tensors(folder.weights)
+    try:
+        name: str = facts["network"]
+        classes: list[str] = facts["classes"]
+        mean, std = facts["mean"], facts["std"]
+        stem: str = facts["stem"]
+    except KeyError as error:
+        raise UserError(f"{folder.weights} lacks {error} in its header; train again") from error
+    expected: Any = card.get("network")
+    if folder.name in (*architectures.NETWORKS, *architectures.ALIASES):
+        expected = architectures.canonical(folder.name)
+    if name != expected:
+        raise UserError(f"{folder.weights} holds the weights of {name}, not of {expected}")
+    network = architectures.build(name, len(classes), stem)
+    fill(network, tensors, folder.weights)
+    return Trained(name, network.eval(), tuple(classes), mean, std, card)

@@ -1,0 +1,1 @@
+"""Images and labels: readers, the generated set, the on-device loader and augmentation."""

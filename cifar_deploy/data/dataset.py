@@ -1,0 +1,87 @@
+"""A data set in memory, and what can be said about it."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cifar_deploy.store import Json
+
+Images = npt.NDArray[np.uint8]  # [n, 32, 32, 3], RGB
+Labels = npt.NDArray[np.int64]  # [n]
+
+SIZE = 32
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 [n, 32, 32, 3] RGB, and labels, int64 [n]."""
+
+    images: Images
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> "Split":
+        """The first `count` images and labels."""
+        return Split(self.images[:count], self.labels[:count])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images of one set of classes.
+
+    `origin` says where it was read; `verified` what its checksums showed.
+    """
+
+    name: str
+    origin: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    verified: str
+
+    def sha256(self) -> str:
+        """SHA-256 of all pixels and labels, training first: the same for every form on disk."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            digest.update(np.ascontiguousarray(split.images))
+            digest.update(split.labels.astype(np.uint8).tobytes())
+        return digest.hexdigest()
+
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the training pixels per channel, scaled to 0..1.
+
+        Rounded to four digits, as they are commonly printed.
+        """
+        mean, std = [], []
+        for channel in range(3):
+            counts = np.bincount(self.train.images[..., channel].ravel(), minlength=256)
+            values = np.arange(256) / 255
+            average = float((counts * values).sum() / counts.sum())
+            spread = float(np.sqrt((counts * (values - average) ** 2).sum() / counts.sum()))
+            mean.append(round(average, 4))
+            std.append(round(max(spread, 1e-3), 4))
+        return mean, std
+
+    def describe(self) -> Json:
+        """Counts, class balance, checksum, mean and std, ready for JSON."""
+        mean, std = self.normalisation()
+
+        def balance(split: Split) -> dict[str, int]:
+            counts = np.bincount(split.labels, minlength=len(self.classes))
+            return {name: int(n) for name, n in zip(self.classes, counts, strict=True)}
+
+        return {
+            "name": self.name,
+            "origin": self.origin,
+            "verified": self.verified,
+            "sha256": self.sha256(),
+            "classes": list(self.classes),
+            "train": {"images": len(self.train), "per_class": balance(self.train)},
+            "test": {"images": len(self.test), "per_class": balance(self.test)},
+            "mean": mean,
+            "std": std,
+        }

@@ -1,0 +1,76 @@
+"""The machine: which device to use, what it can do, and how it is named beside a figure."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+
+
+def pick(name: str = "auto") -> "torch.device":
+    """"auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N" as a torch device.
+
+    Raises UserError for another name, or for CUDA without a GPU.
+    """
+    import torch
+
+    kind, _, index = name.partition(":")
+    if kind not in DEVICES or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UserError(f"--device {name}: it can be auto, cpu, cuda or cuda:N")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu" or (kind == "auto" and not there):
+        return torch.device("cpu")
+    if int(index or 0) >= there:
+        raise UserError(
+            f"--device {name}: torch {torch.__version__} sees {there or 'no'} CUDA GPUs here; "
+            "use --device cpu, or see `cifar-deploy doctor`"
+        )
+    return torch.device("cuda", int(index or 0))
+
+
+def describe(device: "torch.device") -> str:
+    """The device as it stands beside a figure: the GPU's name, or the CPU's with the threads."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def has_bf16(device: "torch.device") -> bool:
+    """Whether bf16 runs natively: on GPUs from Ampere on, on CPUs with AVX512-BF16 or AMX."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.exists() else ""
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that produce or run models here."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

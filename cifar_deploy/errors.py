@@ -1,0 +1,27 @@
+"""What a user can do wrong: one class, and a text of one or two lines."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake or a circumstance that the user can mend.
+
+    The text names the thing and the way out, in one or two lines. The command line prints it on
+    standard error and ends with exit status 2; `--debug` shows where it was raised.
+    """
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, verb: str) -> Iterator[None]:
+    """Turn the operating system's refusal to read or write `path` into a `UserError`.
+
+    `verb` is what was tried ("write", "read"). Raises UserError with the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"cannot {verb} {error.filename or path}: {reason}") from error

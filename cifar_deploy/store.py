@@ -1,0 +1,187 @@
+"""Where things lie on disk: model folders, cards, manifests, and writes that are whole or absent."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar_deploy.errors import UserError, disk_errors
+
+MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """`models/<name>/`: what a recipe, a training run and an export leave there."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "card.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    def onnx(self, precision: str) -> Path:
+        return self.path / f"{self.name}.{precision}.onnx"
+
+    def exported(self) -> list[Path]:
+        """Every exported file in the folder, sorted by name."""
+        return sorted(self.path.glob("*.onnx"))
+
+
+def models_root() -> Path:
+    """The folder that holds `<name>/`: $CIFAR_DEPLOY_MODELS, else `models` here."""
+    return Path(os.environ.get(MODELS_VARIABLE) or "models")
+
+
+def packaged_recipe(name: str) -> Path | None:
+    """The recipe that came with the program: in the wheel, or in the checkout it runs from."""
+    package = Path(__file__).parent
+    for candidate in (package / "recipes", package.parent / "models"):
+        if (candidate / name / "recipe.toml").is_file():
+            return candidate / name / "recipe.toml"
+    return None
+
+
+# --- writes -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
+
+    A crash or kill -9 leaves the old file or none, never half of one. What a killed process left
+    under its temporary name is removed by the next write of the same file. Raises UserError where
+    the disk refuses (full, read-only, no such folder).
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with disk_errors(path, "write"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(part, path)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files of `path` whose process is gone."""
+    for part in path.parent.glob(f".{path.name}.*.part"):
+        owner = re.fullmatch(r".*\.(\d+)\.part", part.name)
+        if owner and not Path(f"/proc/{owner[1]}").exists() and Path("/proc/self").exists():
+            part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with atomic_path(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Json:
+    """The JSON object in `path`. Raises UserError where it is missing or is none."""
+    with disk_errors(path, "read"):
+        raw = path.read_bytes()
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); write it anew or restore it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; write it anew or restore it")
+    return value
+
+
+# --- checksums and manifests --------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal."""
+    with disk_errors(path, "read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_path(file: Path) -> Path:
+    """The manifest that stands beside an exported file: its name with `.json` behind."""
+    return file.with_name(file.name + ".json")
+
+
+def write_manifest(file: Path, facts: Json) -> Json:
+    """Write the manifest of `file`: its size and sha256, then `facts`. Returns what was written."""
+    manifest = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file), **facts}
+    write_json(manifest_path(file), manifest)
+    return manifest
+
+
+def read_manifest(file: Path) -> Json | None:
+    """The manifest of `file`, or None where there is none (a file from elsewhere).
+
+    Raises UserError where the file's bytes are not those the manifest was written for.
+    """
+    path = manifest_path(file)
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    if manifest.get("sha256") != sha256_of(file):
+        raise UserError(
+            f"{file} does not match its manifest {path.name} (sha256 differs): "
+            "the file was changed or cut short; export it again"
+        )
+    return manifest
+
+
+def read_card(folder: ModelFolder) -> Json:
+    """The card of a trained model. Raises UserError where the weights are not those it speaks of."""
+    if not folder.weights.exists():
+        raise UserError(f"{folder.path} has no trained weights; run: cifar-deploy train {folder.name}")
+    if not folder.card.exists():
+        raise UserError(f"{folder.weights} has no card.json beside it; train again")
+    card = read_json(folder.card)
+    if card.get("weights", {}).get("sha256") != sha256_of(folder.weights):
+        raise UserError(
+            f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
+            "the weights were changed or cut short; train again or restore them"
+        )
+    return card

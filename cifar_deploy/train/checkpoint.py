@@ -1,0 +1,68 @@
+"""A training run in the middle: everything that going on from there needs, in one safetensors file."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from cifar_deploy.architectures import weights
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import Json, ModelFolder
+
+Tensors = dict[str, torch.Tensor]
+
+
+def save(
+    folder: ModelFolder,
+    networks: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    sums: torch.Tensor,
+    facts: Json,
+) -> None:
+    """Write the state of `networks` (by prefix), of `optimizer` and `sums`, and `facts`."""
+    tensors = {"sums": sums.cpu()}
+    for prefix, network in networks.items():
+        for name, value in network.state_dict().items():
+            tensors[f"{prefix}.{name}"] = value.detach().cpu().contiguous()
+    for index, parameter in _parameters(optimizer):
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+    weights.save(folder.checkpoint, tensors, facts)
+
+
+def read(folder: ModelFolder) -> tuple[Tensors, Json]:
+    """The checkpoint's tensors and facts. Raises UserError where there is none or it is damaged."""
+    if not folder.checkpoint.exists():
+        raise UserError(
+            f"--resume: there is no checkpoint in {folder.path}; start without --resume"
+        )
+    return weights.read_tensors(folder.checkpoint)
+
+
+def restore(
+    folder: ModelFolder,
+    tensors: Tensors,
+    networks: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    sums: torch.Tensor,
+) -> None:
+    """Put the tensors of `read` back. Raises UserError where they are another network's."""
+    for prefix, network in networks.items():
+        start = f"{prefix}."
+        mine = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        weights.fill(network, mine, folder.checkpoint)
+    for index, parameter in _parameters(optimizer):
+        start = f"optimizer.{index}."
+        for name, value in tensors.items():
+            if not name.startswith(start):
+                continue
+            same = value.shape == parameter.shape
+            # The parameter's strides (channels-last) and device, so that nothing is slower after.
+            kept = torch.empty_like(parameter).copy_(value) if same else value
+            optimizer.state[parameter][name.removeprefix(start)] = kept.detach()
+    sums.copy_(tensors["sums"])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, torch.Tensor]]:
+    return enumerate(p for group in optimizer.param_groups for p in group["params"])

@@ -1,0 +1,43 @@
+"""What several rooms' tests share: the data sets, quick training, and what to skip and why."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_deploy.data import find, synthetic
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+
+NO_DATA = "the real CIFAR-10 is not here: set CIFAR_DEPLOY_DATA or put it under data/"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Dataset:
+    """The real CIFAR-10; the test is skipped where it is not to be had without a download.
+
+    A damaged copy, or a variable that names no data set, is an error and not a skip.
+    """
+    if not os.environ.get(find.DATA_VARIABLE) and not Path("data").exists():
+        pytest.skip(NO_DATA)
+    try:
+        return find.load(download=False)
+    except UserError as error:
+        if os.environ.get(find.DATA_VARIABLE):
+            raise
+        pytest.skip(f"{NO_DATA} ({error})")
+
+
+@pytest.fixture(scope="session")
+def small_data() -> Dataset:
+    """A small generated data set: 2,000 training and 500 test images."""
+    return synthetic.generate(train=2_000, test=500)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; there is none here"))

@@ -11,11 +11,19 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
-LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "numpy")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "numpy",
+)
 
 
 def pick(name: str = "auto") -> "torch.device":
-    """"auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N" as a torch device.
+    """ "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N" as a torch device.
 
     Raises UserError for another name, or for CUDA without a GPU.
     """

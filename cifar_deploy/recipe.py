@@ -45,7 +45,9 @@ class Augment:
     translate: int = number(4, 0, 16)  # up to so many pixels each way
     border: str = choice("reflect", "zero")  # what a translation brings in
     cutout: int = number(0, 0, 32)  # side of the square painted over with the mean colour
-    brightness: float = number(0.0, 0.0, 1.0)  # jitter factors from 1 - x to 1 + x, as torchvision's
+    brightness: float = number(
+        0.0, 0.0, 1.0
+    )  # jitter factors from 1 - x to 1 + x, as torchvision's
     contrast: float = number(0.0, 0.0, 1.0)
     saturation: float = number(0.0, 0.0, 1.0)
 
@@ -61,7 +63,9 @@ class Train:
     ema: float = number(0.99, 0.0, 0.99999)  # decay a step of the averaged weights; 0 turns it off
     precision: str = choice("auto", "bf16", "fp32")  # auto: bf16 where the device has it
     compile: str = choice("auto", "on", "off")  # torch.compile; auto: on CUDA, for longer runs
-    storage: str = choice("fp32", "fp16")  # of the convolutions and linear layers written at the end
+    storage: str = choice(
+        "fp32", "fp16"
+    )  # of the convolutions and linear layers written at the end
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,9 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
         name, equals, text = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
-            raise UserError(f"--set {override}: write it as section.key=value, as in train.epochs=3")
+            raise UserError(
+                f"--set {override}: write it as section.key=value, as in train.epochs=3"
+            )
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

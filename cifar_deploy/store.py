@@ -13,6 +13,7 @@ from typing import Any
 from cifar_deploy.errors import UserError, disk_errors
 
 MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
+CARD = "card.json"
 Json = dict[str, Any]
 
 
@@ -24,33 +25,41 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
+        """The model's name."""
         return self.path.name
 
     @property
     def recipe(self) -> Path:
+        """How it is trained."""
         return self.path / "recipe.toml"
 
     @property
     def weights(self) -> Path:
+        """What was trained."""
         return self.path / "model.safetensors"
 
     @property
     def card(self) -> Path:
-        return self.path / "card.json"
+        """What a reader needs to trust the weights."""
+        return self.path / CARD
 
     @property
     def checkpoint(self) -> Path:
+        """A run in the middle."""
         return self.path / "checkpoint.safetensors"
 
     @property
     def log(self) -> Path:
+        """A JSON line an epoch."""
         return self.path / "log.jsonl"
 
     @property
     def curves(self) -> Path:
+        """The training curves, a picture."""
         return self.path / "curves.png"
 
     def onnx(self, precision: str) -> Path:
+        """The ONNX file of a precision."""
         return self.path / f"{self.name}.{precision}.onnx"
 
     def exported(self) -> list[Path]:
@@ -61,6 +70,12 @@ class ModelFolder:
 def models_root() -> Path:
     """The folder that holds `<name>/`: $CIFAR_DEPLOY_MODELS, else `models` here."""
     return Path(os.environ.get(MODELS_VARIABLE) or "models")
+
+
+def trained_models() -> list[ModelFolder]:
+    """Every folder among the models that has weights, by name."""
+    folders = [ModelFolder(path) for path in sorted(models_root().glob("*/"))]
+    return [folder for folder in folders if folder.weights.exists()]
 
 
 def packaged_recipe(name: str) -> Path | None:
@@ -91,7 +106,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield part
             with part.open("rb") as written:
                 os.fsync(written.fileno())
-            os.replace(part, path)
+            part.replace(path)
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -173,9 +188,11 @@ def read_manifest(file: Path) -> Json | None:
 
 
 def read_card(folder: ModelFolder) -> Json:
-    """The card of a trained model. Raises UserError where the weights are not those it speaks of."""
+    """The card of a trained model. Raises UserError where the weights are not those it names."""
     if not folder.weights.exists():
-        raise UserError(f"{folder.path} has no trained weights; run: cifar-deploy train {folder.name}")
+        raise UserError(
+            f"{folder.path} has no trained weights; run: cifar-deploy train {folder.name}"
+        )
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = read_json(folder.card)

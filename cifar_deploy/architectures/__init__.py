@@ -46,11 +46,12 @@ def build(name: str, num_classes: int = 10, stem: str = "cifar") -> "nn.Module":
     that is not registered or a stem that the network does not have.
     """
     name = canonical(name)
+    network: nn.Module
     builder = importlib.import_module(NETWORKS[name]).build
     if "stem" in inspect.signature(builder).parameters:
-        network: nn.Module = builder(num_classes, stem)
-        return network
-    if stem != "cifar":
+        network = builder(num_classes, stem)
+    elif stem != "cifar":
         raise UserError(f"{name} has no {stem!r} stem; leave model.stem out of its recipe")
-    network = builder(num_classes)
+    else:
+        network = builder(num_classes)
     return network

@@ -28,7 +28,9 @@ class Residual(nn.Module):
         self.pair = nn.Sequential(ConvBlock(channels, channels), ConvBlock(channels, channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.pair(x)
+        """[n, channels, h, w] -> the same shape."""
+        changed: torch.Tensor = self.pair(x)
+        return x + changed
 
 
 class CustomResNet(nn.Module):
@@ -49,6 +51,7 @@ class CustomResNet(nn.Module):
         self.classifier = nn.Linear(512, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised images, float [n, 3, 32, 32], to logits [n, num_classes]."""
         logits: torch.Tensor = self.classifier(self.features(x)) * LOGIT_SCALE
         return logits
 

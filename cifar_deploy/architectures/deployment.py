@@ -33,6 +33,7 @@ class DeploymentGraph(nn.Module):
         self.register_buffer("shift", shift.float().view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Uint8 [n, 32, 32, 3] to logits, float32 [n, classes]."""
         # Cast first: TensorRT refuses to transpose uint8.
         x = images.to(torch.float32).permute(0, 3, 1, 2)
         logits: torch.Tensor = self.network((x * self.scale + self.shift).to(self.dtype))

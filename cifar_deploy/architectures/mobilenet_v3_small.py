@@ -10,7 +10,7 @@ FULL_RESOLUTION = 2
 
 def build(num_classes: int) -> nn.Module:
     """MobileNetV3-Small, total stride 8, for [n, 3, 32, 32]."""
-    network = models.mobilenet_v3_small(num_classes=num_classes)
+    network: nn.Module = models.mobilenet_v3_small(num_classes=num_classes)
     strided = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
     for convolution in strided[:FULL_RESOLUTION]:
         convolution.stride = (1, 1)

@@ -8,4 +8,7 @@ from cifar_deploy.architectures.stems import with_stem
 
 def build(num_classes: int, stem: str = "cifar") -> nn.Module:
     """ResNet-18 for [n, 3, 32, 32]; `stem` as in `stems.with_stem`."""
-    return with_stem(models.resnet18(num_classes=num_classes), stem)
+    network: models.ResNet = models.resnet18(num_classes=num_classes)
+    with_stem(network, stem)
+    body: nn.Module = network
+    return body

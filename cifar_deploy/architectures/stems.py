@@ -8,8 +8,8 @@ from cifar_deploy.errors import UserError
 STEMS = ("cifar", "imagenet")
 
 
-def with_stem(network: ResNet, stem: str) -> nn.Module:
-    """`network` with a 3x3 stride-1 stem and no stem pool ("cifar"), or as published ("imagenet").
+def with_stem(network: ResNet, stem: str) -> None:
+    """Give `network` a 3x3 stride-1 stem and no stem pool ("cifar"), or none ("imagenet").
 
     Raises UserError for another stem.
     """
@@ -19,4 +19,3 @@ def with_stem(network: ResNet, stem: str) -> nn.Module:
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
-    return network

@@ -75,7 +75,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:
 
 
 def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Load `tensors` into `network`, widened to its dtypes. Raises UserError where they do not fit."""
+    """Load `tensors` into `network`, widened to its dtypes. Raises UserError if they do not fit."""
     wanted = network.state_dict()
     missing = sorted(wanted.keys() - tensors.keys())
     extra = sorted(tensors.keys() - wanted.keys())

@@ -128,7 +128,7 @@ def _decode_binary(raw: bytes, path: Path) -> tuple[Images, Labels]:
             "unpack the data set again"
         )
     records = np.frombuffer(raw, np.uint8).reshape(PER_BATCH, 1 + PIXELS)
-    return _planar(records[:, 1:]), _labels(records[:, 0].astype(np.int64), path)
+    return _planar(records[:, 1:]), _labels(records[:, 0].tolist(), path)
 
 
 def _decode_python(raw: bytes, path: Path) -> tuple[Images, Labels]:
@@ -142,7 +142,7 @@ def _decode_python(raw: bytes, path: Path) -> tuple[Images, Labels]:
         or not all(isinstance(label, int) for label in labels)
     ):
         raise UserError(f"{path} is not a CIFAR-10 batch: no list of 10000 labels in it")
-    return _planar(pixels), _labels(np.array(labels, np.int64), path)
+    return _planar(pixels), _labels(labels, path)
 
 
 def _planar(pixels: Images) -> Images:
@@ -151,7 +151,8 @@ def _planar(pixels: Images) -> Images:
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
-def _labels(labels: Labels, path: Path) -> Labels:
-    if labels.min() < 0 or labels.max() >= len(CLASSES):
+def _labels(labels: list[int], path: Path) -> Labels:
+    # Compared before numpy takes them: Python's integers may be too large for it.
+    if min(labels) < 0 or max(labels) >= len(CLASSES):
         raise UserError(f"{path} has labels outside 0..9: it is damaged or another data set")
-    return labels
+    return np.array(labels, np.int64)

@@ -47,7 +47,7 @@ class Dataset:
         """SHA-256 of all pixels and labels, training first: the same for every form on disk."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
-            digest.update(np.ascontiguousarray(split.images))
+            digest.update(np.ascontiguousarray(split.images).data)
             digest.update(split.labels.astype(np.uint8).tobytes())
         return digest.hexdigest()
 

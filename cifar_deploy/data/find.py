@@ -1,14 +1,26 @@
 """Find a data set, whichever of its forms is there."""
 
+import contextlib
 import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_deploy.data import cifar10, folder, synthetic
 from cifar_deploy.data.dataset import Dataset
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, disk_errors
 
 DATA_VARIABLE = "CIFAR_DEPLOY_DATA"
 SOURCES = ("auto", "synthetic")
+PATIENCE = 30.0  # seconds that a silent network is waited for
+
+
+def named(data_dir: Path | None = None) -> Path | None:
+    """The folder that the user named: `data_dir`, else $CIFAR_DEPLOY_DATA."""
+    variable = os.environ.get(DATA_VARIABLE)
+    return data_dir or (Path(variable) if variable else None)
 
 
 def load(source: str = "auto", data_dir: Path | None = None, download: bool = True) -> Dataset:
@@ -23,11 +35,11 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
         return synthetic.generate()
     if source != "auto":
         raise UserError(f"--data {source}: it can be {' or '.join(SOURCES)}")
-    named = data_dir or (Path(v) if (v := os.environ.get(DATA_VARIABLE)) else None)
-    place = named or Path("data")
+    chosen = named(data_dir)
+    place = chosen or Path("data")
     if found := _read(place):
         return found
-    if named:
+    if chosen:
         origin = "--data-dir" if data_dir else f"${DATA_VARIABLE}"
         missing = "does not exist" if not place.exists() else "holds no data set"
         raise UserError(
@@ -43,23 +55,54 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
 
 
 def _read(place: Path) -> Dataset | None:
-    for candidate in (place / "cifar-10-batches-py", place / "cifar-10-batches-bin", place):
-        if cifar10.is_python(candidate):
-            return cifar10.read_python(candidate)
-        if cifar10.is_binary(candidate):
-            return cifar10.read_binary(candidate)
-    return folder.read(place) if folder.is_folder(place) else None
+    with disk_errors(place, "read"):
+        for candidate in (place / "cifar-10-batches-py", place / "cifar-10-batches-bin", place):
+            if cifar10.is_python(candidate):
+                return cifar10.read_python(candidate)
+            if cifar10.is_binary(candidate):
+                return cifar10.read_binary(candidate)
+        return folder.read(place) if folder.is_folder(place) else None
 
 
 def _download(place: Path) -> Dataset:
-    """Let torchvision fetch the official archive into `place` and check its MD5."""
-    from torchvision.datasets import CIFAR10
+    """Let torchvision fetch the official archive, check its MD5 and unpack it into `place`.
 
+    All of it happens in a folder of its own that goes away again: what stands in `place` is whole.
+    """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    unpacked = place / CIFAR10.base_folder
+    new = not place.exists()
     try:
-        CIFAR10(str(place), download=True)
+        place.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=place, prefix=".download-") as room,
+            contextlib.redirect_stdout(sys.stderr),  # the answer of --json stays alone on stdout
+            _patience(),
+        ):
+            download_and_extract_archive(
+                CIFAR10.url, room, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5
+            )
+            (Path(room) / CIFAR10.base_folder).rename(unpacked)
     except Exception as error:  # whatever the network, the archive or the disk objects to
         raise UserError(
             f"no CIFAR-10 in {place}/ and none could be downloaded ({error}); "
             f"name a copy with --data-dir or ${DATA_VARIABLE}, or use --data synthetic"
         ) from error
-    return cifar10.read_python(place / "cifar-10-batches-py")
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # not empty: the data is there
+                place.rmdir()
+    return cifar10.read_python(unpacked)
+
+
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Give up on a connection that says nothing; by default Python waits without end."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

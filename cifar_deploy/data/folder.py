@@ -2,14 +2,69 @@
 
 from pathlib import Path
 
-from cifar_deploy.data.dataset import Dataset
+import numpy as np
+
+from cifar_deploy.data.dataset import SIZE, Dataset, Split
+from cifar_deploy.data.image import read_image
+from cifar_deploy.errors import UserError, disk_errors
+
+VERIFIED = "folder of images: no published checksum"
 
 
 def is_folder(place: Path) -> bool:
     """Whether `place` has `train/<class>/` folders."""
-    raise NotImplementedError
+    return (place / "train").is_dir() and bool(_folders(place / "train"))
 
 
 def read(place: Path) -> Dataset:
-    """Read the folder."""
-    raise NotImplementedError
+    """The images in `place`, any format Pillow reads, resized to 32x32 RGB where they are not.
+
+    Classes are the sorted names of the folders in `train`; hidden files are skipped. Raises
+    UserError for fewer than two classes, no test images, an empty class, a class only in `test`,
+    and a file that is no image.
+    """
+    classes = tuple(folder.name for folder in _folders(place / "train"))
+    if len(classes) < 2:
+        raise UserError(f"{place / 'train'} has only the class {classes[0]}; it needs two or more")
+    test = place / "test"
+    if not test.is_dir():
+        raise UserError(f"{test} does not exist; put test images in test/<class>/* beside train")
+    strange = [folder.name for folder in _folders(test) if folder.name not in classes]
+    if strange:
+        raise UserError(f"{test / strange[0]} is a class that {place / 'train'} does not have")
+    return Dataset(
+        name=place.resolve().name,
+        origin=str(place),
+        classes=classes,
+        train=_split(place / "train", classes),
+        test=_split(test, classes),
+        verified=VERIFIED,
+    )
+
+
+def _split(root: Path, classes: tuple[str, ...]) -> Split:
+    """All images under `root`. The classes take turns: the first images are a fair sample."""
+    files: list[tuple[int, int, Path]] = []
+    for label, name in enumerate(classes):
+        if not (root / name).exists():  # a class without test images
+            continue
+        inside = _visible(root / name)
+        if not inside:
+            raise UserError(f"{root / name} holds no images; fill it or remove it")
+        files += [(turn, label, path) for turn, path in enumerate(inside)]
+    if not files:
+        raise UserError(f"{root} holds no images; put them in {root.name}/<class>/*")
+    files.sort()
+    images = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
+    for row, (_, _, path) in enumerate(files):
+        images[row] = read_image(path)
+    return Split(images, np.array([label for _, label, _ in files], np.int64))
+
+
+def _visible(folder: Path) -> list[Path]:
+    with disk_errors(folder, "read"):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in _visible(root) if path.is_dir()]

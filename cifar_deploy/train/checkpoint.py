@@ -1,4 +1,4 @@
-"""A training run in the middle: everything that going on from there needs, in one safetensors file."""
+"""A training run in the middle: all that going on from there needs, in one safetensors file."""
 
 from collections.abc import Iterator
 

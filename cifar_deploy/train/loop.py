@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import hashlib
+import json
 import math
 import signal
 import time
@@ -98,7 +99,7 @@ class Trainer:
         self.steps = recipe.train.epochs * self.steps_per_epoch
         torch.manual_seed(seed_of(recipe.train.seed, "init", 0))
         network = architectures.build(job.network, len(job.dataset.classes), recipe.model.stem)
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.average = Average(self.network, recipe.train.ema) if recipe.train.ema else None
         self.optimizer = make_optimizer(self.network, recipe.optimizer)
         self.bf16 = use_bf16(recipe, device)
@@ -173,9 +174,7 @@ class Trainer:
         x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
         with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.forward(x)
-        loss = F.cross_entropy(
-            logits.float(), labels, label_smoothing=recipe.train.label_smoothing
-        )
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.train.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -196,7 +195,7 @@ class Trainer:
         return self.data.order()
 
     def _read_back(self, batches: int) -> tuple[float, float]:
-        """Mean loss and accuracy of the epoch so far. Raises UserError where the loss is no number."""
+        """Mean loss and accuracy of the epoch so far. Raises UserError for a loss that is nan."""
         loss, correct = self.sums.tolist()
         if not math.isfinite(loss):
             raise UserError(
@@ -361,19 +360,21 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             previous[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: signals are another's business
         previous.clear()
     try:
         yield caught
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def _flat(sections: Json) -> list[tuple[str, Any]]:
@@ -381,6 +382,4 @@ def _flat(sections: Json) -> list[tuple[str, Any]]:
 
 
 def _line(record: Json) -> str:
-    import json
-
     return json.dumps(record)

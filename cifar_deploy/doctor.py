@@ -1,0 +1,99 @@
+"""Which formats and runtimes work on this machine, and why not: tried, not guessed."""
+
+import platform
+from collections.abc import Callable
+
+import torch
+
+from cifar_deploy import device as machine
+from cifar_deploy.store import Json
+
+
+def examine() -> Json:
+    """Versions, processor, GPU and driver, and the outcome of a small trial of each runtime."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": machine.versions(),
+        "platform": platform.platform(),
+        "cpu": machine.cpu_name(),
+        "gpu": ", ".join(gpus) or "none that torch can use",
+        "driver": _driver(),
+        "checks": [
+            _try("pytorch cpu", _torch_cpu),
+            _try("pytorch cuda", _torch_cuda),
+            _try("bf16 training", _bf16),
+            _try("onnx export", _onnx_export),
+            _try("onnxruntime cpu", lambda: _onnxruntime("CPUExecutionProvider")),
+            _try("onnxruntime cuda", lambda: _onnxruntime("CUDAExecutionProvider")),
+        ],
+    }
+
+
+def _try(name: str, trial: Callable[[], str]) -> Json:
+    try:
+        return {"name": name, "works": True, "detail": trial()}
+    except Exception as error:  # the trial's failure is the answer
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return {"name": name, "works": False, "detail": lines[0]}
+
+
+def _driver() -> str:
+    try:
+        import pynvml
+    except ImportError:
+        return f"unknown (CUDA {torch.version.cuda} in torch)"
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError as error:
+        return f"none ({error})"
+
+
+def _torch_cpu() -> str:
+    torch.ones(2, 2) @ torch.ones(2, 2)
+    return f"{torch.get_num_threads()} threads"
+
+
+def _torch_cuda() -> str:
+    device = machine.pick("cuda")
+    float((torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)).sum())
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+
+
+def _bf16() -> str:
+    device = machine.pick("auto")
+    if not machine.has_bf16(device):
+        raise RuntimeError(f"{machine.describe(device)} has no bf16; training uses fp32")
+    return f"native on {device.type}"
+
+
+def _onnx_export() -> str:
+    import onnx
+    import onnxscript
+
+    return f"onnx {onnx.__version__}, onnxscript {onnxscript.__version__}"
+
+
+def _onnxruntime(provider: str) -> str:
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"this build of ONNX Runtime has no {provider}")
+    if provider.startswith("CUDA"):
+        machine.pick("cuda")
+        onnxruntime.preload_dlls()
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])], "trial", value[:1], value[1:]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"ONNX Runtime could not start {provider}")
+    return f"ONNX Runtime {onnxruntime.__version__}"

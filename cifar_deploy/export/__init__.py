@@ -1,0 +1,1 @@
+"""From trained weights to files that other programs run: batch norms folded, ONNX written."""

@@ -1,0 +1,130 @@
+"""The deployment graph as an ONNX file, its manifest beside it."""
+
+import contextlib
+import datetime
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from cifar_deploy import __version__, device
+from cifar_deploy.architectures import weights
+from cifar_deploy.architectures.deployment import DeploymentGraph
+from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.errors import UserError
+from cifar_deploy.export.fold import fold_batch_norms
+from cifar_deploy.export.pools import plain_pools
+from cifar_deploy.runtimes import onnx_interface
+from cifar_deploy.store import Json, ModelFolder, atomic_path, write_manifest
+
+if TYPE_CHECKING:
+    import onnx
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = tuple(DTYPES)
+# The opset that torch's translations are written in: a later one goes through a converter and
+# gives these graphs nothing. TensorRT from 10 on and every ONNX Runtime in bounds read it.
+OPSET = 18
+
+
+def export_onnx(folder: ModelFolder, precision: str) -> Path:
+    """Write the trained network in `folder` as `<name>.<precision>.onnx` and its manifest.
+
+    The graph takes `images`, uint8 [batch, 32, 32, 3] RGB, and gives `logits`, float32
+    [batch, classes]; between them the network runs in `precision` ("fp32" or "fp16"), its batch
+    norms folded. The same weights and libraries give the same bytes. Nothing appears under the
+    final name before onnx's checker with full shape inference has passed. Returns the path.
+
+    Raises UserError for another precision, without trained weights, where a weight does not fit
+    the precision, and where the disk refuses.
+    """
+    import onnx
+
+    if precision not in DTYPES:
+        raise UserError(f"--precision {precision}: it can be {' or '.join(PRECISIONS)}")
+    trained = weights.load(folder)
+    network = fold_batch_norms(trained.network)
+    plain_pools(network)
+    _check_range(network, precision, folder.weights)
+    model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
+    _strip(model)
+    facts: Json = {
+        "model": folder.name,
+        "network": trained.name,
+        "precision": precision,
+        "classes": list(trained.classes),
+        "mean": trained.mean,
+        "std": trained.std,
+        "test_accuracy": trained.card.get("test_accuracy"),
+        "weights_sha256": trained.card["weights"]["sha256"],
+        "cifar_deploy": __version__,
+    }
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    onnx.helper.set_model_props(model, texts)
+    path = folder.onnx(precision)
+    with atomic_path(path) as part:
+        part.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(part, full_check=True)
+        found = onnx_interface.inspect(part)
+    manifest: Json = {
+        "format": "onnx",
+        "opset": found["opset"],
+        "inputs": found["inputs"],
+        "outputs": found["outputs"],
+        **facts,
+        "versions": device.versions(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_manifest(path, manifest)
+    return path
+
+
+def _check_range(network: nn.Module, precision: str, source: Path) -> None:
+    """Raise UserError where a weight is, or in `precision` becomes, infinite or no number."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{source}: {name} is not finite; the training diverged, train again")
+        if not bool(tensor.to(DTYPES[precision]).isfinite().all()):
+            raise UserError(
+                f"{source}: {name} holds {tensor.abs().max():.3g} once batch norms are folded, too "
+                f"large for {precision}; export with --precision fp32"
+            )
+
+
+def _translate(graph: DeploymentGraph) -> "onnx.ModelProto":
+    """`graph` as an ONNX model with a dynamic batch. Prints and warns nothing."""
+    graph.eval()
+    example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)  # 1 would be taken for a constant
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _strip(model: "onnx.ModelProto") -> None:
+    """Remove what the exporter notes on nodes and values: traces with local paths."""
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]

@@ -1,0 +1,1 @@
+"""Runtimes: one small protocol; PyTorch and ONNX Runtime behind it."""

@@ -1,0 +1,42 @@
+"""PyTorch: the reference, in fp32 unless told otherwise."""
+
+from collections.abc import Callable
+
+import torch
+
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data.dataset import Images
+from cifar_deploy.runtimes.protocol import Logits, in_batches
+
+
+class PyTorch:
+    """The deployment graph of a trained network, eager, channels-last."""
+
+    def __init__(self, trained: Trained, device: torch.device) -> None:
+        # TF32 would make the reference less exact than the files it judges.
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        self.runtime = f"PyTorch {torch.__version__}"
+        self.provider = "CUDA" if device.type == "cuda" else "CPU"
+        self.device = str(device)
+        self.precision = "fp32"
+        self._graph = trained.graph().to(device).to(memory_format=torch.channels_last)
+
+    def _run(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = self._graph(images)
+            return logits
+
+    def logits(self, images: Images) -> Logits:
+        """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
+
+        def run(batch: Images) -> Logits:
+            result: Logits = self._run(torch.from_numpy(batch).to(self.device)).cpu().numpy()
+            return result
+
+        return in_batches(run, images)
+
+    def bind(self, images: Images) -> Callable[[], object]:
+        """One inference on `images`, kept on the device."""
+        on_device = torch.from_numpy(images).to(self.device)
+        return lambda: self._run(on_device)

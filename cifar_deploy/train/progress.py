@@ -1,0 +1,51 @@
+"""What a person sees of a training run: a bar on a terminal, a line an epoch anywhere else."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cifar_deploy.store import Json
+
+
+class Bar:
+    """A `loop.Watch` that draws on standard error. A context manager."""
+
+    def __init__(self, steps: int, epochs: int, done: int = 0) -> None:
+        self.epochs = epochs
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=steps, completed=done, figures="")
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def step(self, done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:
+        """Move the bar; `rate` in images a second."""
+        figures = f"loss {loss:.3f}  accuracy {100 * accuracy:.1f} %  {rate:,.0f} images/s"
+        name = f"epoch {epoch + 1}/{self.epochs}"
+        self.progress.update(self.task, completed=done, description=name, figures=figures)
+
+    def epoch(self, record: Json) -> None:
+        """Print the epoch's line."""
+        line = (
+            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['loss']:.3f}  "
+            f"accuracy {100 * record['train_accuracy']:.2f} %"
+        )
+        if "holdout_accuracy" in record:
+            line += f"  held out {100 * record['holdout_accuracy']:.2f} %"
+        self.console.print(f"{line}  {record['seconds']:.0f} s", highlight=False)

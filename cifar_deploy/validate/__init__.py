@@ -1,0 +1,1 @@
+"""Validation: accuracy, agreement, latency, the table and the report."""

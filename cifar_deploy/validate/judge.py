@@ -1,0 +1,220 @@
+"""Judge every exported file of a model against its PyTorch fp32 reference."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cifar_deploy import device as machine
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.protocol import Logits, Runtime
+from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.store import Json
+from cifar_deploy.validate.latency import Speed, measure
+from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
+
+# Percentage points of accuracy that a file of this precision may lose.
+MARGINS = {"fp32": 0.05, "fp16": 0.10}
+REFERENCE = "REFERENCE"
+UNUSABLE = "UNUSABLE"
+
+Say = Callable[[str], None]  # told what is being done, for the progress line
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to judge. `max_drop` in percentage points (None: by precision)."""
+
+    max_drop: float | None = None
+    seconds: float = 1.0  # of timing a batch size; 0 leaves latency out
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One row of the table: the reference, or a file."""
+
+    file: str
+    runtime: str
+    provider: str
+    device: str
+    precision: str
+    bytes: int
+    logits: Logits
+    predictions: npt.NDArray[np.int64]  # [n], top-1
+    accuracy: float
+    comparison: Comparison | None  # None: the reference
+    agreement: float  # share of images with the reference's top-1
+    largest_difference: float  # of a logit, from the reference's
+    speed: Speed | None
+
+    @property
+    def verdict(self) -> str:
+        """PASS, FAIL or INCONCLUSIVE; REFERENCE for the reference itself."""
+        return self.comparison.verdict if self.comparison else REFERENCE
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A file that could not be run here, and why."""
+
+    file: str
+    reason: str
+    verdict: str = UNUSABLE
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All that was found out about one model. `split` is what it was judged on."""
+
+    model: str
+    classes: tuple[str, ...]
+    split: Split
+    rows: tuple[Judged, ...]  # the reference first
+    unusable: tuple[Unusable, ...]
+    facts: Json  # data, device, threads, versions
+
+    @property
+    def passed(self) -> bool:
+        """Whether there were files, and every one of them passed."""
+        files = self.rows[1:]
+        return bool(files) and not self.unusable and all(row.verdict == PASS for row in files)
+
+    @property
+    def disagreements(self) -> dict[str, npt.NDArray[np.int64]]:
+        """For each file the indices of the images on which its top-1 is not the reference's."""
+        reference = self.rows[0].predictions
+        return {row.file: np.flatnonzero(row.predictions != reference) for row in self.rows[1:]}
+
+
+def judge(
+    trained: Trained,
+    files: Sequence[Path],
+    dataset: Dataset,
+    device: torch.device,
+    options: Options,
+    images: int | None = None,
+    say: Say = lambda _: None,
+) -> Judgement:
+    """Run the reference and every file over the test set, or its first `images`.
+
+    A file that this machine cannot run becomes an `Unusable` row and the rest is still judged.
+    Raises UserError where the data set has other classes than the model.
+    """
+    if dataset.classes != trained.classes:
+        raise UserError(
+            f"{trained.name} was trained on the classes {', '.join(trained.classes)}; "
+            f"{dataset.origin} has {', '.join(dataset.classes)}"
+        )
+    split = dataset.test.first(images) if images else dataset.test
+    say(f"{trained.name}: PyTorch fp32 over {len(split):,} images")
+    reference_runtime = PyTorch(trained, device)
+    weights_bytes = int(trained.card["weights"]["bytes"])
+    reference = _row("PyTorch (reference)", reference_runtime, weights_bytes, split, None, options)
+    rows = [reference]
+    unusable = []
+    for file in files:
+        say(f"{file.name} over {len(split):,} images")
+        try:
+            runtime: Runtime = OnnxRuntime(file, device)
+            rows.append(_row(str(file), runtime, file.stat().st_size, split, reference, options))
+        except UserError as error:
+            unusable.append(Unusable(str(file), str(error)))
+    return Judgement(
+        model=trained.name,
+        classes=trained.classes,
+        split=split,
+        rows=tuple(rows),
+        unusable=tuple(unusable),
+        facts={
+            "data": {
+                "name": dataset.name,
+                "verified": dataset.verified,
+                "sha256": dataset.sha256(),
+                "same_as_training": dataset.sha256() == trained.card["data"]["sha256"],
+                "images": len(split),
+            },
+            "weights_sha256": trained.card["weights"]["sha256"],
+            "device": machine.describe(device),
+            "threads": torch.get_num_threads(),
+            "versions": machine.versions(),
+        },
+    )
+
+
+def _row(
+    file: str,
+    runtime: Runtime,
+    size: int,
+    split: Split,
+    reference: Judged | None,
+    options: Options,
+) -> Judged:
+    logits = runtime.logits(split.images)
+    predictions = logits.argmax(1)
+    right = predictions == split.labels
+    comparison = None
+    if reference:
+        margin = options.max_drop
+        if margin is None:
+            margin = MARGINS.get(runtime.precision, MARGINS["fp16"])
+        comparison = compare(reference.predictions == split.labels, right, margin / 100)
+    reference_logits = reference.logits if reference else logits
+    return Judged(
+        file=file,
+        runtime=runtime.runtime,
+        provider=runtime.provider,
+        device=runtime.device,
+        precision=runtime.precision,
+        bytes=size,
+        logits=logits,
+        predictions=predictions,
+        accuracy=float(right.mean()),
+        comparison=comparison,
+        agreement=float((predictions == reference_logits.argmax(1)).mean()),
+        largest_difference=float(np.abs(logits - reference_logits).max()),
+        speed=measure(runtime, split.images, options.seconds) if options.seconds else None,
+    )
+
+
+def to_json(judgement: Judgement) -> Json:
+    """What a program reads: accuracies as shares, bounds and margins in percentage points."""
+    rows: list[Json] = []
+    for row in judgement.rows:
+        entry: Json = {
+            "file": row.file,
+            "runtime": row.runtime,
+            "provider": row.provider,
+            "device": row.device,
+            "precision": row.precision,
+            "bytes": row.bytes,
+            "accuracy": row.accuracy,
+            "verdict": row.verdict,
+        }
+        if comparison := row.comparison:
+            entry |= {
+                "difference_points": 100 * comparison.difference,
+                "upper_bound_of_loss_points": 100 * comparison.upper,
+                "margin_points": 100 * comparison.margin,
+                "lost": comparison.lost,
+                "gained": comparison.gained,
+                "same_top1": row.agreement,
+                "largest_logit_difference": row.largest_difference,
+            }
+            if comparison.images_needed:
+                entry["images_needed"] = comparison.images_needed
+        if row.speed:
+            entry["latency"] = [vars(timing) for timing in row.speed.sweep]
+        rows.append(entry)
+    rows += [{"file": u.file, "verdict": u.verdict, "reason": u.reason} for u in judgement.unusable]
+    return {
+        "model": judgement.model,
+        "passed": judgement.passed,
+        **judgement.facts,
+        "rows": rows,
+    }

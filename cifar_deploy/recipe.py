@@ -103,7 +103,7 @@ class Recipe:
 
 
 def parse(table: Json, where: str) -> Recipe:
-    """A recipe from sections of values, every key and value checked; what is absent has its default.
+    """A recipe from sections of values, all of them checked; what is absent has its default.
 
     `where` names the source in messages. Raises UserError for an unknown section or key (with the
     nearest name), a value of the wrong type, out of range or not among the words.

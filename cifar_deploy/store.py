@@ -1,4 +1,4 @@
-"""Where things lie on disk: model folders, cards, manifests, and writes that are whole or absent."""
+"""Where things lie on disk: model folders, cards, manifests; writes are whole or absent."""
 
 import contextlib
 import hashlib

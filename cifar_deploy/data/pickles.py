@@ -14,7 +14,7 @@ import numpy as np
 
 from cifar_deploy.errors import UserError
 
-# The instructions that Python writes in protocols 2 to 4 for a dictionary of arrays, lists and strings.
+# What Python writes in protocols 2 to 4 for a dictionary of arrays, lists and strings.
 _INSTRUCTIONS = frozenset(
     (
         *("PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),

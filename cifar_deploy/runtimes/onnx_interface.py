@@ -123,7 +123,8 @@ def _describe(value: "onnx.ValueInfoProto") -> Json:
     import onnx
 
     tensor = value.type.tensor_type
-    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    kinds = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
+    kind = kinds.get(tensor.elem_type, "of an unknown type")
     dimensions = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim]
     return {
         "name": value.name,

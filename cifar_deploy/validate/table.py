@@ -1,47 +1,50 @@
-"""The table that `validate` prints."""
+"""The table that `validate` prints, and the words under it. The report has the same cells."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cifar_deploy.validate.judge import UNUSABLE, Judged, Judgement
+from cifar_deploy.validate.judge import UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", UNUSABLE: "red"}
+TEXTS = ("file", "runtime, provider")  # columns at the left; then the numbers, then the verdict
+NUMBERS = (
+    "top-1 %",
+    "diff",
+    "same top-1 %",
+    "max logit diff",
+    "p50 ms",
+    "p99 ms",
+    "images/s (batch)",
+)
+HEADINGS = (*TEXTS, *NUMBERS, "verdict")
 
 
 def table(judgements: Sequence[Judgement]) -> "Table":
     """One table over all models, the reference of each above its files."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    result.add_column("file", overflow="fold")
-    result.add_column("runtime, provider")
-    for heading in (
-        "top-1 %",
-        "diff",
-        "same top-1 %",
-        "max logit diff",
-        "p50 ms",
-        "p99 ms",
-        "images/s (batch)",
-    ):
-        result.add_column(heading, justify="right")
-    result.add_column("verdict")
+    for heading in HEADINGS:
+        result.add_column(
+            heading, justify="right" if heading in NUMBERS else "left", overflow="fold"
+        )
     for judgement in judgements:
-        for row in judgement.rows:
-            result.add_row(*_cells(judgement, row))
-        for file in judgement.unusable:
-            result.add_row(_short(file.file), *[""] * 8, _coloured(file.verdict))
+        for row in (*judgement.rows, *judgement.unusable):
+            *said, verdict = cells(judgement, row)
+            # Text, since a file's name may hold what rich takes for markup.
+            result.add_row(*map(Text, said), Text(verdict, COLOURS.get(verdict, "")))
         result.add_section()
     return result
 
 
 def notes(judgements: Sequence[Judgement]) -> list[str]:
-    """What stands under the table: the conditions, and a line for every verdict but PASS."""
+    """What stands under the table: the conditions, and the remarks."""
     first = judgements[0]
     versions = first.facts["versions"]
     libraries = ", ".join(
@@ -49,26 +52,33 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
         for name in ("torch", "onnxruntime-gpu", "onnxruntime")
         if name in versions
     )
-    lines = [
+    conditions = (
         f"{first.facts['data']['images']:,} test images of {first.facts['data']['name']}; "
         f"{first.facts['device']}; {libraries}. "
         "p50, p99: batch 1, input on the device. diff in points."
-    ]
+    )
+    return [conditions, *remarks(judgements)]
+
+
+def remarks(judgements: Sequence[Judgement]) -> list[str]:
+    """A line for every verdict but PASS, and for every model trained on other data."""
+    lines = []
     for judgement in judgements:
         if not judgement.facts["data"]["same_as_training"]:
             lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
         for row in judgement.rows[1:]:
-            if row.comparison and row.verdict != PASS:
-                lines.append(f"{_short(row.file)}: {_why(row)}")
-        lines += [f"{_short(file.file)}: {file.reason}" for file in judgement.unusable]
+            if row.verdict != PASS:
+                lines.append(f"{short(row.file)}: {row.verdict}: {evidence(row)}")
+        lines += [f"{short(file.file)}: {file.reason}" for file in judgement.unusable]
     return lines
 
 
-def _why(row: Judged) -> str:
+def evidence(row: Judged) -> str:
+    """What a file's verdict rests on."""
     comparison = row.comparison
     assert comparison
     said = (
-        f"{row.verdict}: {comparison.lost} images lost and {comparison.gained} gained; the loss is "
+        f"{comparison.lost} images lost and {comparison.gained} gained; the loss is "
         f"at most {100 * comparison.upper:.3f} points (95 %), "
         f"the margin {100 * comparison.margin:g}"
     )
@@ -77,17 +87,16 @@ def _why(row: Judged) -> str:
     return said
 
 
-def _short(file: str) -> str:
+def short(file: str) -> str:
+    """The file's name without its folder."""
     return file.rpartition("/")[2]
 
 
-def _coloured(verdict: str) -> str:
-    colour = COLOURS.get(verdict)
-    return f"[{colour}]{verdict}[/]" if colour else verdict
-
-
-def _cells(judgement: Judgement, row: Judged) -> list[str]:
-    name = _short(row.file) if row.comparison else f"{judgement.model} ({row.precision})"
+def cells(judgement: Judgement, row: Judged | Unusable) -> list[str]:
+    """The texts of one row, one for each of HEADINGS."""
+    if isinstance(row, Unusable):
+        return [short(row.file), *[""] * (1 + len(NUMBERS)), row.verdict]
+    name = short(row.file) if row.comparison else f"{judgement.model} ({row.precision})"
     compared = ["", "", ""]
     if row.comparison:
         compared = [
@@ -109,5 +118,5 @@ def _cells(judgement: Judgement, row: Judged) -> list[str]:
         f"{100 * row.accuracy:.2f}",
         *compared,
         *timed,
-        _coloured(row.verdict),
+        row.verdict,
     ]

@@ -1,0 +1,39 @@
+# Every target sets up the virtual environment by itself; nothing else is installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo train export validate test lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/cifar-deploy demo
+
+# make train MODEL=resnet50 ARGS="--epochs 3"
+train: $(READY)
+	$(BIN)/cifar-deploy train $(or $(MODEL),$(error name a network: make train MODEL=resnet18)) $(ARGS)
+
+export: $(READY)
+	$(BIN)/cifar-deploy export $(MODEL) --precision fp32 --precision fp16 $(ARGS)
+
+validate: $(READY)
+	$(BIN)/cifar-deploy validate $(MODEL) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist demo .mypy_cache .pytest_cache .ruff_cache

@@ -160,7 +160,7 @@ def read(path: Path) -> Json:
         raw = path.read_bytes()
     try:
         return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # also bytes that are no UTF-8, and numbers without end
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -184,8 +184,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
                 f"--set {override}: write it as section.key=value, as in train.epochs=3"
             )
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            (value,) = tomllib.loads(f"value = {text}").values()
+        except ValueError:
             value = text.strip()
         parse({section: {key: value}}, f"--set {override}")
         table[section][key] = value

@@ -103,10 +103,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
+            part.touch()
+            mode = part.stat().st_mode  # as the umask has it; some writers make theirs private
             yield part
+            part.chmod(mode)
             with part.open("rb") as written:
                 os.fsync(written.fileno())
             part.replace(path)
+        except OSError as error:
+            if error.filename == str(part):  # a name that means nothing to a reader
+                error.filename = None
+            raise
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -196,7 +203,8 @@ def read_card(folder: ModelFolder) -> Json:
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = read_json(folder.card)
-    if card.get("weights", {}).get("sha256") != sha256_of(folder.weights):
+    named = card.get("weights")
+    if not isinstance(named, dict) or named.get("sha256") != sha256_of(folder.weights):
         raise UserError(
             f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
             "the weights were changed or cut short; train again or restore them"

@@ -1,5 +1,6 @@
 """A picture of a data set: a grid of images before and after augmentation."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +43,22 @@ def preview(
         ]
     step = CELL + GAP
     top = HEADER + GAP  # between the original and the augmented images there is more room
-    width = 2 * MARGIN + LABELS + len(classes) * step - GAP
+    title = f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.test):,} test"
+    subtitle = _said(augment_options)
+    said = _font(18).getlength(title) + 2 * MARGIN + _font(13).getlength(subtitle)
+    width = 2 * MARGIN + max(LABELS + len(classes) * step - GAP, math.ceil(said))
     height = top + len(rows) * step + GAP + MARGIN
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
-    title = f"{dataset.name}: {len(dataset.train):,} training images, {len(dataset.test):,} test"
     draw.text((MARGIN, MARGIN), title, INK, _font(18))
-    draw.text((width - MARGIN, MARGIN + 4), _said(augment_options), FAINT, _font(13), anchor="ra")
+    draw.text((width - MARGIN, MARGIN + 4), subtitle, FAINT, _font(13), anchor="ra")
     for column, name in enumerate(classes):
         centre = MARGIN + LABELS + column * step + CELL // 2
         draw.text((centre, HEADER - 4), *_fitted(name, CELL), anchor="ms")
     for row, images in enumerate(rows):
         y = top + row * step + (2 * GAP if row else 0)
-        said = "original" if row == 0 else f"augmented {row}"
-        draw.text((MARGIN, y + CELL // 2), said, FAINT, _font(13), anchor="lm")
+        row_label = "original" if row == 0 else f"augmented {row}"
+        draw.text((MARGIN, y + CELL // 2), row_label, FAINT, _font(13), anchor="lm")
         for column, image in enumerate(images):
             cell = Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST)
             page.paste(cell, (MARGIN + LABELS + column * step, y))

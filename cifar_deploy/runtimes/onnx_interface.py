@@ -32,6 +32,15 @@ def inspect(path: Path) -> Json:
     import onnx
 
     model = _read(path)
+    try:
+        return _facts(path, model)
+    except (onnx.checker.ValidationError, UnicodeError) as error:
+        raise UserError(_damaged(path, str(error).strip().splitlines()[0])) from error
+
+
+def _facts(path: Path, model: "onnx.ModelProto") -> Json:
+    import onnx
+
     tensors = list(_tensors(model.graph))
     for function in model.functions:
         tensors += _node_tensors(function.node)
@@ -40,19 +49,14 @@ def inspect(path: Path) -> Json:
             f"{path} keeps its weights in other files; save it again with the weights inside "
             "(torch.onnx.export: external_data=False)"
         )
-    try:
-        onnx.checker.check_model(model)
-        if not all(_has_shape(value) for value in model.graph.output):
-            model = onnx.shape_inference.infer_shapes(model)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UserError(_damaged(path, str(error).strip().splitlines()[0])) from error
+    onnx.checker.check_model(model)
     # Before IR version 4 every initialiser was listed as an input as well.
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [_describe(value) for value in model.graph.input if value.name not in weights]
     outputs = [_describe(value) for value in model.graph.output]
     _judge(path, inputs, outputs)
     return {
-        "opset": max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        "opset": _opset(model),
         "precision": _precision(tensors),
         "inputs": inputs,
         "outputs": outputs,
@@ -60,9 +64,14 @@ def inspect(path: Path) -> Json:
     }
 
 
+def _opset(model: "onnx.ModelProto") -> int:
+    """The version of ONNX's own operators; 0 where the file imports none."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
 def _read(path: Path) -> "onnx.ModelProto":
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     with disk_errors(path, "read"):
         if path.stat().st_size > LARGEST:
@@ -72,13 +81,13 @@ def _read(path: Path) -> "onnx.ModelProto":
         model: onnx.ModelProto = onnx.ModelProto.FromString(raw)
     except DecodeError:
         raise UserError(_damaged(path, "it does not parse")) from None
-    if not model.graph.node or not model.opset_import:
+    if not model.graph.node or not _opset(model):
         raise UserError(_damaged(path, "there is no whole graph in it"))
     return model
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return f"{path} is truncated or is no ONNX file ({reason}); export it again"
+    return f"{path} is truncated or no valid ONNX file ({reason}); export it again"
 
 
 def _tensors(graph: "onnx.GraphProto") -> Iterator["onnx.TensorProto"]:
@@ -113,10 +122,6 @@ def _precision(tensors: "Iterable[onnx.TensorProto]") -> str:
     }
     known = [kind for kind, _ in numbers.most_common() if kind in names]
     return names[known[0]] if known else "fp32"
-
-
-def _has_shape(value: "onnx.ValueInfoProto") -> bool:
-    return bool(value.type.tensor_type.HasField("shape"))
 
 
 def _describe(value: "onnx.ValueInfoProto") -> Json:

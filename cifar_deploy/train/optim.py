@@ -30,8 +30,10 @@ def rate(schedule: Schedule, step: int, steps: int) -> float:
     down to 0 (Loshchilov and Hutter 2016, arXiv:1608.03983).
     """
     rise = schedule.warmup * steps
-    rising = step + 1 < rise
-    done = (step + 1) / rise if rising else (step - max(rise - 1, 0)) / max(steps - rise, 1)
+    peak = max(rise - 1, 0)
+    rising = step < peak
+    # A single step is a peak.
+    done = (step + 1) / rise if rising else (step - peak) / ((steps - 1 - peak) or 1)
     done = min(done, 1.0)
     if schedule.name == "triangular":
         return done if rising else 1 - done

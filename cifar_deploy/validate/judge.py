@@ -1,5 +1,6 @@
 """Judge every exported file of a model against its PyTorch fp32 reference."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,12 @@ def _row(
     options: Options,
 ) -> Judged:
     logits = runtime.logits(split.images)
+    reference_logits = reference.logits if reference else logits
+    if logits.shape != reference_logits.shape:
+        raise UserError(
+            f"{file} answers with {logits.shape[1]} classes, the reference with "
+            f"{reference_logits.shape[1]}: it is another model's"
+        )
     predictions = logits.argmax(1)
     right = predictions == split.labels
     comparison = None
@@ -164,7 +171,6 @@ def _row(
         if margin is None:
             margin = MARGINS.get(runtime.precision, MARGINS["fp16"])
         comparison = compare(reference.predictions == split.labels, right, margin / 100)
-    reference_logits = reference.logits if reference else logits
     return Judged(
         file=file,
         runtime=runtime.runtime,
@@ -204,7 +210,10 @@ def to_json(judgement: Judgement) -> Json:
                 "lost": comparison.lost,
                 "gained": comparison.gained,
                 "same_top1": row.agreement,
-                "largest_logit_difference": row.largest_difference,
+                # JSON has no infinity: null where a logit is not finite.
+                "largest_logit_difference": (
+                    row.largest_difference if math.isfinite(row.largest_difference) else None
+                ),
             }
             if comparison.images_needed:
                 entry["images_needed"] = comparison.images_needed

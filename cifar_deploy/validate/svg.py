@@ -4,13 +4,15 @@ The drawing is the plot alone. What stands beside it (the axes' numbers, labels)
 edges, into the padding that the page's style sheet leaves around a chart.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-LINE = 14  # pixels from one label to the next
+LINE = 15  # pixels from one label to the next
+MOST_TICKS = 8
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -26,9 +28,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """Marks that belong together, joined by a line, and the label that stands beside them."""
+    """Marks that belong together, joined by a line."""
 
-    label: str
+    label: str  # stands beside them in a scatter
     style: str
     marks: Sequence[Mark]
 
@@ -43,12 +45,12 @@ class Bar:
 
 
 class Axis:
-    """Maps values to 0..1, and knows where its ticks stand."""
+    """Maps values to 0..1, and has the values at which ticks stand, with what stands there."""
 
-    def __init__(self, low: float, high: float, ticks: Iterable[float], log: bool) -> None:
+    def __init__(self, low: float, high: float, ticks: dict[float, str], log: bool) -> None:
         self._log = log
         self._low, self._high = self._scaled(low), self._scaled(high)
-        self.ticks = [tick for tick in ticks if low <= tick <= high]
+        self.ticks = {tick: text for tick, text in ticks.items() if low <= tick <= high}
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self._log else value
@@ -58,15 +60,19 @@ class Axis:
         return (self._scaled(value) - self._low) / (self._high - self._low)
 
 
-def log_axis(values: Iterable[float], room: float = 1.25) -> Axis:
-    """A logarithmic axis over positive `values` and a factor of `room` to either side."""
+def log_axis(values: Iterable[float]) -> Axis:
+    """A logarithmic axis over positive `values`, at least from one to its fourfold."""
     values = list(values)
-    low, high = min(values) / room, max(values) * room
+    low, high = min(values), max(values)
+    room = max(1.3, math.sqrt(4 * low / high))
+    low, high = low / room, high * room
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-    if sum(low <= tick <= high for tick in ticks) > 6:
-        ticks = [10.0**decade for decade in decades]
-    return Axis(low, high, ticks, log=True)
+    ticks: list[float] = []
+    for digits in ((1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0), (1.0, 2.0, 5.0), (1.0,)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+        if sum(low <= tick <= high for tick in ticks) <= MOST_TICKS:
+            break
+    return Axis(low, high, {tick: short_number(tick) for tick in ticks}, log=True)
 
 
 def linear_axis(values: Iterable[float], least: float) -> Axis:
@@ -75,65 +81,63 @@ def linear_axis(values: Iterable[float], least: float) -> Axis:
     low, high = min(values), max(values)
     room = max(0.1 * (high - low), (least - (high - low)) / 2)
     low, high = low - room, high + room
-    step = 10 ** math.floor(math.log10((high - low) / 3))
+    decade = math.floor(math.log10((high - low) / 3))
+    step = 10.0**decade
     step *= next((m for m in (5, 2) if (high - low) / (m * step) >= 3), 1)
-    first = math.ceil(low / step)
-    ticks = [round(n * step, 10) for n in range(first, math.floor(high / step) + 1)]
+    first, last = math.ceil(low / step), math.floor(high / step)
+    ticks = {n * step: f"{n * step:.{max(-decade, 0)}f}" for n in range(first, last + 1)}
     return Axis(low, high, ticks, log=False)
 
 
-def spread(positions: Sequence[float], low: float, high: float) -> list[float]:
-    """`positions` of labels, moved as little as needed to stand LINE apart within low..high."""
+def spread(positions: Sequence[float]) -> list[float]:
+    """`positions` of labels, moved as little as needed (least squares) to stand LINE apart.
+
+    Isotonic regression by pooling adjacent violators (Barlow et al. 1972), with a slope of LINE.
+    """
     order = sorted(range(len(positions)), key=lambda i: positions[i])
+    pools: list[tuple[float, int]] = []  # mean and size
+    for rank, i in enumerate(order):
+        mean, size = positions[i] - rank * LINE, 1
+        while pools and pools[-1][0] > mean:
+            other, count = pools.pop()
+            mean, size = (other * count + mean * size) / (count + size), count + size
+        pools.append((mean, size))
+    levels = [mean for mean, size in pools for _ in range(size)]
     placed = list(positions)
-    above = low - LINE
-    for i in order:
-        above = placed[i] = max(placed[i], above + LINE)
-    below = high + LINE
-    for i in reversed(order):
-        below = placed[i] = min(placed[i], below - LINE)
+    for rank, i in enumerate(order):
+        placed[i] = levels[rank] + rank * LINE
     return placed
 
 
 def scatter(groups: Sequence[Series], x: Axis, y: Axis, height: int, caption: str) -> Markup:
     """Points, those of a group joined by a thin line, its label on the side that has more room."""
     parts = [_grid(x, y, height)]
-    heights = [
-        spread_at * height
-        for spread_at in (1 - sum(y.at(m.y) for m in g.marks) / len(g.marks) for g in groups)
-    ]
-    for group, level in zip(groups, spread(heights, 4, height - 4), strict=True):
+    sides = []
+    for group in groups:
         marks = sorted(group.marks, key=lambda mark: mark.x)
         parts += _joined(marks, x, y, height, "join")
-        left, right = x.at(marks[0].x), x.at(marks[-1].x)
-        to_right = 1 - right >= left
-        parts.append(
-            _tag(
-                "text",
-                x=_percent(right if to_right else left),
-                y=level,
-                dx=9 if to_right else -9,
-                dy=4,
-                class_="label" if to_right else "label end",
-                inside=escape(group.label),
-            )
-        )
+        to_right = 1 - x.at(marks[-1].x) >= x.at(marks[0].x)
+        sides.append((marks[-1] if to_right else marks[0], to_right))
+    heights = [(1 - y.at(mark.y)) * height for mark, _ in sides]
     parts += [_mark(mark, x, y, height) for group in groups for mark in group.marks]
+    for group, (mark, to_right), own, level in zip(
+        groups, sides, heights, spread(heights), strict=True
+    ):
+        way, style = (1, "label") if to_right else (-1, "label end")
+        name = escape(group.label)
+        text = _tag("text", x=way * 15, y=level, dy=4, class_=style, inside=name)
+        # A nested drawing counts in pixels from the point.
+        line = _tag("line", x1=way * 6, y1=own, x2=way * 13, y2=level, class_="join")
+        parts.append(_tag("svg", x=_percent(x.at(mark.x)), inside=line + text))
     return _chart(parts, height, caption)
 
 
 def lines(series: Sequence[Series], x: Axis, y: Axis, height: int, caption: str) -> Markup:
-    """A line for each series, its label where it ends."""
+    """A line for each series, with its marks."""
     parts = [_grid(x, y, height)]
-    ends = [(1 - y.at(one.marks[-1].y)) * height for one in series]
-    for one, level in zip(series, spread(ends, 4, height - 4), strict=True):
+    for one in series:
         parts += _joined(one.marks, x, y, height, f"line {one.style}")
-        parts += [_mark(mark, x, y, height) for mark in one.marks]
-        place = _percent(x.at(one.marks[-1].x))
-        text = escape(one.label)
-        parts.append(
-            _tag("text", x=place, y=level, dx=9, dy=4, class_=f"label {one.style}", inside=text)
-        )
+    parts += [_mark(mark, x, y, height) for one in series for mark in one.marks]
     return _chart(parts, height, caption)
 
 
@@ -199,15 +203,15 @@ def short_number(value: float) -> str:
 
 def _grid(x: Axis, y: Axis, height: int) -> Markup:
     parts = [_line("0", height, "100%", height, "axis")]
-    for tick in y.ticks:
+    for tick, text in y.ticks.items():
         level = (1 - y.at(tick)) * height
         parts.append(_line("0", level, "100%", level, "grid"))
-        number = Markup(short_number(tick))
+        number = escape(text)
         parts.append(_tag("text", x=0, dx=-8, y=level, dy=4, class_="tick end", inside=number))
-    for tick in x.ticks:
+    for tick, text in x.ticks.items():
         place = _percent(x.at(tick))
         parts.append(_line(place, height, place, height + 4, "axis"))
-        number = Markup(short_number(tick))
+        number = escape(text)
         parts.append(_tag("text", x=place, y=height + 17, class_="tick middle", inside=number))
     return Markup("").join(parts)
 
@@ -215,7 +219,7 @@ def _grid(x: Axis, y: Axis, height: int) -> Markup:
 def _joined(marks: Sequence[Mark], x: Axis, y: Axis, height: int, style: str) -> list[Markup]:
     """Lines from mark to mark; a polyline takes no percentages."""
     places = [(_percent(x.at(m.x)), (1 - y.at(m.y)) * height) for m in marks]
-    return [_line(*a, *b, style) for a, b in zip(places, places[1:], strict=False)]
+    return [_line(*a, *b, style) for a, b in itertools.pairwise(places)]
 
 
 def _mark(mark: Mark, x: Axis, y: Axis, height: int) -> Markup:

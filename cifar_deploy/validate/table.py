@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", UNUSABLE: "red"}
-TEXTS = ("file", "runtime, provider")  # columns at the left; then the numbers, then the verdict
+# Columns at the left; then the numbers, then the verdict. Breaks keep the columns narrow.
+TEXTS = ("file", "runtime,\nprovider")
 NUMBERS = (
-    "top-1 %",
+    "top-1\n%",
     "diff",
-    "same top-1 %",
-    "max logit diff",
-    "p50 ms",
-    "p99 ms",
-    "images/s (batch)",
+    "same\ntop-1 %",
+    "max logit\ndiff",
+    "p50\nms",
+    "p99\nms",
+    "images/s\n(batch)",
 )
 HEADINGS = (*TEXTS, *NUMBERS, "verdict")
 
@@ -29,13 +30,14 @@ def table(judgements: Sequence[Judgement]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
         result.add_column(
             heading, justify="right" if heading in NUMBERS else "left", overflow="fold"
         )
     for judgement in judgements:
-        for row in (*judgement.rows, *judgement.unusable):
+        rows: list[Judged | Unusable] = [*judgement.rows, *judgement.unusable]
+        for row in rows:
             *said, verdict = cells(judgement, row)
             # Text, since a file's name may hold what rich takes for markup.
             result.add_row(*map(Text, said), Text(verdict, COLOURS.get(verdict, "")))
@@ -77,9 +79,10 @@ def evidence(row: Judged) -> str:
     """What a file's verdict rests on."""
     comparison = row.comparison
     assert comparison
+    images = "image" if comparison.lost == 1 else "images"
     said = (
-        f"{comparison.lost} images lost and {comparison.gained} gained; the loss is "
-        f"at most {100 * comparison.upper:.3f} points (95 %), "
+        f"{comparison.lost:,} {images} lost and {comparison.gained:,} gained; "
+        f"the loss is at most {100 * comparison.upper:.3f} points (95 %), "
         f"the margin {100 * comparison.margin:g}"
     )
     if comparison.images_needed:
@@ -114,7 +117,7 @@ def cells(judgement: Judgement, row: Judged | Unusable) -> list[str]:
         ]
     return [
         name,
-        f"{row.runtime}, {row.provider}",
+        f"{row.runtime},\n{row.provider}",
         f"{100 * row.accuracy:.2f}",
         *compared,
         *timed,

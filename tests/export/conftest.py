@@ -1,6 +1,7 @@
 """Networks as a training leaves them, and each exported once per precision."""
 
 import contextlib
+import copy
 import functools
 import io
 import warnings
@@ -60,13 +61,14 @@ def spread(network: nn.Module, images: Images) -> None:
 
 @pytest.fixture(scope="session")
 def trained_like(data: Dataset) -> Callable[[str], nn.Module]:
+    @functools.cache
     def build(name: str) -> nn.Module:
         torch.manual_seed(7)
         network = architectures.build(name)
-        spread(network, data.train.images[:48])
+        spread(network, data.train.images[:32])
         return network
 
-    return build
+    return lambda name: copy.deepcopy(build(name))
 
 
 def save(folder: ModelFolder, name: str, network: nn.Module) -> None:
@@ -127,4 +129,4 @@ def shelf(
                 path = export_onnx(place, precision)
         return Exported(place, path, printed.getvalue(), [str(w.message) for w in warned])
 
-    return Shelf(folder, lambda name: weights.load(folder(name)), exported)
+    return Shelf(folder, functools.cache(lambda name: weights.load(folder(name))), exported)

@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.functional as vision
+
+from cifar_deploy.data.augment import GREY, augment
+from cifar_deploy.recipe import Augment
+
+MEAN = (0.4914, 0.4822, 0.4465)
+OFF = Augment(flip=False, translate=0)
+
+
+def noise(n: int, low: int = 0, high: int = 256) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(low, high, (n, 32, 32, 3), generator=generator, dtype=torch.uint8)
+
+
+def moved(image: torch.Tensor, reach: int, border: str) -> dict[bytes, tuple[bool, int, int]]:
+    """Every flip and offset of an image [32, 32, 3], by torch's own padding and cropping."""
+    variants = {}
+    planes = image.permute(2, 0, 1)[None].float()
+    mode = "reflect" if border == "reflect" else "constant"
+    for flip in (False, True):
+        padded = F.pad(planes.flip(-1) if flip else planes, [reach] * 4, mode=mode)
+        for dy in range(2 * reach + 1):
+            for dx in range(2 * reach + 1):
+                crop = padded[0, :, dy : dy + 32, dx : dx + 32].permute(1, 2, 0).to(torch.uint8)
+                variants[crop.numpy().tobytes()] = (flip, dy - reach, dx - reach)
+    return variants
+
+
+@pytest.mark.parametrize("border", ["reflect", "zero"])
+def test_flip_and_translation_are_torchs_pad_and_crop(border: str) -> None:
+    torch.manual_seed(0)
+    image = noise(1)[0]
+    variants = moved(image, 2, border)
+    assert len(variants) == 2 * 5 * 5
+    options = Augment(flip=True, translate=2, border=border)
+    found = augment(image.expand(2_000, -1, -1, -1), options, MEAN)
+    assert found.dtype == torch.uint8
+    counts = dict.fromkeys(variants.values(), 0)
+    for each in found.numpy():
+        counts[variants[each.tobytes()]] += 1  # a KeyError: none of torch's
+    # 50 variants, 40 of each expected: all occur, none is preferred.
+    assert min(counts.values()) > 15
+    assert max(counts.values()) < 75
+
+
+@pytest.mark.parametrize("border", ["reflect", "zero"])
+def test_the_furthest_translation(border: str) -> None:
+    torch.manual_seed(0)
+    image = noise(1)[0]
+    variants = moved(image, 16, border)
+    options = Augment(flip=True, translate=16, border=border)
+    found = augment(image.expand(400, -1, -1, -1), options, MEAN)
+    # A KeyError: none of torch's. (Mirrored by 15 or 16 pixels, some are the same.)
+    offsets = [variants[each.tobytes()] for each in found.numpy()]
+    if border == "zero":
+        assert {-16, 16} <= {dy for _, dy, _ in offsets}
+        assert {-16, 16} <= {dx for _, _, dx in offsets}
+
+
+def test_flip_alone_and_every_image_by_itself() -> None:
+    torch.manual_seed(0)
+    images = noise(400)
+    found = augment(images, Augment(flip=True, translate=0), MEAN)
+    flipped = (found == images.flip(2)).flatten(1).all(1)
+    same = (found == images).flatten(1).all(1)
+    assert bool((flipped ^ same).all())
+    assert 150 < int(flipped.sum()) < 250
+
+
+@pytest.mark.parametrize("side", [1, 8, 29, 32])
+def test_cutout_paints_a_whole_square_in_the_mean_colour(side: int) -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(800, 32, 32, 3, dtype=torch.uint8)
+    found = augment(images, Augment(flip=False, translate=0, cutout=side), MEAN)
+    painted = (found != 0).any(-1)
+    assert found[painted].unique(dim=0).tolist() == [[125, 123, 114]]
+    rows, columns = painted.any(2), painted.any(1)
+    assert bool((painted.flatten(1).sum(1) == side * side).all())
+    assert bool((rows.sum(1) == side).all())
+    assert bool((columns.sum(1) == side).all())
+    # Every place along both edges is taken.
+    for taken in (rows, columns):
+        starts = taken.int().argmax(1)
+        assert sorted(starts.unique().tolist()) == list(range(33 - side))
+        assert bool((taken.int().cumsum(1).amax(1) == side).all())
+
+
+def test_cutout_leaves_the_rest() -> None:
+    images = noise(50)
+    found = augment(images, Augment(flip=False, translate=0, cutout=8), MEAN)
+    same = (found == images).all(-1)
+    assert bool((same.flatten(1).sum(1) >= 32 * 32 - 64).all())
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_jitter_is_torchvisions(name: str) -> None:
+    torch.manual_seed(0)
+    # Of middling values, so that nothing is clipped and the factor can be read off the result.
+    images = noise(300, 80, 170)
+    options = Augment(flip=False, translate=0, **{name: 0.4})
+    found = augment(images, options, MEAN)
+    x, y = images.double(), found.double()
+    grey = (x * torch.tensor(GREY, dtype=torch.float64)).sum(-1, keepdim=True)
+    base = {
+        "brightness": torch.zeros(1),
+        "contrast": grey.mean((1, 2), keepdim=True),
+        "saturation": grey,
+    }[name]
+    factors = ((y - base) * (x - base)).sum((1, 2, 3)) / (x - base).square().sum((1, 2, 3))
+    assert 0.595 < factors.min() < 0.62
+    assert 1.38 < factors.max() < 1.405
+    assert abs(factors.mean() - 1) < 0.05
+    adjust = getattr(vision, f"adjust_{name}")
+    for image, mine, factor in zip(images[:60], found, factors.tolist(), strict=False):
+        theirs = adjust(image.permute(2, 0, 1), factor).permute(1, 2, 0)
+        assert (theirs.int() - mine.int()).abs().max() <= 2
+
+
+def test_jitter_saturates_and_does_not_wrap() -> None:
+    torch.manual_seed(0)
+    images = torch.full((200, 32, 32, 3), 250, dtype=torch.uint8)
+    images[:, :16] = 5
+    found = augment(images, Augment(False, 0, brightness=1.0, contrast=1.0, saturation=1.0), MEAN)
+    assert found.dtype == torch.uint8
+    top, bottom = found[:, :16].int(), found[:, 16:].int()
+    assert bool((bottom >= top.amax((1, 2, 3), keepdim=True)).all())
+    assert bottom.max() == 255
+
+
+def test_off_means_identical() -> None:
+    images = noise(20)
+    assert torch.equal(augment(images, OFF, MEAN), images)
+
+
+def test_the_seed_decides_and_the_input_stays() -> None:
+    images = noise(100)
+    before = images.clone()
+    options = Augment(True, 4, "reflect", 8, 0.2, 0.2, 0.2)
+    results = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        results.append(augment(images, options, MEAN))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert torch.equal(images, before)
+
+
+@pytest.mark.gpu
+def test_on_cuda() -> None:
+    torch.manual_seed(0)
+    image = noise(1)[0]
+    variants = moved(image, 2, "reflect")
+    batch = image.cuda().expand(500, -1, -1, -1)
+    found = augment(batch, Augment(translate=2), MEAN)
+    assert found.device.type == "cuda"
+    assert {variants[each.tobytes()] for each in np.asarray(found.cpu())} == set(variants.values())
+    assert augment(batch, Augment(True, 4, "zero", 8, 0.2, 0.2, 0.2), MEAN).shape == batch.shape

@@ -1,0 +1,75 @@
+import json
+
+import numpy as np
+import torch
+
+from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.data.device import DeviceSplit
+
+
+def test_real_statistics(real_data: Dataset) -> None:
+    assert real_data.normalisation() == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+
+
+def test_describe_real_data(real_data: Dataset) -> None:
+    facts = real_data.describe()
+    assert facts["train"] == {
+        "images": 50_000,
+        "per_class": dict.fromkeys(real_data.classes, 5_000),
+    }
+    assert facts["test"]["per_class"] == dict.fromkeys(real_data.classes, 1_000)
+    assert facts["mean"] == [0.4914, 0.4822, 0.4465]
+    assert len(facts["sha256"]) == 64
+
+
+def test_describe_counts_every_class_and_is_json() -> None:
+    images = np.zeros((5, 32, 32, 3), np.uint8)
+    train = Split(images, np.array([0, 2, 2, 2, 0]))
+    dataset = Dataset("d", "o", ("a", "b", "c"), train, train.first(1), "v")
+    facts = json.loads(json.dumps(dataset.describe()))
+    assert facts["train"] == {"images": 5, "per_class": {"a": 2, "b": 0, "c": 3}}
+    assert facts["test"] == {"images": 1, "per_class": {"a": 1, "b": 0, "c": 0}}
+    assert facts["classes"] == ["a", "b", "c"]
+    assert (facts["name"], facts["origin"], facts["verified"]) == ("d", "o", "v")
+    assert facts["std"] == [0.001] * 3  # of one colour only: not 0, it is divided by
+
+
+def test_normalisation_is_numpys(small_data: Dataset) -> None:
+    pixels = small_data.train.images.astype(np.float64) / 255
+    mean, std = small_data.normalisation()
+    assert np.allclose(mean, pixels.mean((0, 1, 2)), atol=6e-5, rtol=0)
+    assert np.allclose(std, pixels.std((0, 1, 2)), atol=6e-5, rtol=0)
+
+
+def test_the_checksum_sees_every_pixel_and_label(small_data: Dataset) -> None:
+    def changed(part: str, pixel: bool) -> str:
+        split = getattr(small_data, part)
+        images, labels = split.images.copy(), split.labels.copy()
+        if pixel:
+            images[-1, 31, 31, 2] ^= 1
+        else:
+            labels[-1] = (labels[-1] + 1) % 10
+        return Dataset(**{**vars(small_data), part: Split(images, labels)}).sha256()
+
+    sums = {changed(part, pixel) for part in ("train", "test") for pixel in (True, False)}
+    assert len(sums | {small_data.sha256()}) == 5
+    fortran = Split(np.asfortranarray(small_data.train.images), small_data.train.labels)
+    assert Dataset(**{**vars(small_data), "train": fortran}).sha256() == small_data.sha256()
+
+
+def test_device_split(small_data: Dataset) -> None:
+    split = DeviceSplit(small_data.test, torch.device("cpu"))
+    assert len(split) == 500
+    torch.manual_seed(0)
+    order = split.order()
+    assert order.sort().values.tolist() == list(range(500))
+    assert order.tolist() != list(range(500))
+    images, labels = split.take(order[:7])
+    assert np.array_equal(images.numpy(), small_data.test.images[order[:7].numpy()])
+    assert np.array_equal(labels.numpy(), small_data.test.labels[order[:7].numpy()])
+    batches = list(split.batches(120))
+    assert [len(b[1]) for b in batches] == [120, 120, 120, 120, 20]
+    assert np.array_equal(torch.cat([b[0] for b in batches]).numpy(), small_data.test.images)
+    assert np.array_equal(torch.cat([b[1] for b in batches]).numpy(), small_data.test.labels)
+    nchw = images.permute(0, 3, 1, 2)
+    assert nchw.is_contiguous(memory_format=torch.channels_last)

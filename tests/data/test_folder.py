@@ -1,0 +1,99 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_deploy.data import cifar10, folder
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+
+
+def test_is_folder(picture_folder: Callable[..., Path], tmp_path: Path) -> None:
+    assert folder.is_folder(picture_folder("pets"))
+    assert not folder.is_folder(tmp_path / "nowhere")
+    (tmp_path / "bare/train/.hidden").mkdir(parents=True)
+    (tmp_path / "bare/train/notes.txt").touch()
+    assert not folder.is_folder(tmp_path / "bare")
+
+
+def test_classes_labels_and_pixels(picture_folder: Callable[..., Path]) -> None:
+    place = picture_folder("pets", classes=("wasp", "ant", "bee"), train=3, test=2)
+    shutil.rmtree(place / "test/bee")  # a class need not be tested
+    (place / "train/bee/2.png").unlink()
+    dataset = folder.read(place)
+    assert dataset.name == "pets"
+    assert dataset.classes == ("ant", "bee", "wasp")
+    assert dataset.verified == "folder of images: no published checksum"
+    # The classes take turns.
+    assert dataset.train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 2]
+    assert dataset.test.labels.tolist() == [0, 2, 0, 2]
+    paths = [f"train/{dataset.classes[n]}/{i // 3}.png" for i, n in enumerate([0, 1, 2] * 2)]
+    for image, path in zip(dataset.train.images, paths, strict=False):
+        assert np.array_equal(image, np.array(Image.open(place / path)))
+    assert dataset.train.labels.dtype == np.int64
+    assert dataset.train.images.flags.writeable
+
+
+def test_hidden_files_are_skipped(picture_folder: Callable[..., Path]) -> None:
+    place = picture_folder("pets")
+    before = folder.read(place).sha256()
+    for name in ("train/.DS_Store", "train/ant/.DS_Store", "test/bee/.0.png", "train/labels.txt"):
+        (place / name).write_bytes(b"x")
+    (place / "test/.cache").mkdir()
+    assert folder.read(place).sha256() == before
+
+
+def test_what_is_wrong_is_named(picture_folder: Callable[..., Path], tmp_path: Path) -> None:
+    place = picture_folder("no-test")
+    shutil.rmtree(place / "test")
+    with pytest.raises(UserError, match="no-test/test does not exist"):
+        folder.read(place)
+    (place / "test").mkdir()
+    with pytest.raises(UserError, match="no-test/test holds no images"):
+        folder.read(place)
+
+    place = picture_folder("empty")
+    (place / "train/cow").mkdir()
+    (place / "train/cow/.gitkeep").touch()
+    with pytest.raises(UserError, match="train/cow holds no images"):
+        folder.read(place)
+
+    place = picture_folder("strange")
+    (place / "test/Ant").mkdir()
+    with pytest.raises(UserError, match=r"test/Ant is a class that .*train does not have"):
+        folder.read(place)
+
+    with pytest.raises(UserError, match="has only the class cat; it needs two"):
+        folder.read(picture_folder("single", classes=["cat"]))
+
+    place = picture_folder("foreign")
+    (place / "train/bee/Thumbs.db").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"train/bee/Thumbs\.db is not an image"):
+        folder.read(place)
+    place = picture_folder("nested")
+    (place / "train/bee/more").mkdir()
+    with pytest.raises(UserError, match="train/bee/more: Is a directory"):
+        folder.read(place)
+
+
+def test_real_images_in_a_folder_stay_as_they_are(real_data: Dataset, tmp_path: Path) -> None:
+    assert tuple(sorted(cifar10.CLASSES)) == cifar10.CLASSES  # so the labels stay too
+    for split, where in (
+        (real_data.train.first(200), "train"),
+        (real_data.test.first(200), "test"),
+    ):
+        for n, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            path = tmp_path / where / real_data.classes[label] / f"{n:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    dataset = folder.read(tmp_path)
+    assert dataset.classes == real_data.classes
+    for mine, real in ((dataset.train, real_data.train), (dataset.test, real_data.test)):
+        assert len(mine) == 200
+        first = real.first(200)
+        pairs = zip(first.images, first.labels, strict=True)
+        expected = {image.tobytes(): label for image, label in pairs}
+        assert {i.tobytes(): n for i, n in zip(mine.images, mine.labels, strict=True)} == expected

@@ -1,0 +1,93 @@
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_deploy.data.image import read_image, to_array
+from cifar_deploy.errors import UserError
+
+
+def pattern(height: int = 32, width: int = 32) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_32x32_images_come_as_they_are(tmp_path: Path) -> None:
+    pixels = pattern()
+    for suffix in ("png", "bmp", "tiff", "ppm", "webp"):
+        path = tmp_path / f"image.{suffix}"
+        Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == "webp" else {}))
+        assert np.array_equal(read_image(path), pixels), suffix
+
+
+def test_other_sizes_are_resized_with_antialiasing(tmp_path: Path) -> None:
+    board = np.zeros((320, 640, 3), np.uint8)
+    board[:, ::2] = 255  # columns of one pixel: without antialiasing black or white is left
+    board[:, :, 0] = 200
+    Image.fromarray(board).save(tmp_path / "board.png")
+    small = read_image(tmp_path / "board.png")
+    assert small.shape == (32, 32, 3)
+    assert small.dtype == np.uint8
+    assert np.all(small[..., 0] == 200)
+    assert abs(small[..., 1:].astype(int) - 127.5).max() < 10
+    assert to_array(Image.fromarray(pattern(7, 5))).shape == (32, 32, 3)
+
+
+def test_exif_orientation_is_respected(tmp_path: Path) -> None:
+    pixels = pattern()
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
+
+
+def test_other_modes_become_rgb(tmp_path: Path) -> None:
+    grey = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    three = np.repeat((grey // 4).astype(np.uint8)[..., None], 3, 2)
+    Image.fromarray((grey // 4).astype(np.uint8)).save(tmp_path / "8bit.png")
+    Image.fromarray(grey * 64).save(tmp_path / "16bit.png")
+    assert np.array_equal(read_image(tmp_path / "8bit.png"), three)
+    assert np.array_equal(read_image(tmp_path / "16bit.png"), three)
+    pixels = pattern()
+    alpha = np.concatenate([pixels, np.full((32, 32, 1), 77, np.uint8)], 2)
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    assert np.array_equal(read_image(tmp_path / "alpha.png"), pixels)
+    palette = Image.fromarray(three).quantize(4)
+    palette.save(tmp_path / "palette.png", transparency=bytes([0, 100, 200, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_image(tmp_path / "palette.png")
+    assert np.array_equal(found, np.array(palette.convert("RGB")))
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    Image.fromarray(pattern(300, 300)).save(tmp_path / "whole.jpg")
+    Image.fromarray(pattern(300, 300)).save(tmp_path / "whole.png")
+    for name, raw, said in (
+        ("text.jpg", b"not an image", "is not an image"),
+        ("empty.png", b"", "is not an image"),
+        ("cut.jpg", (tmp_path / "whole.jpg").read_bytes()[:9000], "truncated"),
+        ("cut.png", (tmp_path / "whole.png").read_bytes()[:9000], "truncated"),
+        ("bomb.png", png_header(60_000, 60_000), "decompression bomb"),
+    ):
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(UserError, match=rf"{name} .*{said}"):
+            read_image(tmp_path / name)
+    with pytest.raises(UserError, match=r"cannot read .*nowhere\.png: No such file"):
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match="Is a directory"):
+        read_image(tmp_path)

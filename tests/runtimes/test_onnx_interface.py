@@ -1,0 +1,206 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.onnx_interface import inspect
+
+IMAGES = ("images", TensorProto.UINT8, ["batch", 32, 32, 3])
+LOGITS = ("logits", TensorProto.FLOAT, ["batch", 10])
+Value = tuple[str, int, list[Any] | None]
+
+
+def build(
+    inputs: tuple[Value, ...] = (IMAGES,),
+    outputs: tuple[Value, ...] = (LOGITS,),
+    dtype: type[np.floating[Any]] = np.float32,
+) -> onnx.ModelProto:
+    """Cast, Flatten and one Gemm: the smallest classifier."""
+    weight = np.random.default_rng(0).normal(size=(3072, 10)).astype(dtype)
+    inner = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Cast", [inputs[0][0]], ["cast"], to=inner),
+        helper.make_node("Flatten", ["cast"], ["flat"], axis=1),
+        helper.make_node("Gemm", ["flat", "weight"], ["product"]),
+        helper.make_node("Cast", ["product"], [outputs[0][0]], to=outputs[0][1]),
+    ]
+    nodes += [helper.make_node("Identity", [outputs[0][0]], [name]) for name, _, _ in outputs[1:]]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, {"model": "tiny"})
+    return model
+
+
+def written(tmp_path: Path, model: onnx.ModelProto) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_facts(tmp_path: Path) -> None:
+    assert inspect(written(tmp_path, build())) == {
+        "opset": 18,
+        "precision": "fp32",
+        "inputs": [{"name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3]}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
+        "metadata": {"model": "tiny"},
+    }
+
+
+def test_precision_is_that_of_the_weights(tmp_path: Path) -> None:
+    assert inspect(written(tmp_path, build(dtype=np.float16)))["precision"] == "fp16"
+
+
+def test_precision_of_constants_in_nodes(tmp_path: Path) -> None:
+    model = build(dtype=np.float16)
+    (weight,) = model.graph.initializer
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["weight"], value=weight))
+    del model.graph.initializer[:]
+    assert inspect(written(tmp_path, model))["precision"] == "fp16"
+
+
+@pytest.mark.parametrize(("batch", "shown"), [(1, 1), (64, 64), ("n", "n"), (None, "?"), (-1, "?")])
+def test_any_batch(tmp_path: Path, batch: Any, shown: Any) -> None:
+    model = build(
+        (("x", TensorProto.UINT8, [batch, 32, 32, 3]),), (("y", TensorProto.FLOAT, [batch, 7]),)
+    )
+    facts = inspect(written(tmp_path, model))
+    assert facts["inputs"] == [{"name": "x", "dtype": "uint8", "shape": [shown, 32, 32, 3]}]
+    assert facts["outputs"][0]["shape"] == [shown, 7]
+
+
+def test_initialisers_listed_as_inputs(tmp_path: Path) -> None:
+    weight = helper.make_tensor_value_info("weight", TensorProto.FLOAT, [3072, 10])
+    model = build()
+    model.graph.input.append(weight)
+    assert [value["name"] for value in inspect(written(tmp_path, model))["inputs"]] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            build((("x", TensorProto.FLOAT, ["batch", 32, 32, 3]),)),
+            r"input 'x' is float32 \[batch, 32, 32, 3\]; a deployment graph takes uint8",
+        ),
+        (
+            build((("x", TensorProto.UINT8, ["batch", 3, 32, 32]),)),
+            r"input 'x' is uint8 \[batch, 3, 32, 32\]",
+        ),
+        (build((("x", TensorProto.UINT8, None),)), "Field 'shape' of 'type' is required"),
+        (
+            build((IMAGES, ("mask", TensorProto.UINT8, [1]))),
+            "has 2 inputs; a deployment graph",
+        ),
+        (
+            build(outputs=(("y", TensorProto.FLOAT16, ["batch", 10]),)),
+            r"output 'y' is float16 \[batch, 10\]",
+        ),
+        (
+            build(outputs=(LOGITS, ("copy", TensorProto.FLOAT, ["batch", 10]))),
+            "has 2 outputs",
+        ),
+    ],
+    ids=["float", "planar", "shapeless", "inputs", "half", "outputs"],
+)
+def test_another_interface(tmp_path: Path, model: onnx.ModelProto, message: str) -> None:
+    path = written(tmp_path, model)
+    with pytest.raises(UserError, match=message) as caught:
+        inspect(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        inspect(tmp_path / "no.onnx")
+    with pytest.raises(UserError, match="Is a directory"):
+        inspect(tmp_path)
+
+
+def saved_array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(1000))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\0", b"hello, world\n" * 50, b"\x89PNG\r\n\x1a\n" + bytes(99), saved_array()],
+    ids=["empty", "zero", "text", "png", "npy"],
+)
+def test_foreign_file(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"foreign\.onnx is truncated or no valid ONNX file"):
+        inspect(path)
+
+
+def test_truncated_anywhere(tmp_path: Path) -> None:
+    path = written(tmp_path, build())
+    whole = path.read_bytes()
+    step = len(whole) // 150
+    # The last bytes are the file's own properties and the opset: each of them counts too.
+    for length in (*range(0, len(whole) - 60, step), *range(len(whole) - 60, len(whole) - 1)):
+        path.write_bytes(whole[:length])
+        try:
+            facts = inspect(path)
+        except UserError as error:
+            assert "truncated or no valid ONNX file" in str(error)  # noqa: PT017
+        else:
+            # Cut between two fields, the file is a whole one without the last of them.
+            assert facts["opset"] == 18
+
+
+def test_damaged_bytes_never_crash(tmp_path: Path) -> None:
+    path = written(tmp_path, build())
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    weights = whole.tobytes().index(onnx.load(path).graph.initializer[0].raw_data)
+    outside = np.r_[0:weights, weights + 3072 * 40 : len(whole)]
+    generator = np.random.default_rng(1)
+    refused = 0
+    for _ in range(400):
+        damaged = whole.copy()
+        where = generator.choice(outside, size=3)
+        damaged[where] = generator.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            inspect(path)
+        except UserError:
+            refused += 1
+    assert refused > 200
+
+
+def test_external_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(build(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    with pytest.raises(UserError, match=r"model\.onnx keeps its weights in other files"):
+        inspect(path)
+
+
+def test_external_data_in_a_subgraph(tmp_path: Path) -> None:
+    model = build()
+    secret = numpy_helper.from_array(np.zeros(10, np.float32), "secret")
+    secret.ClearField("raw_data")
+    secret.data_location = TensorProto.EXTERNAL
+    secret.external_data.add(key="location", value="../elsewhere")
+    output = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [10])
+    constant = helper.make_node("Constant", [], ["chosen"], value=secret)
+    branch = helper.make_graph([constant], "branch", [], [output])
+    truth = numpy_helper.from_array(np.array(True), "truth")
+    model.graph.initializer.append(truth)
+    model.graph.node.append(
+        helper.make_node("If", ["truth"], ["unused"], then_branch=branch, else_branch=branch)
+    )
+    with pytest.raises(UserError, match="keeps its weights in other files"):
+        inspect(written(tmp_path, model))

@@ -1,0 +1,409 @@
+"""The command line as a person meets it: answers, exit statuses, and what bad input gets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from cifar_deploy import cli
+from cifar_deploy.data.dataset import Dataset, Split
+
+
+@dataclass
+class Answer:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+
+
+def write_folder(dataset: Dataset, place: Path) -> None:
+    """The data set as `train/<class>/*.png` and `test/<class>/*.png`."""
+
+    def write(split: Split, name: str) -> None:
+        for i, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            path = place / name / dataset.classes[label] / f"{i:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+
+    write(dataset.train, "train")
+    write(dataset.test, "test")
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> Path:
+    """A folder with data, a trained simple_cnn and both of its exports, made by the program."""
+    place = tmp_path_factory.mktemp("workshop")
+    write_folder(small_data, place / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("CIFAR_DEPLOY_DATA", str(place / "pictures"))
+        patch.delenv("CIFAR_DEPLOY_MODELS", raising=False)
+        for arguments in (
+            ["train", "simple_cnn", "--epochs", "2"],
+            ["export", "simple_cnn", "--precision", "fp32", "--precision", "fp16"],
+        ):
+            patch.setattr(sys, "argv", ["cifar-deploy", *arguments])
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            assert stop.value.code == 0
+    return place
+
+
+@pytest.fixture
+def run(
+    workshop: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Run the program in a copy of the workshop."""
+    place = tmp_path / "here"
+    shutil.copytree(workshop / "models", place / "models")
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("CIFAR_DEPLOY_DATA", str(workshop / "pictures"))
+    monkeypatch.delenv("CIFAR_DEPLOY_MODELS", raising=False)
+
+    def run(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["cifar-deploy", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr()
+        status = stop.value.code
+        return Answer(status if isinstance(status, int) else 0, said.out, said.err)
+
+    return run
+
+
+def snapshot() -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(Path().rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def refused(run: Run) -> Callable[..., str]:
+    """Run what must be refused: status 2, one or two lines on stderr, the disk untouched."""
+
+    def refused(*arguments: object) -> str:
+        before = snapshot()
+        answer = run(*arguments)
+        assert answer.status == 2, answer
+        assert answer.out == ""
+        lines = answer.err.strip().splitlines()
+        assert 1 <= len(lines) <= 2, answer.err
+        assert lines[0].startswith("error: ")
+        assert "Traceback" not in answer.err
+        assert snapshot() == before
+        return answer.err
+
+    return refused
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_training_and_exporting_leave_what_they_promise(workshop: Path) -> None:
+    left = {path.name for path in (workshop / "models" / "simple_cnn").iterdir()}
+    assert left == {
+        "model.safetensors",
+        "card.json",
+        "curves.png",
+        "log.jsonl",
+        "simple_cnn.fp32.onnx",
+        "simple_cnn.fp32.onnx.json",
+        "simple_cnn.fp16.onnx",
+        "simple_cnn.fp16.onnx.json",
+    }
+
+
+def test_validate_passes_with_a_margin_that_500_images_can_prove(run: Run) -> None:
+    answer = run("validate", "simple_cnn", "--max-drop", "1", "--json", "out.json")
+    assert answer.status == 0
+    assert answer.out.count("PASS") == 2
+    assert "CPUExecutionProvider" in answer.out
+    report = Path("models/report.html").read_text()
+    assert "simple_cnn.fp16.onnx" in report
+    found = json.loads(Path("out.json").read_text())
+    rows = found["models"][0]["rows"]
+    assert [row["verdict"] for row in rows] == ["REFERENCE", "PASS", "PASS"]
+    assert rows[1]["latency"][0]["batch"] == 1
+    assert found["models"][0]["data"]["images"] == 500
+
+
+def test_validate_says_how_many_images_would_tell(run: Run) -> None:
+    answer = run("validate", "--no-latency", "--json", "-")
+    assert answer.status == 1
+    rows = json.loads(answer.out)["models"][0]["rows"]
+    assert [row["verdict"] for row in rows[1:]] == ["INCONCLUSIVE", "INCONCLUSIVE"]
+    assert all(row["images_needed"] > 500 for row in rows[1:])
+
+
+def test_a_file_from_elsewhere_is_judged_against_a_model(run: Run, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger.onnx"
+    shutil.copy("models/simple_cnn/simple_cnn.fp32.onnx", stranger)
+    answer = run(
+        "validate", stranger, "--reference", "simple_cnn", "--max-drop", "1", "--no-latency"
+    )
+    assert answer.status == 0
+    assert "PASS" in answer.out
+
+
+def test_a_broken_file_from_elsewhere_fails(run: Run, tmp_path: Path) -> None:
+    model = onnx.load("models/simple_cnn/simple_cnn.fp32.onnx")
+    last = [node for node in model.graph.node if node.op_type == "Gemm"][-1]
+    weight = next(t for t in model.graph.initializer if t.name == last.input[1])
+    values = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.roll(values, 1, 0).copy(), weight.name))
+    stranger = tmp_path / "stranger.onnx"
+    onnx.save(model, stranger)
+    answer = run("validate", stranger, "--reference", "simple_cnn", "--no-latency")
+    assert answer.status == 1
+    assert "FAIL" in answer.out
+
+
+def test_models_shows_what_is_trained(run: Run) -> None:
+    entries = {e["network"]: e for e in json.loads(run("models", "--json").out)}
+    assert len(entries) == 7
+    assert entries["custom_resnet"]["parameters"] == 6_573_130
+    assert entries["simple_cnn"]["exported"] == ["simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
+    card = json.loads(Path("models/simple_cnn/card.json").read_text())
+    assert entries["simple_cnn"]["test_accuracy"] == card["test_accuracy"]
+    assert "6,573,130" in run("models").out
+
+
+def test_models_prints_the_layers_of_one(run: Run) -> None:
+    text = run("models", "resnet9").out
+    assert "[1, 512, 4, 4]" in text
+    assert "6,573,130" in text
+    layers = json.loads(run("models", "simple_cnn", "--json").out)
+    assert layers["parameters"] == 62_006
+    assert layers["layers"][-1]["output"] == [1, 10]
+
+
+def test_data_describes_what_was_found(run: Run, small_data: Dataset) -> None:
+    facts = json.loads(run("data", "--json").out)
+    assert facts["train"]["images"] == 2_000
+    assert facts["classes"] == sorted(small_data.classes)
+    answer = run("data", "--preview", "grid.png")
+    assert "2,000 images" in answer.out
+    assert Image.open("grid.png").width > 320
+
+
+def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None:
+    picture = next((workshop / "pictures" / "test").rglob("*.png"))
+    large = Path("large.jpg")
+    Image.open(picture).resize((200, 120)).save(large)
+    by_model = json.loads(run("predict", "simple_cnn", picture, large, "--json").out)
+    file = "models/simple_cnn/simple_cnn.fp32.onnx"
+    by_file = json.loads(run("predict", file, picture, large, "--json").out)
+    assert len(by_model) == 2
+    for mine, other in zip(by_model, by_file, strict=True):
+        assert [t["class"] for t in mine["top"]] == [t["class"] for t in other["top"]]
+        assert mine["top"][0]["probability"] == pytest.approx(
+            other["top"][0]["probability"], abs=1e-4
+        )
+        assert 0 < sum(t["probability"] for t in mine["top"]) <= 1 + 1e-5
+    assert f"{picture}: {by_model[0]['top'][0]['class']}" in run("predict", file, picture).out
+
+
+def test_doctor_tells_what_works(run: Run) -> None:
+    checks = {c["name"]: c for c in json.loads(run("doctor", "--json").out)["checks"]}
+    assert checks["onnxruntime cpu"]["works"]
+    assert checks["pytorch cpu"]["works"]
+    assert "onnxruntime cpu" in run("doctor").out
+
+
+def test_a_model_can_be_named_by_its_folder(run: Run) -> None:
+    shutil.copytree("models/simple_cnn", "runs/first")
+    shutil.rmtree("models")
+    for file in Path("runs/first").glob("*.onnx*"):
+        file.unlink()
+    assert run("export", "runs/first").status == 0
+    assert Path("runs/first/first.fp32.onnx").exists()
+
+
+def test_the_module_runs_and_help_is_light() -> None:
+    script = (
+        "import sys; sys.argv = ['cifar-deploy', 'validate', '--help']\n"
+        "import atexit; atexit.register(lambda: print(sorted(\n"
+        "    {'torch', 'numpy', 'onnx', 'onnxruntime', 'PIL', 'matplotlib'} & set(sys.modules))))\n"
+        "from cifar_deploy.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.strip().endswith("[]")
+    module = [sys.executable, "-m", "cifar_deploy", "--version"]
+    assert subprocess.run(module, capture_output=True, text=True).stdout.strip() == "0.1.0"
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_unknown_model(refused: Callable[..., str]) -> None:
+    assert "did you mean resnet18?" in refused("train", "resnet81")
+    assert "did you mean vgg19?" in refused("export", "vgg9")
+
+
+def test_unknown_recipe_key_and_value(refused: Callable[..., str]) -> None:
+    said = refused("train", "cnn9", "--set", "train.epoch=3")
+    assert "no key train.epoch; did you mean epochs?" in said
+    assert "between" in refused("train", "cnn9", "--epochs", "0")
+    assert "sgd" in refused("train", "cnn9", "--set", "optimizer.name=sdg")
+    Path("mine.toml").write_text("[train]\nepochs = 'three'\n")
+    assert "mine.toml: train.epochs" in refused("train", "cnn9", "--recipe", "mine.toml")
+
+
+def test_data_folder_missing(refused: Callable[..., str]) -> None:
+    assert "nowhere does not exist" in refused("data", "--data-dir", "nowhere")
+    Path("empty").mkdir()
+    assert "empty holds no data set" in refused("train", "cnn9", "--data-dir", "empty")
+
+
+def test_data_truncated(refused: Callable[..., str]) -> None:
+    batch = Path("broken/cifar-10-batches-bin/data_batch_1.bin")
+    batch.parent.mkdir(parents=True)
+    batch.write_bytes(b"\0" * 1000)
+    assert "data_batch_1.bin has 1,000 bytes" in refused("data", "--data-dir", "broken")
+
+
+def test_data_with_a_wrong_checksum(
+    refused: Callable[..., str], real_data: Dataset, tmp_path: Path
+) -> None:
+    origin = Path(real_data.origin)
+    copy = tmp_path / "data" / origin.name
+    copy.mkdir(parents=True)
+    for path in origin.iterdir():
+        (copy / path.name).symlink_to(path.resolve())
+    name = next(n for n in ("data_batch_3", "data_batch_3.bin") if (copy / n).exists())
+    raw = bytearray((origin / name).read_bytes())
+    raw[-7] ^= 1
+    (copy / name).unlink()
+    (copy / name).write_bytes(raw)
+    said = refused("train", "cnn9", "--data-dir", tmp_path / "data")
+    assert f"{name} has the wrong checksum" in said
+
+
+def test_a_malicious_pickle_does_nothing(refused: Callable[..., str]) -> None:
+    batch = Path("evil/cifar-10-batches-py/data_batch_1")
+    batch.parent.mkdir(parents=True)
+    batch.write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    said = refused("train", "cnn9", "--data-dir", "evil")
+    assert "os.system" in said
+    assert not Path("owned").exists()
+
+
+def test_weights_of_another_network(refused: Callable[..., str]) -> None:
+    shutil.copytree("models/simple_cnn", "models/resnet18")
+    assert "holds the weights of simple_cnn, not of resnet18" in refused("export", "resnet18")
+
+
+def test_truncated_weights(refused: Callable[..., str]) -> None:
+    weights = Path("models/simple_cnn/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "does not match card.json" in refused("export", "simple_cnn")
+
+
+def test_no_weights_and_no_files(refused: Callable[..., str]) -> None:
+    assert "cifar-deploy train vgg19" in refused("export", "vgg19")
+    assert "nothing.onnx does not exist" in refused("validate", "nothing.onnx")
+    for file in Path("models/simple_cnn").glob("*.onnx*"):
+        file.unlink()
+    assert "cifar-deploy export simple_cnn" in refused("validate", "simple_cnn")
+
+
+def test_truncated_or_foreign_onnx(refused: Callable[..., str]) -> None:
+    cut = Path("cut.onnx")
+    cut.write_bytes(Path("models/simple_cnn/simple_cnn.fp32.onnx").read_bytes()[:5000])
+    assert "cut.onnx" in refused("predict", cut, "models/simple_cnn/curves.png")
+    foreign = Path("foreign.onnx")
+    value = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", 4]) for n in ("x", "y")
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", value[:1], value[1:]
+    )
+    onnx.save(onnx.helper.make_model(graph), foreign)
+    assert "foreign.onnx" in refused("predict", foreign, "models/simple_cnn/curves.png")
+
+
+def test_an_unusable_file_does_not_hide_the_others(run: Run) -> None:
+    file = Path("models/simple_cnn/simple_cnn.fp16.onnx")
+    file.write_bytes(file.read_bytes()[:-100])
+    answer = run("validate", "simple_cnn", "--max-drop", "1", "--no-latency")
+    assert answer.status == 1
+    assert "UNUSABLE" in answer.out
+    assert "PASS" in answer.out
+    assert "does not match its manifest" in answer.out
+
+
+def test_manifest_that_does_not_match(refused: Callable[..., str]) -> None:
+    file = Path("models/simple_cnn/simple_cnn.fp32.onnx")
+    with file.open("ab") as out:
+        out.write(b"\0")
+    said = refused("predict", file, "models/simple_cnn/curves.png")
+    assert "does not match its manifest" in said
+
+
+def test_cuda_without_a_gpu(refused: Callable[..., str]) -> None:
+    import torch
+
+    device = f"cuda:{torch.cuda.device_count()}"
+    assert "--device cpu" in refused("train", "cnn9", "--device", device)
+    assert "--device cpu" in refused("validate", "simple_cnn", "--device", device)
+
+
+def test_an_image_that_is_none(refused: Callable[..., str]) -> None:
+    Path("note.png").write_text("not a picture")
+    assert "note.png" in refused("predict", "simple_cnn", "note.png")
+    assert "gone.png" in refused("predict", "simple_cnn", "gone.png")
+
+
+def test_a_disk_that_is_full_or_read_only(workshop: Path) -> None:
+    """On a real file system of 300 KiB, in a namespace of its own."""
+    script = f"""
+        set -e
+        run() {{ {sys.executable} -m cifar_deploy export simple_cnn || echo status $?; }}
+        cd {workshop}
+        export CIFAR_DEPLOY_MODELS={workshop}/roomy
+        mount -t tmpfs -o size=300k tmpfs {workshop}/roomy
+        mkdir {workshop}/roomy/simple_cnn
+        cp models/simple_cnn/model.safetensors models/simple_cnn/card.json roomy/simple_cnn/
+        run
+        ls -A roomy/simple_cnn
+        mount -o remount,ro {workshop}/roomy
+        run
+        ls -A roomy/simple_cnn
+    """
+    (workshop / "roomy").mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "bash", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.split() == ["status", "2", "card.json", "model.safetensors"] * 2, done
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in errors[0]
+    assert "Read-only file system" in errors[1]
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_where_it_was_raised(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_deploy.errors import UserError
+
+    monkeypatch.setattr(sys, "argv", ["cifar-deploy", "train", "resnet81", "--debug"])
+    with pytest.raises(UserError):
+        cli.main()

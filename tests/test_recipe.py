@@ -1,0 +1,222 @@
+import dataclasses
+import json
+import math
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cifar_deploy
+from cifar_deploy import architectures, recipe
+from cifar_deploy.errors import UserError
+from cifar_deploy.recipe import Recipe, load, parse
+from cifar_deploy.store import ModelFolder
+
+ROOT = Path(cifar_deploy.__file__).parents[1]
+FIELDS = [
+    pytest.param(section.name, spec, id=f"{section.name}.{spec.name}")
+    for section in fields(Recipe)
+    for spec in fields(type(section.default))  # type: ignore[arg-type]
+]
+
+
+def refusal(table: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(table, "recipe.toml")
+    text = str(caught.value)
+    assert len(text.splitlines()) <= 2
+    return text
+
+
+def bad_values(spec: Field[Any]) -> list[Any]:
+    default: Any = spec.default
+    if spec.type is bool:
+        return [1, 0, "true", None, 0.0]
+    if "words" in spec.metadata:
+        return ["nonsense", default.upper(), "", 1, True, [default]]
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    wrong = [low - 1, high + 1, -1e-9, math.nan, math.inf, -math.inf, "1", True, False, [1], None]
+    if spec.type is int:
+        return [*wrong, float(default), low + 0.5]
+    return [*wrong, math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 10**400]
+
+
+def good_values(spec: Field[Any]) -> list[Any]:
+    if spec.type is bool:
+        return [True, False]
+    if "words" in spec.metadata:
+        return list(spec.metadata["words"])
+    return [spec.metadata["low"], spec.metadata["high"], spec.default]
+
+
+def test_the_sections_hold_the_fields_that_are_tested() -> None:
+    assert [section.name for section in fields(Recipe)] == [
+        *("model", "data", "augment", "train", "optimizer", "schedule")
+    ]
+    assert len(FIELDS) >= 23
+
+
+@pytest.mark.parametrize(("section", "spec"), FIELDS)
+def test_every_field_is_checked(section: str, spec: Field[Any]) -> None:
+    for value in bad_values(spec):
+        text = refusal({section: {spec.name: value}})
+        assert text.startswith(f"recipe.toml: {section}.{spec.name} is ")
+        if "low" in spec.metadata and isinstance(value, int) and not isinstance(value, bool):
+            assert f"between {spec.metadata['low']:g} and {spec.metadata['high']:g}" in text
+        for word in spec.metadata.get("words", ()):
+            assert word in text
+
+
+@pytest.mark.parametrize(("section", "spec"), FIELDS)
+def test_every_field_takes_the_ends_of_its_range(section: str, spec: Field[Any]) -> None:
+    for value in good_values(spec):
+        kept = getattr(getattr(parse({section: {spec.name: value}}, "here"), section), spec.name)
+        assert kept == value
+        assert type(kept) is spec.type
+
+
+@pytest.mark.parametrize(("section", "spec"), FIELDS)
+def test_every_field_is_overridable(section: str, spec: Field[Any]) -> None:
+    for value in good_values(spec):
+        found = load(None, [f"{section}.{spec.name}={json.dumps(value)}"])
+        assert getattr(getattr(found, section), spec.name) == value
+        others = dataclasses.replace(found, **{section: getattr(Recipe(), section)})
+        assert others == Recipe()
+
+
+def test_a_recipe_survives_json() -> None:
+    changed = load(None, ["train.epochs=3", "optimizer.lr=0.123456789", "augment.flip=false"])
+    assert parse(json.loads(json.dumps(changed.to_dict())), "card") == changed
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Recipe().train.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"optimiser": {"lr": 0.1}}, r"no section \[optimiser\]; did you mean optimizer\?"),
+        ({"trian": {}}, r"no section \[trian\]; did you mean train\?"),
+        ({"xyz": {}}, r"no section \[xyz\]; there are model, data, augment, train"),
+        ({"train": {"epoch": 3}}, r"no key train.epoch; did you mean epochs\?"),
+        ({"optimizer": {"learning": 3}}, "no key optimizer.learning; there are name, lr"),
+        ({"train": 3}, r"train must be a section, \[train\]"),
+        ({"schedule": [{"warmup": 0.1}]}, "schedule must be a section"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(table: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse(table, "recipe.toml")
+
+
+# --- overrides ----------------------------------------------------------------------------------
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("[train]\nepochs = 7\nseed = 5\n")
+    found = load(file, ["train.epochs=8", " train.epochs = 9 "])
+    assert (found.train.epochs, found.train.seed) == (9, 5)
+
+
+def test_an_override_may_be_a_bare_word() -> None:
+    found = load(None, ["train.precision=fp32", "train.compile=on", 'schedule.name="cosine"'])
+    assert (found.train.precision, found.train.compile) == ("fp32", "on")
+    assert found.schedule.name == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("epochs=3", "write it as section.key=value"),
+        ("train.epochs", "write it as section.key=value"),
+        ("train.=3", "write it as section.key=value"),
+        ("", "write it as section.key=value"),
+        ("train.epochs=0", "--set train.epochs=0: train.epochs is 0; it lies between 1 and 10000"),
+        ("train.epochs=2.5", "it is a whole number"),
+        ("train.epochs=", "it is a whole number"),
+        ("train.epochs=many", "'many'; it is a whole number"),
+        ("train.epochs=" + "9" * 5000, "it is a whole number"),
+        ("train.epochs=1\nx=2", "it is a whole number"),
+        ("optimizer.lr=nan", "lies between"),
+        ("optimizer.lr=inf", "lies between"),
+        ("augment.flip=yes", "'yes'; it is true or false"),
+        ("train.epoch=3", "did you mean epochs"),
+        ("tran.epochs=3", "did you mean train"),
+        ("train.epochs.x=3", r"no key train.epochs.x; did you mean epochs"),
+    ],
+)
+def test_bad_overrides_are_refused_by_name(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        load(None, [override])
+    assert str(caught.value).startswith(f"--set {override}"[:20])
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[train\nepochs = 3",
+        b"[train]\nepochs = ",
+        b"[train]\nepochs = 3\nepochs = 4",
+        b"\xff\xfe",
+        b"[train]\nepochs = " + b"9" * 5000,
+    ],
+)
+def test_what_is_no_toml_is_refused(tmp_path: Path, raw: bytes) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match=r"recipe\.toml is not valid TOML"):
+        load(file)
+
+
+def test_a_value_out_of_range_is_told_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text("[train]\nbatch_size = 0\n")
+    with pytest.raises(UserError) as caught:
+        load(file)
+    said = f"{file}: train.batch_size is 0; it lies between 1 and 65536"
+    assert str(caught.value) == said
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*absent\.toml: No such file"):
+        load(tmp_path / "absent.toml")
+    with pytest.raises(UserError, match=r"cannot read .*: Is a directory"):
+        load(tmp_path)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.touch()
+    assert load(file) == Recipe() == load(None)
+
+
+@pytest.mark.parametrize("name", architectures.NETWORKS)
+def test_every_network_has_a_recipe_that_builds_it(name: str) -> None:
+    file = ROOT / "models" / name / "recipe.toml"
+    found = load(file)
+    assert found != Recipe()
+    with torch.device("meta"):
+        architectures.build(name, 10, found.model.stem)
+
+
+def test_every_recipe_in_the_repository_is_a_networks() -> None:
+    there = {file.parent.name for file in (ROOT / "models").glob("*/recipe.toml")}
+    assert there == set(architectures.NETWORKS)
+
+
+def test_a_folders_own_recipe_comes_before_the_packaged_one(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "mine")
+    packaged = recipe.recipe_path(folder, "vgg19")
+    assert packaged == ROOT / "models" / "vgg19" / "recipe.toml"
+    folder.path.mkdir()
+    folder.recipe.touch()
+    assert recipe.recipe_path(folder, "vgg19") == folder.recipe
+    assert recipe.recipe_path(ModelFolder(tmp_path), "no_such_network") is None

@@ -1,0 +1,318 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cifar_deploy
+from cifar_deploy import store
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import ModelFolder
+
+ROOT = Path(cifar_deploy.__file__).parents[1]
+
+# --- atomic_path --------------------------------------------------------------------------------
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "down" / "a.json"
+    store.write_json(file, {"a": "é" * 1000})
+    store.write_json(file, {"b": 1})
+    assert file.read_text() == '{\n  "b": 1\n}\n'
+    assert names(file.parent) == ["a.json"]
+
+
+def test_the_old_file_stands_until_the_block_ends(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    store.write_text(file, "old")
+    with store.atomic_path(file) as part:
+        assert part.parent == tmp_path
+        part.write_text("new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_the_old_file_and_no_part(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    file = tmp_path / "a.txt"
+    store.write_text(file, "old")
+
+    def write() -> None:
+        with store.atomic_path(file) as part:
+            part.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    store.write_text(file, "old")
+    with (
+        pytest.raises(UserError, match=r"cannot write .*a\.txt: No such file"),
+        store.atomic_path(file),
+    ):
+        pass
+    assert file.read_text() == "old"
+
+
+def test_a_dead_processes_part_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        file = tmp_path / "a.txt"
+        mine, stale, other = (
+            tmp_path / f".{name}.{pid}.part"
+            for name, pid in (("a.txt", living.pid), ("a.txt", dead.pid), ("b.txt", dead.pid))
+        )
+        for part in (mine, stale, other):
+            part.write_text("half")
+        store.write_text(file, "new")
+        assert names(tmp_path) == sorted([file.name, mine.name, other.name])
+        assert mine.read_text() == "half"
+        living.communicate(b"\n")
+    store.write_text(file, "newer")
+    assert names(tmp_path) == sorted([file.name, other.name])
+
+
+def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*/a\.txt: Is a directory"):
+        store.write_text(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_where_a_folder_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("no folder")
+    with pytest.raises(UserError, match=r"cannot write .*/models.*: (Not a dir|File exists)"):
+        store.write_text(tmp_path / "models" / "a.txt", "new")
+
+
+# --- a disk that refuses ------------------------------------------------------------------------
+
+# Works in the folder given, on the kind of disk given, and prints what came of each write and what
+# the folder holds in the end.
+PROGRAM = """
+import json, os, resource, subprocess, sys
+from pathlib import Path
+from cifar_deploy import store
+from cifar_deploy.errors import UserError
+
+SETUP
+os.chdir(sys.argv[1])
+Path("old.bin").write_bytes(b"old")
+Path("old.json").write_bytes(b"{}")
+if sys.argv[2] == "remounted":
+    subprocess.run(["mount", "-o", "remount,ro", sys.argv[1]], check=True)
+elif sys.argv[2] == "limited":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+elif sys.argv[2] == "locked":
+    os.chmod(".", 0o555)
+    if not os.geteuid():  # no lock holds root
+        os.setuid(65534)
+said = []
+for write in (WRITES):
+    try:
+        write()
+        said.append("written")
+    except UserError as error:
+        said.append(str(error))
+files = {path.name: path.read_text() for path in Path().iterdir() if path.is_file()}
+print(json.dumps([said, files]))
+"""
+OWN = """
+    lambda: store.write_bytes(Path("old.bin"), bytes(100_000)),
+    lambda: store.write_json(Path("old.json"), ["long"] * 10_000),
+    lambda: store.write_text(Path("new.txt"), "long" * 10_000),
+"""
+# Weights and pictures are written with the help of libraries.
+LIBRARIES = """
+import torch
+from matplotlib import pyplot
+from cifar_deploy.architectures import weights
+from cifar_deploy.train import curves
+record = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "lr": 0.1}
+"""
+WITH_LIBRARIES = """
+    lambda: weights.save(Path("old.bin"), {"x": torch.zeros(100_000)}, {}),
+    lambda: curves.draw(Path("new.png"), "x", [record]),
+"""
+
+
+def may_mount() -> bool:
+    """Whether a namespace with a disk of its own is to be had here."""
+    if not shutil.which("unshare"):
+        return False
+    trial = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=16k t /mnt"]
+    return subprocess.run(trial, capture_output=True, check=False).returncode == 0
+
+
+def on_disk(kind: str, folder: Path, setup: str, writes: str) -> tuple[list[str], dict[str, str]]:
+    """What the writes are answered, and the files then, on a "full" or a "read-only" disk."""
+    program = PROGRAM.replace("SETUP", setup).replace("WRITES", writes)
+    if may_mount():
+        way = "mounted" if kind == "full" else "remounted"
+        script = 'mount -t tmpfs -o size=16k t "$1" && exec "$2" -c "$3" "$1" "$4"'
+        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), sys.executable, program]
+    else:
+        way = "limited" if kind == "full" else "locked"
+        command = [sys.executable, "-c", program, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, way], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    said, files = json.loads(done.stdout)
+    return said, files
+
+
+FULL = "(No space left on device|File too large)"
+READ_ONLY = "(Read-only file system|Permission denied)"
+
+
+@pytest.mark.parametrize(("disk", "reason"), [("full", FULL), ("read-only", READ_ONLY)])
+def test_a_disk_that_refuses_keeps_the_old_files(tmp_path: Path, disk: str, reason: str) -> None:
+    said, files = on_disk(disk, tmp_path, "", OWN)
+    for line, name in zip(said, ("old.bin", "old.json", "new.txt"), strict=True):
+        assert re.fullmatch(f"cannot write {re.escape(name)}: {reason}", line)
+    assert files == {"old.bin": "old", "old.json": "{}"}
+
+
+@pytest.mark.parametrize(("disk", "reason"), [("full", FULL), ("read-only", READ_ONLY)])
+def test_libraries_on_a_disk_that_refuses(tmp_path: Path, disk: str, reason: str) -> None:
+    said, files = on_disk(disk, tmp_path, LIBRARIES, WITH_LIBRARIES)
+    for line, name in zip(said, ("old.bin", "new.png"), strict=True):
+        assert re.fullmatch(f"cannot write {re.escape(name)}: {reason}", line)
+    assert files == {"old.bin": "old", "old.json": "{}"}
+
+
+# --- reading, checksums, manifests, cards -------------------------------------------------------
+
+
+@pytest.mark.parametrize("raw", [b"", b'{"a": 1', b"\xff", b"\x00\x00"])
+def test_what_is_no_json_is_told(tmp_path: Path, raw: bytes) -> None:
+    file = tmp_path / "card.json"
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match=r"card\.json is not JSON"):
+        store.read_json(file)
+
+
+def test_json_that_is_no_object_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    file.write_text("[1]")
+    with pytest.raises(UserError, match="does not hold a JSON object"):
+        store.read_json(file)
+    with pytest.raises(UserError, match=r"cannot read .*absent\.json: No such file"):
+        store.read_json(tmp_path / "absent.json")
+
+
+def test_the_checksum_is_sha256(tmp_path: Path) -> None:
+    file = tmp_path / "abc"
+    file.write_bytes(b"abc")
+    # FIPS 180-4's example.
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert store.sha256_of(file) == known
+
+
+def test_a_manifest_says_what_the_file_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    file.write_bytes(b"abc")
+    assert store.read_manifest(file) is None
+    written = store.write_manifest(file, {"format": "onnx"})
+    assert written == {
+        "file": "a.onnx",
+        "bytes": 3,
+        "sha256": store.sha256_of(file),
+        "format": "onnx",
+    }
+    assert store.read_manifest(file) == written
+    assert store.manifest_path(file) == tmp_path / "a.onnx.json"
+
+
+@pytest.mark.parametrize("raw", [b"ab", b"abd", b"abcd", b""])
+def test_a_file_that_its_manifest_does_not_match_is_refused(tmp_path: Path, raw: bytes) -> None:
+    file = tmp_path / "a.onnx"
+    file.write_bytes(b"abc")
+    store.write_manifest(file, {})
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match=r"a\.onnx does not match its manifest a\.onnx\.json"):
+        store.read_manifest(file)
+
+
+def test_a_manifest_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.onnx"
+    file.write_bytes(b"abc")
+    store.write_json(store.manifest_path(file), {"file": "a.onnx"})
+    with pytest.raises(UserError, match="does not match its manifest"):
+        store.read_manifest(file)
+
+
+def trained(path: Path) -> ModelFolder:
+    folder = ModelFolder(path)
+    store.write_bytes(folder.weights, b"weights")
+    facts = {"weights": {"sha256": store.sha256_of(folder.weights)}, "network": "x"}
+    store.write_json(folder.card, facts)
+    return folder
+
+
+def test_a_card_of_other_weights_is_refused(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "x")
+    assert store.read_card(folder)["network"] == "x"
+    folder.weights.write_bytes(b"other weights")
+    with pytest.raises(UserError, match=r"model\.safetensors does not match card\.json"):
+        store.read_card(folder)
+
+
+@pytest.mark.parametrize("named", [None, 3, [], {}, {"sha256": None}])
+def test_a_card_that_names_no_weights_is_refused(tmp_path: Path, named: object) -> None:
+    folder = trained(tmp_path / "x")
+    store.write_json(folder.card, {"weights": named})
+    with pytest.raises(UserError, match=r"does not match card\.json"):
+        store.read_card(folder)
+
+
+def test_weights_or_card_alone_are_told(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "vgg19")
+    folder.card.unlink()
+    with pytest.raises(UserError, match=r"no card\.json beside it; train again"):
+        store.read_card(folder)
+    folder.weights.unlink()
+    with pytest.raises(UserError, match="no trained weights; run: cifar-deploy train vgg19"):
+        store.read_card(folder)
+
+
+# --- places -------------------------------------------------------------------------------------
+
+
+def test_models_are_looked_for_where_the_variable_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(store.MODELS_VARIABLE, raising=False)
+    assert store.models_root() == Path("models")
+    monkeypatch.setenv(store.MODELS_VARIABLE, str(tmp_path))
+    for name in ("b", "a"):
+        trained(tmp_path / name)
+    ModelFolder(tmp_path / "untrained").path.mkdir()
+    (tmp_path / "report.html").touch()
+    assert [folder.name for folder in store.trained_models()] == ["a", "b"]
+
+
+def test_exported_files_are_those_with_their_final_name(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "m")
+    folder.path.mkdir()
+    for name in ("m.fp32.onnx", "m.fp16.onnx", "m.fp16.onnx.json", ".m.fp32.onnx.12.part"):
+        (folder.path / name).touch()
+    assert folder.exported() == [folder.onnx("fp16"), folder.onnx("fp32")]

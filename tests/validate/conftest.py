@@ -1,0 +1,85 @@
+"""Something to judge: a network trained in seconds and exported, and how to damage its files."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from judgements import MakeJudgement, judgement_of
+from onnx import numpy_helper
+
+from cifar_deploy import recipe as recipes
+from cifar_deploy.architectures import weights
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data import synthetic
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.store import Json, ModelFolder, write_manifest
+from cifar_deploy.train.loop import Job, Trainer
+
+
+class Silent:
+    def step(self, done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:
+        pass
+
+    def epoch(self, record: Json) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def judged_data() -> Dataset:
+    """2,000 training images, and test images enough for the default margins."""
+    return synthetic.generate(train=2_000, test=6_000)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, judged_data: Dataset) -> ModelFolder:
+    """simple_cnn after 120 steps, exported as fp32 and fp16. Read only."""
+    place = ModelFolder(tmp_path_factory.mktemp("models") / "simple_cnn")
+    settings = {
+        "train": {"epochs": 6, "batch_size": 100, "ema": 0.0},
+        "optimizer": {"lr": 0.02},
+        "augment": {"translate": 0, "flip": False},
+    }
+    recipe = recipes.parse(settings, "test")
+    job = Job("simple_cnn", recipe, judged_data, torch.device("cpu"), place)
+    Trainer(job).run(Silent())
+    for precision in ("fp32", "fp16"):
+        export_onnx(place, precision)
+    return place
+
+
+@pytest.fixture
+def trained(folder: ModelFolder) -> Trained:
+    return weights.load(folder)
+
+
+@pytest.fixture
+def make_judgement(small_data: Dataset) -> MakeJudgement:
+    """Judgements over the test images of `small_data`, with the answers that the test wants."""
+    return partial(judgement_of, small_data)
+
+
+@pytest.fixture
+def damage() -> Callable[[Path, Path], Path]:
+    """A copy of an ONNX file whose classifier has its classes turned by one, with a manifest."""
+
+    def turn(source: Path, target: Path) -> Path:
+        model = onnx.load(source)
+        # The classifier's weights are the last initialisers with ten rows or columns.
+        last = next(
+            tensor
+            for tensor in reversed(model.graph.initializer)
+            if len(tensor.dims) == 2 and 10 in tensor.dims
+        )
+        values = numpy_helper.to_array(last)
+        turned = np.roll(values, 1, axis=list(last.dims).index(10))
+        last.CopyFrom(numpy_helper.from_array(turned, last.name))
+        target.write_bytes(model.SerializeToString())
+        write_manifest(target, {})
+        return target
+
+    return turn

@@ -1,0 +1,79 @@
+"""Judgements made of chosen answers, for what is drawn of them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.validate.judge import Judged, Judgement, Unusable
+from cifar_deploy.validate.latency import Speed, Timing
+from cifar_deploy.validate.noninferiority import compare
+
+Answers = npt.NDArray[np.int64]  # a class for each test image
+MakeJudgement = Callable[..., Judgement]
+
+
+def judgement_of(
+    data: Dataset,
+    files: dict[str, Answers],
+    *,
+    model: str = "simple_cnn",
+    classes: tuple[str, ...] | None = None,
+    unusable: dict[str, str] | None = None,
+    timed: bool = True,
+) -> Judgement:
+    """`files` give these answers, and the reference the right ones; the margin is 1 point."""
+    classes = classes or data.classes
+    labels = data.test.labels
+
+    def row(file: str | None, answers: Answers, milliseconds: float) -> Judged:
+        is_reference = file is None
+        right = answers == labels
+        return Judged(
+            file=file or "PyTorch (reference)",
+            runtime="PyTorch 2.15.0" if is_reference else "ONNX Runtime 1.31.1",
+            provider="CPU" if is_reference else "CPUExecutionProvider",
+            device="cpu",
+            precision="fp32",
+            bytes=250_000,
+            logits=np.eye(len(classes), dtype=np.float32)[answers],
+            predictions=answers,
+            accuracy=float(right.mean()),
+            comparison=None if is_reference else compare(np.ones_like(right), right, 0.01),
+            agreement=float(right.mean()),
+            largest_difference=float(not right.all()),
+            speed=_speed(milliseconds) if timed else None,
+        )
+
+    rows = [row(None, labels, 0.5)]
+    rows += [row(name, answers, 0.2 + i) for i, (name, answers) in enumerate(files.items())]
+    return Judgement(
+        model=model,
+        classes=classes,
+        split=data.test,
+        rows=tuple(rows),
+        unusable=tuple(Unusable(name, why) for name, why in (unusable or {}).items()),
+        facts={
+            "data": {
+                "name": "synthetic",
+                "verified": "generated",
+                "sha256": data.sha256(),
+                "same_as_training": True,
+                "images": len(data.test),
+            },
+            "weights_sha256": "0" * 64,
+            "device": "Some CPU, 2 threads",
+            "threads": 2,
+            "versions": {"python": "3.12.1", "torch": "2.15.0", "onnxruntime-gpu": "1.31.1"},
+        },
+    )
+
+
+def _speed(milliseconds: float) -> Speed:
+    def timing(batch: int) -> Timing:
+        p50 = milliseconds * batch**0.8
+        return Timing(batch, 100, p50, 1.1 * p50, 1.2 * p50, 1000 * batch / p50, p50, 1.2 * p50)
+
+    sweep = tuple(timing(batch) for batch in (1, 8, 32))
+    return Speed(sweep[0], sweep[-1], sweep)

@@ -1,0 +1,226 @@
+"""A trained network and its exported files, judged as `validate` judges them."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import ModelFolder, write_manifest
+from cifar_deploy.validate.judge import (
+    MARGINS,
+    REFERENCE,
+    UNUSABLE,
+    Judgement,
+    Options,
+    judge,
+    to_json,
+)
+from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, compare
+
+Damage = Callable[[Path, Path], Path]
+CPU = torch.device("cpu")
+UNTIMED = Options(seconds=0)
+
+
+def judged(
+    trained: Trained,
+    files: list[Path],
+    data: Dataset,
+    options: Options = UNTIMED,
+    images: int | None = None,
+) -> Judgement:
+    return judge(trained, files, data, CPU, options, images)
+
+
+def strict(value: object) -> object:
+    """`value` through JSON, which has neither NaN nor infinity."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def test_exported_files_pass(trained: Trained, folder: ModelFolder, judged_data: Dataset) -> None:
+    said: list[str] = []
+    files = folder.exported()
+    judgement = judge(trained, files, judged_data, CPU, UNTIMED, say=said.append)
+    reference, fp16, fp32 = judgement.rows
+    assert judgement.passed
+    assert not judgement.unusable
+    assert (reference.verdict, fp16.verdict, fp32.verdict) == (REFERENCE, PASS, PASS)
+    assert [Path(row.file) for row in (fp16, fp32)] == files
+    assert (fp16.precision, fp32.precision) == ("fp16", "fp32")
+    assert {row.provider for row in (fp16, fp32)} == {"CPUExecutionProvider"}
+    assert reference.provider == "CPU"
+    # The same test set that the training ended with, through the same graph.
+    assert reference.accuracy == trained.card["test_accuracy"] > 0.3
+    for row in (fp16, fp32):
+        assert row.comparison
+        assert row.comparison.margin == MARGINS[row.precision] / 100
+        assert row.bytes == Path(row.file).stat().st_size
+        assert row.accuracy == np.mean(row.predictions == judgement.split.labels)
+        assert row.agreement == np.mean(row.predictions == reference.predictions)
+        assert row.largest_difference == np.abs(row.logits - reference.logits).max()
+        differ = judgement.disagreements[row.file]
+        assert len(differ) == round((1 - row.agreement) * len(judgement.split))
+        assert (row.predictions[differ] != reference.predictions[differ]).all()
+    assert fp32.largest_difference < 1e-3 < fp16.largest_difference < 1
+    assert any(files[0].name in line for line in said)
+
+
+def test_a_damaged_file_fails(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset, damage: Damage, tmp_path: Path
+) -> None:
+    wrong = damage(folder.onnx("fp32"), tmp_path / "wrong.onnx")
+    judgement = judged(trained, [folder.onnx("fp32"), wrong], judged_data)
+    assert [row.verdict for row in judgement.rows] == [REFERENCE, PASS, FAIL]
+    assert not judgement.passed
+    comparison = judgement.rows[2].comparison
+    assert comparison
+    assert comparison.difference < -0.1
+    assert comparison.images_needed is None
+
+
+def test_a_truncated_file_is_told_and_the_rest_judged(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset, tmp_path: Path
+) -> None:
+    whole = folder.onnx("fp32")
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(whole.read_bytes()[:-5_000])
+    changed = tmp_path / "changed.onnx"
+    shutil.copy(whole, changed)
+    write_manifest(changed, {})
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    absent = tmp_path / "absent.onnx"
+    judgement = judged(trained, [cut, changed, absent, whole], judged_data, images=200)
+    assert [row.file for row in judgement.rows[1:]] == [str(whole)]
+    assert [file.file for file in judgement.unusable] == [str(cut), str(changed), str(absent)]
+    for file, said in zip(judgement.unusable, ("truncated", "manifest", "No such"), strict=True):
+        assert file.verdict == UNUSABLE
+        assert said in file.reason
+        assert file.file in file.reason
+    assert not judgement.passed
+
+
+def test_a_file_with_other_classes_is_unusable(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset
+) -> None:
+    fewer = dataclasses.replace(trained, network=torch.nn.Sequential(*trained.network, Three()))
+    judgement = judged(fewer, [folder.onnx("fp32")], judged_data, images=50)
+    assert [file.file for file in judgement.unusable] == [str(folder.onnx("fp32"))]
+    assert "10 classes" in judgement.unusable[0].reason
+
+
+class Three(torch.nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, :3]
+
+
+def test_no_file_is_no_pass(trained: Trained, judged_data: Dataset) -> None:
+    assert not judged(trained, [], judged_data, images=50).passed
+
+
+def test_other_classes_are_refused(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset
+) -> None:
+    other = dataclasses.replace(judged_data, classes=(*judged_data.classes[:-1], "zebra"))
+    with pytest.raises(UserError, match="zebra"):
+        judged(trained, folder.exported(), other)
+
+
+def test_few_images_are_inconclusive_with_how_many_would_do(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset
+) -> None:
+    judgement = judged(trained, [folder.onnx("fp32")], judged_data, images=300)
+    row = judgement.rows[1]
+    assert len(judgement.split) == judgement.facts["data"]["images"] == len(row.predictions) == 300
+    assert row.verdict == INCONCLUSIVE
+    assert row.comparison
+    assert row.comparison.images_needed
+    assert row.comparison.images_needed > 300
+    assert not judgement.passed
+
+
+@pytest.mark.parametrize(("max_drop", "verdict"), [(5.0, PASS), (0.5, INCONCLUSIVE)])
+def test_max_drop_is_the_margin(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset, max_drop: float, verdict: str
+) -> None:
+    options = Options(max_drop=max_drop, seconds=0)
+    row = judged(trained, [folder.onnx("fp16")], judged_data, options, images=300).rows[1]
+    assert row.comparison
+    assert row.comparison.margin == pytest.approx(max_drop / 100)
+    assert row.verdict == verdict
+
+
+def test_max_drop_of_everything_passes_a_damaged_file(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset, damage: Damage, tmp_path: Path
+) -> None:
+    wrong = damage(folder.onnx("fp32"), tmp_path / "wrong.onnx")
+    options = Options(max_drop=100, seconds=0)
+    assert judged(trained, [wrong], judged_data, options, images=300).passed
+
+
+def test_json(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset, damage: Damage, tmp_path: Path
+) -> None:
+    wrong = damage(folder.onnx("fp32"), tmp_path / "wrong.onnx")
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(b"no onnx")
+    files = [folder.onnx("fp32"), wrong, cut]
+    judgement = judged(trained, files, judged_data, Options(seconds=0.02), images=600)
+    value = to_json(judgement)
+    assert strict(value) == value
+    assert (value["model"], value["passed"]) == ("simple_cnn", False)
+    assert value["data"]["sha256"] == judged_data.sha256()
+    assert value["data"]["same_as_training"] is True
+    assert value["data"]["images"] == 600
+    assert value["weights_sha256"] == trained.card["weights"]["sha256"]
+    assert value["threads"] == torch.get_num_threads()
+    assert value["versions"]["torch"]
+    assert value["device"]
+    reference, exact, worse, unusable = value["rows"]
+    assert reference["verdict"] == REFERENCE
+    assert (exact["verdict"], worse["verdict"]) == (INCONCLUSIVE, FAIL)
+    assert exact["images_needed"] > 600
+    assert "images_needed" not in worse
+    right = [row.predictions == judgement.split.labels for row in judgement.rows]
+    comparison = compare(right[0], right[2], 0.0005)
+    assert worse["upper_bound_of_loss_points"] == 100 * comparison.upper
+    assert worse["difference_points"] == 100 * comparison.difference
+    assert worse["margin_points"] == pytest.approx(0.05)
+    assert (worse["lost"], worse["gained"]) == (comparison.lost, comparison.gained)
+    assert worse["accuracy"] == right[2].mean()
+    assert worse["same_top1"] < 1
+    for row in (reference, exact, worse):
+        assert row["bytes"] > 0
+        assert [timing["batch"] for timing in row["latency"]][:2] == [1, 8]
+        assert all(timing["p50"] <= timing["p99"] for timing in row["latency"])
+        assert all(timing["images_per_second"] > 0 for timing in row["latency"])
+    assert unusable["file"] == str(cut)
+    assert unusable["verdict"] == UNUSABLE
+    assert str(cut) in unusable["reason"]
+
+
+def test_json_where_a_logit_is_not_finite(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset
+) -> None:
+    judgement = judged(trained, [folder.onnx("fp32")], judged_data, images=50)
+    reference, row = judgement.rows
+    for value in (float("nan"), float("inf")):
+        broken = dataclasses.replace(row, largest_difference=value)
+        rows = to_json(dataclasses.replace(judgement, rows=(reference, broken)))["rows"]
+        assert rows[1]["largest_logit_difference"] is None
+        strict(rows)
+
+
+def test_latency_may_be_left_out(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset
+) -> None:
+    judgement = judged(trained, [folder.onnx("fp32")], judged_data, images=50)
+    assert all(row.speed is None for row in judgement.rows)
+    assert all("latency" not in row for row in to_json(judgement)["rows"])

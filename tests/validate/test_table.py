@@ -1,0 +1,119 @@
+"""The printed table and the lines under it."""
+
+import io
+
+import numpy as np
+import pytest
+from judgements import MakeJudgement
+from rich.console import Console
+
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.validate import table
+from cifar_deploy.validate.judge import Judgement
+
+
+def printed(judgements: list[Judgement], width: int) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table.table(judgements))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def judgements(make_judgement: MakeJudgement, small_data: Dataset) -> list[Judgement]:
+    labels = small_data.test.labels
+    wrong = (labels + 1) % 10
+    few = np.where(np.arange(len(labels)) < 3, wrong, labels)
+    return [
+        make_judgement(
+            {
+                "models/mobilenet_v3_small/mobilenet_v3_small.fp16.onnx": few,
+                "models/mobilenet_v3_small/mobilenet_v3_small.fp32.onnx": labels,
+            },
+            model="mobilenet_v3_small",
+        ),
+        make_judgement(
+            {"models/simple_cnn/simple_cnn.fp32.onnx": wrong},
+            unusable={"models/simple_cnn/cut.onnx": "cut.onnx is truncated; export it again"},
+        ),
+    ]
+
+
+def line(text: str, name: str) -> str:
+    (found,) = (line for line in text.splitlines() if name in line)
+    return found
+
+
+def test_names_and_verdicts(judgements: list[Judgement]) -> None:
+    text = printed(judgements, 140)
+    assert "REFERENCE" in line(text, "mobilenet_v3_small (fp32)")
+    assert "PASS" in line(text, "mobilenet_v3_small.fp32.onnx")
+    assert "INCONCLUSIVE" in line(text, "mobilenet_v3_small.fp16.onnx")
+    assert "FAIL" in line(text, "simple_cnn.fp32.onnx")
+    assert "UNUSABLE" in line(text, "cut.onnx")
+    order = [text.index(name) for name in ("small (fp32)", "small.fp16", "cnn (fp32)", "cut.onnx")]
+    assert order == sorted(order)
+
+
+def test_figures(judgements: list[Judgement]) -> None:
+    reference, file, _ = judgements[0].rows
+    headings = [heading.replace("\n", " ") for heading in table.HEADINGS]
+    cells = dict(zip(headings, table.cells(judgements[0], file), strict=True))
+    assert cells["top-1 %"] == "99.40"  # 3 of 500 wrong
+    assert cells["diff"] == "-0.60"
+    assert cells["same top-1 %"] == "99.40"
+    assert cells["p50 ms"] == "0.20"
+    assert cells["p99 ms"] == "0.24"
+    assert cells["images/s (batch)"] == "10,000 (32)"
+    assert cells["runtime, provider"] == "ONNX Runtime 1.31.1,\nCPUExecutionProvider"
+    cells = dict(zip(headings, table.cells(judgements[0], reference), strict=True))
+    assert cells["diff"] == cells["same top-1 %"] == cells["max logit diff"] == ""
+    assert cells["top-1 %"] == "100.00"
+
+
+@pytest.mark.parametrize("width", [120, 140])
+def test_nothing_is_cut(judgements: list[Judgement], width: int) -> None:
+    text = printed(judgements, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("INCONCLUSIVE", "CPUExecutionProvider", "10,000", "UNUSABLE", "99.40", "-0.60"):
+        assert word in text
+
+
+def test_at_80_columns_names_are_folded_not_cut(judgements: list[Judgement]) -> None:
+    text = printed(judgements, 80)
+    assert "…" not in text
+
+
+def test_names_are_no_markup(make_judgement: MakeJudgement, small_data: Dataset) -> None:
+    files = {
+        "models/a/[red]b[/red].onnx": small_data.test.labels,
+        "c[/x].onnx": small_data.test.labels,
+    }
+    text = printed([make_judgement(files, unusable={"[bold]d.onnx": "broken"})], 140)
+    for name in ("[red]b[/red].onnx", "c[/x].onnx", "[bold]d.onnx"):
+        assert name in text
+
+
+def test_notes(judgements: list[Judgement]) -> None:
+    conditions, *remarks = table.notes(judgements)
+    assert "500 test images of synthetic" in conditions
+    assert "Some CPU, 2 threads" in conditions
+    assert "onnxruntime-gpu 1.31.1" in conditions
+    inconclusive, fail, unusable = remarks
+    assert inconclusive.startswith("mobilenet_v3_small.fp16.onnx: INCONCLUSIVE: 3 images lost")
+    needed = judgements[0].rows[1].comparison
+    assert needed
+    assert f"{needed.images_needed:,} images would tell" in inconclusive
+    assert fail.startswith("simple_cnn.fp32.onnx: FAIL: 500 images lost and 0 gained")
+    assert unusable == "cut.onnx: cut.onnx is truncated; export it again"
+
+
+def test_other_data_is_told(make_judgement: MakeJudgement, small_data: Dataset) -> None:
+    judgement = make_judgement({"a.onnx": small_data.test.labels})
+    judgement.facts["data"]["same_as_training"] = False
+    assert "another copy of the data" in table.notes([judgement])[1]
+
+
+def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:
+    text = printed([make_judgement({"a.onnx": small_data.test.labels}, timed=False)], 140)
+    assert "PASS" in line(text, "a.onnx")

@@ -74,14 +74,23 @@ def main() -> None:
         sys.exit(2)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    pass  # --debug is taken by `main`
 
 
 def _folder(model: str) -> store.ModelFolder:
@@ -306,9 +315,14 @@ def _validate(
     from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
+    from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.validate.judge import Options, judge
 
     where = pick(device)
+    for folder, files in work:  # what is damaged is told before anything runs
+        exported_from = store.read_card(folder)["weights"]["sha256"]
+        for file in files:
+            check_file(file, exported_from if file.parent == folder.path else None)
     options = Options(max_drop, 1.0 if latency else 0.0)
     loaded: dict[str, Dataset] = {}
     judgements = []

@@ -14,8 +14,8 @@ class PyTorch:
 
     def __init__(self, trained: Trained, device: torch.device) -> None:
         # TF32 would make the reference less exact than the files it judges.
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         self.runtime = f"PyTorch {torch.__version__}"
         self.provider = "CUDA" if device.type == "cuda" else "CPU"
         self.device = str(device)

@@ -23,7 +23,7 @@ from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.data.augment import augment
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json, ModelFolder, sha256_of, write_json, write_text
 from cifar_deploy.train import checkpoint
@@ -133,7 +133,8 @@ class Trainer:
         the loss is no longer a number or the disk refuses.
         """
         job, state = self.job, self.state
-        job.folder.path.mkdir(parents=True, exist_ok=True)
+        with disk_errors(job.folder.path, "make"):
+            job.folder.path.mkdir(parents=True, exist_ok=True)
         order = self._order(state.step // self.steps_per_epoch)
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
@@ -155,7 +156,9 @@ class Trainer:
                     watch.step(state.step, epoch, loss, accuracy, seen / (now - started))
                 if position + 1 == self.steps_per_epoch:
                     self._end_epoch(epoch, watch)
-                if caught or now - last_checkpoint > CHECKPOINT_SECONDS:
+                due = now - last_checkpoint > CHECKPOINT_SECONDS
+                # After the last step too: what follows takes a while and can then be repeated.
+                if caught or due or state.step == self.steps:
                     self._save()
                     last_checkpoint = time.perf_counter()
                 if caught:
@@ -336,7 +339,9 @@ def split_holdout(train: Split, recipe: Recipe) -> tuple[Split, Split | None]:
     if not count:
         return train, None
     if count >= len(train):
-        raise UserError(f"data.holdout is {count}, of {len(train)} training images")
+        raise UserError(
+            f"data.holdout is {count}, of {len(train)} training images; leave some to train on"
+        )
     generator = torch.Generator().manual_seed(seed_of(0, "holdout", 0))
     order = torch.randperm(len(train), generator=generator).numpy()
     kept, held = order[:-count], order[-count:]

@@ -100,7 +100,7 @@ def test_cutout_leaves_the_rest() -> None:
 def test_jitter_is_torchvisions(name: str) -> None:
     torch.manual_seed(0)
     # Of middling values, so that nothing is clipped and the factor can be read off the result.
-    images = noise(300, 80, 170)
+    images = noise(300, 80, 140) + torch.arange(300, dtype=torch.uint8)[:, None, None, None] // 10
     options = Augment(flip=False, translate=0, **{name: 0.4})
     found = augment(images, options, MEAN)
     x, y = images.double(), found.double()
@@ -120,15 +120,19 @@ def test_jitter_is_torchvisions(name: str) -> None:
         assert (theirs.int() - mine.int()).abs().max() <= 2
 
 
-def test_jitter_saturates_and_does_not_wrap() -> None:
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_jitter_saturates_and_does_not_wrap(name: str) -> None:
+    # Two colours, near white and near black, of which each change pushes some values over the edge.
     torch.manual_seed(0)
-    images = torch.full((200, 32, 32, 3), 250, dtype=torch.uint8)
-    images[:, :16] = 5
-    found = augment(images, Augment(False, 0, brightness=1.0, contrast=1.0, saturation=1.0), MEAN)
+    images = torch.empty(200, 32, 32, 3, dtype=torch.uint8)
+    images[:, :16] = torch.tensor([252, 90, 250], dtype=torch.uint8)
+    images[:, 16:] = torch.tensor([3, 1, 100], dtype=torch.uint8)
+    found = augment(images, Augment(flip=False, translate=0, **{name: 1.0}), MEAN)
     assert found.dtype == torch.uint8
-    top, bottom = found[:, :16].int(), found[:, 16:].int()
-    assert bool((bottom >= top.amax((1, 2, 3), keepdim=True)).all())
-    assert bottom.max() == 255
+    assert found.max() == 255
+    # The order of two channels never turns round, as it does where a value wraps.
+    assert bool((found[:, :16, :, 0] >= found[:, :16, :, 1]).all())
+    assert bool((found[:, 16:, :, 2] >= found[:, 16:, :, 0]).all())
 
 
 def test_off_means_identical() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from cifar_deploy.data import find
+from cifar_deploy.data import find, synthetic
 from cifar_deploy.errors import UserError
 
 
@@ -38,6 +38,8 @@ def test_order_of_places(
 ) -> None:
     flag, variable = picture_folder("flag"), picture_folder("variable")
     picture_folder("work/data")
+    small = functools.partial(synthetic.generate, train=20, test=10)
+    monkeypatch.setattr(synthetic, "generate", small)
     assert find.load().origin == "data"
     monkeypatch.setenv(find.DATA_VARIABLE, str(variable))
     assert find.load().name == "variable"
@@ -117,9 +119,11 @@ def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(CIFAR10, "url", address)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield
-        server.shutdown()
-        thread.join()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_download(

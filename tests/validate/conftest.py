@@ -11,7 +11,7 @@ import torch
 from judgements import MakeJudgement, judgement_of
 from onnx import numpy_helper
 
-from cifar_deploy import recipe as recipes
+from cifar_deploy import recipe
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data import synthetic
@@ -19,6 +19,9 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.store import Json, ModelFolder, write_manifest
 from cifar_deploy.train.loop import Job, Trainer
+
+
+CPU = torch.device("cpu")
 
 
 class Silent:
@@ -37,15 +40,14 @@ def judged_data() -> Dataset:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory, judged_data: Dataset) -> ModelFolder:
-    """simple_cnn after 120 steps, exported as fp32 and fp16. Read only."""
+    """simple_cnn after 160 steps, exported as fp32 and fp16. Read only."""
     place = ModelFolder(tmp_path_factory.mktemp("models") / "simple_cnn")
     settings = {
-        "train": {"epochs": 6, "batch_size": 100, "ema": 0.0},
-        "optimizer": {"lr": 0.02},
+        "train": {"epochs": 4, "batch_size": 50, "ema": 0.0, "precision": "fp32"},
+        "optimizer": {"name": "adamw", "lr": 0.003},
         "augment": {"translate": 0, "flip": False},
     }
-    recipe = recipes.parse(settings, "test")
-    job = Job("simple_cnn", recipe, judged_data, torch.device("cpu"), place)
+    job = Job("simple_cnn", recipe.parse(settings, "test"), judged_data, CPU, place)
     Trainer(job).run(Silent())
     for precision in ("fp32", "fp16"):
         export_onnx(place, precision)

@@ -1,0 +1,94 @@
+"""A training run in the test's own process, and a network with all that has a state."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_deploy import architectures, recipe
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.train.loop import Job
+
+NORMED = '''
+"""Batch norm and dropout: running statistics, and random numbers inside the network."""
+
+from torch import nn
+
+
+def build(num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(3),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(200, num_classes),
+    )
+'''
+
+
+@dataclass
+class Recorder:
+    """A watch that keeps what it is told."""
+
+    steps: list[int] = field(default_factory=list)
+    epochs: list[Json] = field(default_factory=list)
+
+    def step(self, done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:
+        self.steps.append(done)
+
+    def epoch(self, record: Json) -> None:
+        self.epochs.append(record)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def few(small_data: Dataset) -> Dataset:
+    """600 training and 200 test images."""
+    return Dataset(
+        name="few",
+        origin="the first of the generated images",
+        classes=small_data.classes,
+        train=small_data.train.first(600),
+        test=small_data.test.first(200),
+        verified="generated",
+    )
+
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def make_job(few: Dataset, tmp_path: Path) -> MakeJob:
+    """A quick job: three epochs of six steps, with overrides."""
+
+    def make(
+        *overrides: str,
+        network: str = "simple_cnn",
+        dataset: Dataset = few,
+        folder: str = "out",
+        resume: bool = False,
+    ) -> Job:
+        quick = ["train.epochs=3", "train.batch_size=100", "train.precision=fp32"]
+        chosen = recipe.load(None, [*quick, "optimizer.lr=0.05", *overrides])
+        place = ModelFolder(tmp_path / folder)
+        return Job(network, chosen, dataset, torch.device("cpu"), place, resume)
+
+    return make
+
+
+@pytest.fixture
+def normed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a registered network with batch norm and dropout."""
+    (tmp_path / "normed_network.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(architectures.NETWORKS, "normed", "normed_network")
+    return "normed"

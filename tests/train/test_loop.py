@@ -1,0 +1,450 @@
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from cifar_deploy import __version__, recipe, store
+from cifar_deploy.architectures import weights
+from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.train import loop
+from cifar_deploy.train.loop import Interrupted, Job, Trainer, split_holdout
+
+# The fixtures are conftest's.
+MakeJob = Callable[..., Job]
+Watching = Any
+
+
+class Stopped(Trainer):
+    """A run that is sent a signal in the middle of its step number `at`."""
+
+    def __init__(self, job: Job, at: int, number: int) -> None:
+        super().__init__(job)
+        self.at, self.number = at, number
+
+    def _step(self, order: torch.Tensor, position: int) -> None:
+        if self.state.step + 1 == self.at:
+            os.kill(os.getpid(), self.number)
+        super()._step(order, position)
+
+
+def interrupt(job: Job, at: int, watch: Watching, number: int = signal.SIGTERM) -> None:
+    with pytest.raises(Interrupted) as caught:
+        Stopped(job, at, number).run(watch)
+    assert (caught.value.signal, caught.value.step) == (number, at)
+
+
+def resumed(job: Job) -> Job:
+    return dataclasses.replace(job, resume=True)
+
+
+def names(folder: ModelFolder) -> set[str]:
+    return {path.name for path in folder.path.iterdir()}
+
+
+ALL = {"model.safetensors", "card.json", "curves.png", "log.jsonl"}
+
+
+# --- a whole run --------------------------------------------------------------------------------
+
+
+def accuracy(folder: ModelFolder, split: Split) -> float:
+    """By a reader's own means: the weights through the deployment graph, an image at a time."""
+    graph = weights.load(folder).graph()
+    with torch.inference_mode():
+        answers = [int(graph(torch.from_numpy(image[None])).argmax()) for image in split.images]
+    return float((np.array(answers) == split.labels).mean())
+
+
+@pytest.fixture(scope="module")
+def learnt(
+    small_data: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Job, Json, list[Json]]:
+    """A run long enough to learn something: the job, its card, and what its watch was told."""
+    overrides = ["train.epochs=6", "train.batch_size=50", "optimizer.lr=0.001", "train.seed=3"]
+    overrides += ["optimizer.name=adamw", "train.precision=fp32", "data.holdout=200"]
+    overrides += ["train.label_smoothing=0", "augment.translate=1", "train.storage=fp16"]
+    folder = ModelFolder(tmp_path_factory.mktemp("models") / "simple_cnn")
+    chosen = recipe.load(None, overrides)
+    job = Job("simple_cnn", chosen, small_data, torch.device("cpu"), folder)
+
+    told = []
+
+    class Watch:
+        def step(self, done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:
+            assert 0 < done <= 36 * 6
+            assert 0 <= epoch < 6
+            assert loss > 0
+            assert 0 <= accuracy <= 1
+            assert rate > 0
+
+        def epoch(self, record: Json) -> None:
+            told.append(record)
+            # The line is on disk before anyone hears of the epoch.
+            assert len(folder.log.read_text().splitlines()) == len(told)
+
+    return job, Trainer(job).run(Watch()), told
+
+
+def test_it_learns(learnt: tuple[Job, Json, list[Json]]) -> None:
+    _, card, told = learnt
+    losses = [record["loss"] for record in told]
+    assert losses[-1] < losses[0] - 0.3
+    assert told[-1]["train_accuracy"] > told[0]["train_accuracy"] + 0.1
+    assert card["test_accuracy"] > 0.25  # chance is 0.1
+    assert told[-1]["holdout_accuracy"] > 0.25
+
+
+def test_the_log_has_a_line_an_epoch(learnt: tuple[Job, Json, list[Json]]) -> None:
+    job, card, told = learnt
+    lines = [json.loads(line) for line in job.folder.log.read_text().splitlines()]
+    assert lines == told == card["history"]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(lines))
+
+
+def test_the_card_tells_all(learnt: tuple[Job, Json, list[Json]], small_data: Dataset) -> None:
+    job, returned, _ = learnt
+    card = store.read_json(job.folder.card)
+    assert card == json.loads(json.dumps(returned))
+    assert card["network"] == "simple_cnn"
+    assert card["parameters"] == 62_006
+    assert card["recipe"] == job.recipe.to_dict()
+    assert recipe.parse(card["recipe"], "card") == job.recipe
+    assert (card["epochs"], card["seed"], card["precision"]) == (6, 3, "fp32")
+    assert card["test_images"] == 500
+    assert card["weights"]["sha256"] == store.sha256_of(job.folder.weights)
+    assert card["weights"]["bytes"] == job.folder.weights.stat().st_size
+    assert card["weights"]["storage"] == "fp16"
+    data = card["data"]
+    assert data["sha256"] == small_data.sha256()
+    assert (data["name"], data["verified"]) == ("synthetic", "generated")
+    assert (data["train_images"], data["holdout_images"]) == (1800, 200)
+    assert (data["mean"], data["std"]) == small_data.normalisation()
+    assert data["classes"] == list(small_data.classes)
+    assert card["versions"]["torch"] == metadata.version("torch")
+    assert card["cifar_deploy"] == __version__
+    assert f"{torch.get_num_threads()} threads" in card["device"]
+    assert card["wall_seconds"] > 0
+    assert card["finished"].endswith("+00:00")
+
+
+def test_the_cards_accuracy_is_what_a_reader_finds(
+    learnt: tuple[Job, Json, list[Json]], small_data: Dataset
+) -> None:
+    job, card, _ = learnt
+    assert accuracy(job.folder, small_data.test) == card["test_accuracy"]
+
+
+def test_fp16_storage_halves_the_matrices_and_no_more(
+    learnt: tuple[Job, Json, list[Json]],
+) -> None:
+    job, card, _ = learnt
+    with safe_open(job.folder.weights, framework="pt") as file:
+        kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert {kind for name, kind in kinds.items() if name.endswith("weight")} == {torch.float16}
+    assert {kind for name, kind in kinds.items() if name.endswith("bias")} == {torch.float32}
+    assert job.folder.weights.stat().st_size < 62_006 * 2 + 5_000
+    assert abs(card["test_accuracy_before_storage"] - card["test_accuracy"]) < 0.02
+
+
+def test_the_folder_holds_what_it_should(learnt: tuple[Job, Json, list[Json]]) -> None:
+    job, _, _ = learnt
+    assert names(job.folder) == ALL
+    with Image.open(job.folder.curves) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 800
+    for name in ALL:  # as any other new file, not its writer's alone
+        assert (job.folder.path / name).stat().st_mode == job.folder.card.stat().st_mode
+
+
+def test_without_an_average_the_network_itself_is_kept(
+    make_job: MakeJob, recorder: Watching, few: Dataset
+) -> None:
+    job = make_job("train.ema=0", "train.epochs=1")
+    trainer = Trainer(job)
+    card = trainer.run(recorder)
+    kept = weights.load(job.folder).network.state_dict()
+    own = trainer.network.state_dict()
+    assert all(torch.equal(kept[key], own[key]) for key in own)
+    assert card["test_accuracy_before_storage"] == card["test_accuracy"]
+    assert accuracy(job.folder, few.test) == card["test_accuracy"]
+
+
+def test_the_seed_makes_the_run(make_job: MakeJob, recorder: Watching) -> None:
+    raw = []
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        job = make_job(f"train.seed={seed}", "train.epochs=1", folder=folder)
+        Trainer(job).run(recorder)
+        raw.append(job.folder.weights.read_bytes())
+    assert raw[0] == raw[1]
+    assert raw[0] != raw[2]
+
+
+# --- resuming -----------------------------------------------------------------------------------
+
+SGD = ("optimizer.name=sgd", "optimizer.momentum=0.9")
+ADAMW = ("optimizer.name=adamw", "optimizer.lr=0.002")
+
+
+@pytest.mark.parametrize(
+    ("network", "overrides", "at"),
+    [
+        ("simple_cnn", SGD, 1),
+        ("simple_cnn", SGD, 9),
+        ("simple_cnn", (*SGD, "train.ema=0", "data.holdout=50"), 8),
+        ("simple_cnn", ADAMW, 6),  # the end of an epoch
+        ("simple_cnn", (*ADAMW, "train.ema=0"), 17),
+        ("simple_cnn", (*ADAMW, "train.precision=bf16"), 18),  # the last step
+        ("normed", SGD, 10),
+        ("normed", (*SGD, "train.precision=bf16", "augment.cutout=6"), 7),
+        ("normed", (*ADAMW, "train.ema=0", "train.precision=bf16", "augment.contrast=0.2"), 11),
+    ],
+)
+def test_a_resumed_run_ends_at_the_same_weights(
+    make_job: MakeJob,
+    recorder: Watching,
+    normed: str,
+    network: str,
+    overrides: tuple[str, ...],
+    at: int,
+) -> None:
+    assert normed == "normed"
+    whole = make_job(*overrides, network=network, folder="whole")
+    card = Trainer(whole).run(recorder)
+    stopped = make_job(*overrides, network=network, folder="stopped")
+    interrupt(stopped, at, recorder)
+    assert "model.safetensors" not in names(stopped.folder)
+    again = Trainer(resumed(stopped)).run(recorder)
+
+    assert stopped.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
+    for record in (*card["history"], *again["history"]):
+        record.pop("seconds")
+    assert again["history"] == card["history"]
+    assert again["test_accuracy"] == card["test_accuracy"]
+    assert names(stopped.folder) == ALL
+
+
+def test_a_run_may_be_stopped_again_and_again(make_job: MakeJob, recorder: Watching) -> None:
+    whole = make_job(folder="whole")
+    Trainer(whole).run(recorder)
+    job = make_job(folder="stopped")
+    interrupt(job, 2, recorder, signal.SIGINT)
+    for at in (3, 7, 12, 13):
+        interrupt(resumed(job), at, recorder)
+    Trainer(resumed(job)).run(recorder)
+    assert job.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
+
+
+def test_the_seconds_add_up(make_job: MakeJob, recorder: Watching) -> None:
+    job = make_job()
+    interrupt(job, 9, recorder)
+    before = Trainer(resumed(job)).state.seconds
+    assert before > 0
+    time.sleep(0.3)  # a pause is no training
+    started = time.perf_counter()
+    card = Trainer(resumed(job)).run(recorder)
+    passed = time.perf_counter() - started
+    assert before < card["history"][-1]["seconds"] < before + passed + 0.01
+
+
+def test_a_long_run_leaves_checkpoints(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    job = make_job("train.epochs=2")
+    seen = []
+
+    class Looking(Trainer):
+        def _step(self, order: torch.Tensor, position: int) -> None:
+            if self.state.step:
+                seen.append(Trainer(resumed(job)).state.step)
+            super()._step(order, position)
+
+    Looking(job).run(recorder)
+    assert seen == list(range(1, 12))
+    assert names(job.folder) == ALL
+
+
+def test_a_run_that_dies_after_its_last_step_can_be_finished(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_job(folder="whole")
+    Trainer(whole).run(recorder)
+    job = make_job(folder="died")
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "stored", None)
+        with pytest.raises(TypeError):
+            Trainer(job).run(recorder)
+    Trainer(resumed(job)).run(recorder)
+    assert job.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
+
+
+def test_signals_are_given_back(make_job: MakeJob, recorder: Watching) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    interrupt(make_job(), 2, recorder)
+    Trainer(make_job("train.epochs=1")).run(recorder)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_ctrl_c_ends_at_once(make_job: MakeJob, recorder: Watching) -> None:
+    class Twice(Trainer):
+        def _step(self, order: torch.Tensor, position: int) -> None:
+            super()._step(order, position)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Twice(make_job()).run(recorder)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lr=0.06", "recipe.optimizer.lr = 0.05, not 0.06"),
+        ("train.epochs=4", "recipe.train.epochs = 3, not 4"),
+        ("train.ema=0", "recipe.train.ema = 0.99, not 0"),
+        ("augment.flip=false", "recipe.augment.flip = True, not False"),
+        ("optimizer.name=adamw", "recipe.optimizer.name = sgd, not adamw"),
+    ],
+)
+def test_another_recipe_is_not_resumed(
+    make_job: MakeJob, recorder: Watching, override: str, said: str
+) -> None:
+    interrupt(make_job(), 3, recorder)
+    with pytest.raises(UserError, match=f"was made with {said}"):
+        Trainer(make_job(override, resume=True))
+
+
+def test_another_network_or_data_set_is_not_resumed(
+    make_job: MakeJob, recorder: Watching, few: Dataset, normed: str
+) -> None:
+    interrupt(make_job(), 3, recorder)
+    with pytest.raises(UserError, match="network = simple_cnn, not normed"):
+        Trainer(make_job(network=normed, resume=True))
+    other = dataclasses.replace(few, train=few.train.first(599))
+    with pytest.raises(UserError, match="was made with data_sha256 = "):
+        Trainer(make_job(dataset=other, resume=True))
+
+
+def test_there_must_be_a_checkpoint_to_resume(make_job: MakeJob) -> None:
+    with pytest.raises(UserError, match=r"there is no checkpoint in .*; start without --resume"):
+        Trainer(make_job(resume=True))
+
+
+@pytest.mark.parametrize("kept", [0, 7, 1000, 500_000])
+def test_a_truncated_checkpoint_is_told(make_job: MakeJob, recorder: Watching, kept: int) -> None:
+    job = make_job()
+    interrupt(job, 3, recorder)
+    raw = job.folder.checkpoint.read_bytes()
+    assert len(raw) > 500_000
+    job.folder.checkpoint.write_bytes(raw[:kept])
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors is damaged"):
+        Trainer(resumed(job))
+
+
+def test_weights_are_no_checkpoint(make_job: MakeJob, recorder: Watching) -> None:
+    job = make_job("train.epochs=1")
+    Trainer(job).run(recorder)
+    job.folder.weights.rename(job.folder.checkpoint)
+    with pytest.raises(UserError, match=r"--resume: the checkpoint in .* was made with"):
+        Trainer(resumed(job))
+
+
+# --- what is held out ---------------------------------------------------------------------------
+
+
+def ids(split: Split) -> set[bytes]:
+    return {image.tobytes() for image in split.images}
+
+
+def test_the_holdout_is_a_part_of_the_training_images(few: Dataset) -> None:
+    parts = []
+    classes = set()
+    for seed in (0, 1):
+        chosen = recipe.load(None, ["data.holdout=150", f"train.seed={seed}"])
+        train, held = split_holdout(few.train, chosen)
+        assert held is not None
+        assert (len(train), len(held)) == (450, 150)
+        assert ids(train).isdisjoint(ids(held))
+        assert ids(train) | ids(held) == ids(few.train)
+        parts.append(ids(held))
+        classes = set(held.labels.tolist())
+    assert parts[0] == parts[1]  # the same for every seed: runs can be compared
+    assert classes == set(range(10))
+    assert split_holdout(few.train, recipe.load(None)) == (few.train, None)
+
+
+def test_held_out_and_test_images_are_never_trained_on(
+    make_job: MakeJob, recorder: Watching, few: Dataset
+) -> None:
+    """Other labels on them change what is measured and not a bit of the weights."""
+    options = ("data.holdout=200", "train.batch_size=100")
+    _, held = split_holdout(few.train, recipe.load(None, options))
+    assert held is not None
+    inside = np.array([image.tobytes() in ids(held) for image in few.train.images])
+    labels = np.where(inside, (few.train.labels + 1) % 10, few.train.labels)
+    wrong_held = dataclasses.replace(few, train=Split(few.train.images, labels))
+    turned = Split(few.test.images[::-1].copy(), few.test.labels)
+    wrong_test = dataclasses.replace(few, test=turned)
+
+    cards, raw = [], []
+    for folder, dataset in (("true", few), ("held", wrong_held), ("test", wrong_test)):
+        job = make_job(*options, *ADAMW, "train.ema=0", dataset=dataset, folder=folder)
+        cards.append(Trainer(job).run(recorder))
+        raw.append(job.folder.weights.read_bytes())
+    assert raw[0] == raw[1] == raw[2]
+    held_out = [[record["holdout_accuracy"] for record in card["history"]] for card in cards]
+    assert held_out[0] == held_out[2] != held_out[1]
+    tested = [card["test_accuracy"] for card in cards]
+    assert tested[0] == tested[1] != tested[2]
+
+
+def test_the_holdout_leaves_something_to_train_on(make_job: MakeJob) -> None:
+    with pytest.raises(UserError, match=r"data\.holdout is 600, of 600 training images"):
+        Trainer(make_job("data.holdout=600"))
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_diverging_run_is_told(make_job: MakeJob, recorder: Watching) -> None:
+    job = make_job("optimizer.lr=100", "train.epochs=30", "augment.flip=false")
+    with pytest.raises(UserError, match=r"the loss is not a number at step \d+.*lower --lr"):
+        Trainer(job).run(recorder)
+    assert "model.safetensors" not in names(job.folder)
+
+
+def test_a_batch_larger_than_the_data_is_told(make_job: MakeJob) -> None:
+    with pytest.raises(UserError, match="600 training images are fewer than a batch of 601"):
+        Trainer(make_job("train.batch_size=601"))
+    with pytest.raises(UserError, match="599 training images are fewer than a batch of 600"):
+        Trainer(make_job("train.batch_size=600", "data.holdout=1"))
+
+
+def test_nothing_is_written_before_the_first_step(make_job: MakeJob, tmp_path: Path) -> None:
+    Trainer(make_job())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_where_the_folder_should_be_is_told(
+    make_job: MakeJob, recorder: Watching, tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot make .*/out: File exists"):
+        Trainer(make_job()).run(recorder)
+    assert (tmp_path / "out").read_text() == "in the way"

@@ -399,9 +399,7 @@ def test_a_disk_that_is_full_or_read_only(workshop: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_debug_shows_where_it_was_raised(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_shows_where_it_was_raised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from cifar_deploy.errors import UserError
 
     monkeypatch.setattr(sys, "argv", ["cifar-deploy", "train", "resnet81", "--debug"])

@@ -20,7 +20,7 @@ def read_image(path: Path) -> Images:
     with disk_errors(path, "read"):
         file = path.open("rb")
     try:
-        # Pillow refuses twice its limit with an error; up to there it only warns.
+        # Pillow refuses what is twice its limit; below it only warns, as of odd palettes.
         with file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
@@ -38,7 +38,5 @@ def to_array(image: Image.Image) -> Images:
     """
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip it to white
         image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
     small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return np.array(small, np.uint8)

@@ -108,15 +108,25 @@ def test_norm_without_weights() -> None:
 
 
 class ReadTwice(nn.Module):
-    """The convolution's output is read by the batch norm and beside it."""
+    """The convolution, or the pool behind it, is read by the batch norm and beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), norm(4)
+        self.conv, self.pool, self.norm, self.where = (
+            nn.Conv2d(3, 4, 3),
+            nn.MaxPool2d(2),
+            norm(4),
+            where,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
-        return torch.cat([self.norm(y), y], 1)
+        if self.where == "convolution":
+            return torch.cat([self.norm(y), y], 1)
+        z = self.pool(y)
+        if self.where == "before the pool":
+            return torch.cat([self.norm(z), y[..., :15, :15]], 1)
+        return torch.cat([self.norm(z), z], 1)
 
 
 class CalledTwice(nn.Module):
@@ -155,10 +165,20 @@ class OtherChannels(nn.Module):
         return y
 
 
-@pytest.mark.parametrize("kind", [ReadTwice, CalledTwice, WeightRead, OtherChannels])
-def test_what_cannot_be_folded_stays(kind: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ReadTwice, ["convolution"]),
+        (ReadTwice, ["before the pool"]),
+        (ReadTwice, ["after the pool"]),
+        (CalledTwice, []),
+        (WeightRead, []),
+        (OtherChannels, []),
+    ],
+)
+def test_what_cannot_be_folded_stays(kind: Callable[..., nn.Module], arguments: list[str]) -> None:
     torch.manual_seed(4)
-    network = kind()
+    network = kind(*arguments)
     folded = fold_batch_norms(network)
     assert difference(network, folded) == 0.0
     assert any(isinstance(module, _BatchNorm) for module in folded.modules())

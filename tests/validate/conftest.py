@@ -20,7 +20,6 @@ from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.store import Json, ModelFolder, write_manifest
 from cifar_deploy.train.loop import Job, Trainer
 
-
 CPU = torch.device("cpu")
 
 

@@ -85,7 +85,7 @@ def test_at_80_columns_names_are_folded_not_cut(judgements: list[Judgement]) -> 
 
 
 def test_names_are_no_markup(make_judgement: MakeJudgement, small_data: Dataset) -> None:
-    files = {name: small_data.test.labels for name in ("models/a/[red]b.onnx", "[c].onnx")}
+    files = dict.fromkeys(("models/a/[red]b.onnx", "[c].onnx"), small_data.test.labels)
     text = printed([make_judgement(files, unusable={"[bold]d.onnx": "broken"})], 140)
     for name in ("[red]b.onnx", "[c].onnx", "[bold]d.onnx"):
         assert name in text

@@ -1,0 +1,132 @@
+"""PyTorch and ONNX Runtime behind the protocol, on one small model."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from cifar_deploy import architectures
+from cifar_deploy.architectures import weights
+from cifar_deploy.data import cifar10
+from cifar_deploy.data.dataset import Images
+from cifar_deploy.device import pick
+from cifar_deploy.errors import UserError
+from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.runtimes.load import check_file, open_file, open_model
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.protocol import BATCH, Runtime
+from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.store import ModelFolder, manifest_path, sha256_of, write_json
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """An untrained simple_cnn, saved and exported."""
+    made = ModelFolder(tmp_path_factory.mktemp("models") / "simple_cnn")
+    torch.manual_seed(3)
+    facts = {
+        "network": "simple_cnn",
+        "stem": "cifar",
+        "classes": list(cifar10.CLASSES),
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.25, 0.3],
+    }
+    weights.save(made.weights, architectures.build("simple_cnn").state_dict(), facts)
+    card = {"network": "simple_cnn", "weights": {"sha256": sha256_of(made.weights)}}
+    write_json(made.card, card)
+    for precision in ("fp32", "fp16"):
+        export_onnx(made, precision)
+    return made
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    generator = np.random.default_rng(5)
+    return generator.integers(0, 256, (BATCH + 3, 32, 32, 3), dtype=np.uint8)
+
+
+def test_pytorch_is_the_network_on_normalised_pixels(folder: ModelFolder, images: Images) -> None:
+    trained = weights.load(folder)
+    logits = PyTorch(trained, CPU).logits(images)
+    pixels = images.astype(np.float64) / 255
+    normal = (pixels - trained.mean) / trained.std
+    with torch.no_grad():
+        network = trained.network.double()
+        expected = network(torch.from_numpy(normal).permute(0, 3, 1, 2)).numpy()
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_onnx_runtime_agrees_and_says_what_ran(folder: ModelFolder, images: Images) -> None:
+    reference = PyTorch(weights.load(folder), CPU).logits(images)
+    for precision, tolerance in (("fp32", 1e-4), ("fp16", 2e-2)):
+        runtime = OnnxRuntime(folder.onnx(precision), CPU)
+        assert runtime.provider == "CPUExecutionProvider"
+        assert runtime.precision == precision
+        assert runtime.device == "cpu"
+        logits = runtime.logits(images)
+        assert logits.shape == (BATCH + 3, 10)
+        np.testing.assert_allclose(logits, reference, atol=tolerance)
+
+
+def test_a_bound_call_runs_the_same_inference(folder: ModelFolder, images: Images) -> None:
+    opened: list[Runtime] = [
+        PyTorch(weights.load(folder), CPU),
+        OnnxRuntime(folder.onnx("fp32"), CPU),
+    ]
+    for runtime in opened:
+        answer = runtime.bind(images[:4])()
+        array = np.asarray(answer[0] if isinstance(answer, list) else answer)
+        np.testing.assert_allclose(array, runtime.logits(images[:4]), atol=1e-5)
+
+
+def test_classes_come_from_the_file(folder: ModelFolder, tmp_path: Path) -> None:
+    assert open_file(folder.onnx("fp32"), CPU)[1] == cifar10.CLASSES
+    assert open_model(folder, CPU)[1] == cifar10.CLASSES
+    model = onnx.load(folder.onnx("fp32"))
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "nameless.onnx")
+    assert open_file(tmp_path / "nameless.onnx", CPU)[1] == tuple("0123456789")
+    with pytest.raises(UserError, match="no exported format"):
+        open_file(folder.weights, CPU)
+
+
+def test_check_file_wants_the_weights_it_was_exported_from(
+    folder: ModelFolder, tmp_path: Path
+) -> None:
+    file = folder.onnx("fp32")
+    check_file(file, sha256_of(folder.weights))
+    with pytest.raises(UserError, match="exported from other weights"):
+        check_file(file, "0" * 64)
+    copy = tmp_path / file.name
+    shutil.copy(file, copy)
+    check_file(copy, "0" * 64)  # without a manifest there is nothing to hold it to
+    shutil.copy(manifest_path(file), manifest_path(copy))
+    copy.write_bytes(copy.read_bytes() + b"\0")
+    with pytest.raises(UserError, match="does not match its manifest"):
+        check_file(copy)
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_not_replaced() -> None:
+    with pytest.raises(UserError, match="use --device cpu"):
+        pick(f"cuda:{torch.cuda.device_count()}")
+
+
+@pytest.mark.gpu
+def test_cuda_runs_on_cuda(folder: ModelFolder, images: Images) -> None:
+    device = torch.device("cuda", 0)
+    reference = PyTorch(weights.load(folder), CPU).logits(images)
+    on_gpu = PyTorch(weights.load(folder), device)
+    assert on_gpu.provider == "CUDA"
+    np.testing.assert_allclose(on_gpu.logits(images), reference, atol=1e-3)
+    runtime = OnnxRuntime(folder.onnx("fp32"), device)
+    assert runtime.provider == "CUDAExecutionProvider"
+    np.testing.assert_allclose(runtime.logits(images), reference, atol=1e-3)
+    call = runtime.bind(images[:8])
+    call()
+    torch.cuda.synchronize()

@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from cifar_deploy import store
+from cifar_deploy.cli import app
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import ModelFolder
+
+
+def run(*arguments: str | Path) -> Result:
+    """The command's answer; what it raises is raised here."""
+    return CliRunner().invoke(app, ["train", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `train` writes when it is not told."""
+    place = tmp_path / "models"
+    monkeypatch.setenv(store.MODELS_VARIABLE, str(place))
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+QUICK = ("--epochs", "1", "--batch-size", "120", "--device", "cpu")
+
+
+def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
+    done = run(
+        *("simple_cnn", "--data-dir", pictures, *QUICK, "--lr", "0.02", "--seed", "4"),
+        *("--set", "train.ema=0", "--set", "schedule.name=cosine", "--out", "here", "--json"),
+    )
+    assert done.exit_code == 0
+    card = json.loads(done.stdout)
+    folder = ModelFolder(tmp_path / "here")
+    assert card == store.read_card(folder)
+    recipe = card["recipe"]
+    found = {key: recipe["train"][key] for key in ("epochs", "batch_size", "seed", "ema")}
+    assert found == {"epochs": 1, "batch_size": 120, "seed": 4, "ema": 0.0}
+    assert recipe["optimizer"]["lr"] == 0.02
+    assert recipe["schedule"] == {"name": "cosine", "warmup": 0.25}  # the rest is the network's own
+    assert recipe["train"]["precision"] == "fp32"
+    assert card["data"]["train_images"] == 240
+
+
+def test_weights_go_among_the_models(pictures: Path, models: Path) -> None:
+    own = ModelFolder(models / "simple_cnn")
+    own.path.mkdir(parents=True)
+    own.recipe.write_text("[train]\nseed = 11\nepochs = 7\n")
+    done = run("simple_cnn", "--data-dir", pictures, *QUICK)
+    assert done.exit_code == 0
+    card = store.read_card(own)
+    assert (card["seed"], card["epochs"]) == (11, 1)  # the folder's recipe, the flag over it
+    said = f"simple_cnn: {100 * card['test_accuracy']:.2f} % of 60 test images"
+    assert said in done.stdout
+    assert str(own.weights) in done.stdout
+
+
+def test_another_recipe(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[train]\nseed = 12\n[optimizer]\nname = 'adamw'\n")
+    done = run("simple_cnn", "--data-dir", pictures, *QUICK, "--recipe", "mine.toml", "--json")
+    recipe = json.loads(done.stdout)["recipe"]
+    assert (recipe["train"]["seed"], recipe["optimizer"]["name"]) == (12, "adamw")
+
+
+BAD = [
+    (("resnet19x",), "no network is called 'resnet19x'; did you mean resnet"),
+    (("simple_cnn", "--epochs", "0"), "train.epochs is 0"),
+    (("simple_cnn", "--lr", "nan"), "optimizer.lr is nan"),
+    (("simple_cnn", "--seed", "-1"), "train.seed is -1"),
+    (("simple_cnn", "--set", "train.epoch=1"), "did you mean epochs"),
+    (("simple_cnn", "--set", "model.stem=imagenet"), "simple_cnn has no 'imagenet' stem"),
+    (("simple_cnn", "--recipe", "absent.toml"), "cannot read absent.toml: No such file"),
+    (("simple_cnn", "--device", "tpu"), "--device tpu: it can be auto, cpu, cuda or cuda:N"),
+    (("simple_cnn", "--device", "cuda:99"), "--device cuda:99: torch .* CUDA GPUs here"),
+    (("simple_cnn", "--data-dir", "absent"), "--data-dir: absent does not exist"),
+    (("simple_cnn", "--batch-size", "241"), "240 training images are fewer than a batch of 241"),
+    (("simple_cnn", "--set", "data.holdout=240"), "data.holdout is 240, of 240"),
+    (("simple_cnn", "--resume"), "there is no checkpoint in "),
+]
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "here")], ids=["models", "out"])
+@pytest.mark.parametrize(("arguments", "said"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_arguments_are_told_and_nothing_is_written(
+    pictures: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    said: str,
+    out: tuple[str, ...],
+) -> None:
+    there = () if "--data-dir" in arguments else ("--data-dir", pictures)
+    with pytest.raises(UserError, match=said) as caught:
+        run(*arguments, *there, *out)
+    assert len(str(caught.value).splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_is_told(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sees no CUDA GPUs here; use --device cpu"):
+        run("simple_cnn", "--data-dir", pictures, "--device", "cuda")
+    assert list(tmp_path.iterdir()) == []

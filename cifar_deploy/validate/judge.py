@@ -126,6 +126,7 @@ def judge(
             rows.append(_row(str(file), runtime, file.stat().st_size, split, reference, options))
         except UserError as error:
             unusable.append(Unusable(str(file), str(error)))
+    sha256 = dataset.sha256()
     return Judgement(
         model=trained.name,
         classes=trained.classes,
@@ -136,8 +137,8 @@ def judge(
             "data": {
                 "name": dataset.name,
                 "verified": dataset.verified,
-                "sha256": dataset.sha256(),
-                "same_as_training": dataset.sha256() == trained.card["data"]["sha256"],
+                "sha256": sha256,
+                "same_as_training": sha256 == trained.card["data"]["sha256"],
                 "images": len(split),
             },
             "weights_sha256": trained.card["weights"]["sha256"],

@@ -250,7 +250,7 @@ def hostile(marker: Path) -> dict[str, bytes]:
     }
     command = f"touch {marker}".encode()
     tuples = b"K\x01" + b"\x85" * 100_000
-    pairs = b"K\x01" + b"".join(b"q%c0h%c\x86" % (n, n) for n in range(100))
+    pairs = b"K\x01" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(100))
     return {
         **{name: pickle.dumps({"data": value}, 4) for name, value in values.items()},
         "os.system in protocol 0": b"cos\nsystem\n(S'" + command + b"'\ntR.",

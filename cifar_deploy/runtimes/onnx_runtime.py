@@ -30,6 +30,7 @@ class OnnxRuntime:
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.device = str(device)
         self.precision: str = facts["precision"]
+        self._path = path
         self._torch_device = device
         self._input: str = facts["inputs"][0]["name"]
         self._output: str = facts["outputs"][0]["name"]
@@ -60,7 +61,13 @@ class OnnxRuntime:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
 
         def run(batch: Images) -> Logits:
-            result: Logits = self._session.run([self._output], {self._input: batch})[0]
+            try:
+                result: Logits = self._session.run([self._output], {self._input: batch})[0]
+            except Exception as error:  # a fixed batch, or no memory left
+                raise UserError(
+                    f"{self._path}: ONNX Runtime cannot run a batch of {len(batch)}: "
+                    f"{_first_line(error)}"
+                ) from error
             return result
 
         return in_batches(run, images)

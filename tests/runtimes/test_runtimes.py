@@ -112,6 +112,19 @@ def test_check_file_wants_the_weights_it_was_exported_from(
         check_file(copy)
 
 
+def test_a_fixed_batch_is_told_and_not_a_crash(
+    folder: ModelFolder, images: Images, tmp_path: Path
+) -> None:
+    model = onnx.load(folder.onnx("fp32"))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "one.onnx")
+    runtime = OnnxRuntime(tmp_path / "one.onnx", CPU)
+    assert runtime.logits(images[:1]).shape == (1, 10)
+    with pytest.raises(UserError, match="cannot run a batch of 2"):
+        runtime.logits(images[:2])
+
+
 def test_a_gpu_that_is_not_there_is_refused_and_not_replaced() -> None:
     with pytest.raises(UserError, match="use --device cpu"):
         pick(f"cuda:{torch.cuda.device_count()}")

@@ -337,28 +337,36 @@ def test_a_full_disk_ends_a_training_with_a_message(
 def test_signals_stop_the_command_and_resume_goes_on(
     nursery: Nursery, pictures: Path, tmp_path: Path
 ) -> None:
-    whole, folder = ModelFolder(tmp_path / "whole"), ModelFolder(tmp_path / "simple_cnn")
     options = ("--data-dir", str(pictures), "--epochs", "60", "--device", "cpu", "--seed", "5")
     command = ("train", "simple_cnn", *options, "--batch-size", "80", "--out")
-    for number, status, more in (
-        (signal.SIGINT, 130, ()),
-        (signal.SIGTERM, 143, ("--resume",)),
-    ):
-        folder.log.unlink(missing_ok=True)
-        arguments = [sys.executable, "-m", "cifar_deploy", *command, str(folder.path), *more]
-        with subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-        ) as process:
-            while not folder.log.exists():  # the first epoch of this sitting has ended
-                assert process.poll() is None
-                time.sleep(0.005)
-            process.send_signal(number)
-            said = process.communicate()[1].splitlines()
+    whole = tmp_path / "whole"
+    assert nursery.run(*command, whole).code == 0
+    started = []
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        folder = ModelFolder(tmp_path / str(status))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cifar_deploy", *command, str(folder.path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        started.append((process, folder, number, status))
+    waiting = list(started)
+    while waiting:
+        time.sleep(0.005)
+        for entry in list(waiting):
+            process, folder, number, _ = entry
+            assert process.poll() is None
+            if folder.log.exists():  # the first epoch has ended
+                process.send_signal(number)
+                waiting.remove(entry)
+    for process, folder, _, status in started:
+        said = process.communicate()[1].splitlines()
         assert process.returncode == status
         assert said[-1].startswith("stopped after step ")
         assert said[-1].endswith(f"and --resume ({folder.checkpoint})")
         assert set(files(folder.path)) == {"checkpoint.safetensors", "log.jsonl"}
-    assert nursery.run(*command, folder.path, "--resume").code == 0
-    assert nursery.run(*command, whole.path).code == 0
-    assert files(folder.path)["model.safetensors"] == files(whole.path)["model.safetensors"]
-    assert {path.name for path in folder.path.iterdir()} == TRAINED
+        assert nursery.run(*command, folder.path, "--resume").code == 0
+        assert files(folder.path)["model.safetensors"] == files(whole)["model.safetensors"]
+        assert {path.name for path in folder.path.iterdir()} == TRAINED

@@ -103,10 +103,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
-            part.touch()
-            mode = part.stat().st_mode  # as the umask has it; some writers make theirs private
             yield part
-            part.chmod(mode)
             with part.open("rb") as written:
                 os.fsync(written.fileno())
             part.replace(path)

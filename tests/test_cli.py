@@ -51,7 +51,10 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> P
         patch.setenv("CIFAR_DEPLOY_DATA", str(place / "pictures"))
         patch.delenv("CIFAR_DEPLOY_MODELS", raising=False)
         for arguments in (
-            ["train", "simple_cnn", "--epochs", "6", "--batch-size", "100"],
+            [
+                *("train", "simple_cnn", "--epochs", "12", "--batch-size", "50"),
+                *("--lr", "0.03", "--set", "train.ema=0"),
+            ],
             ["export", "simple_cnn", "--precision", "fp32", "--precision", "fp16"],
         ):
             patch.setattr(sys, "argv", ["cifar-deploy", *arguments])

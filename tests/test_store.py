@@ -58,17 +58,6 @@ def test_an_exception_leaves_the_old_file_and_no_part(
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    store.write_text(file, "old")
-    with (
-        pytest.raises(UserError, match=r"cannot write .*a\.txt: No such file"),
-        store.atomic_path(file),
-    ):
-        pass
-    assert file.read_text() == "old"
-
-
 def test_a_dead_processes_part_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import nn
 
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json, ModelFolder, atomic_path, read_card
+from cifar_deploy.store import Json, ModelFolder, read_card, write_bytes
 
 HEADER = "cifar_deploy"
 
@@ -52,8 +52,8 @@ def stored(network: nn.Module, storage: str) -> dict[str, torch.Tensor]:
 def save(path: Path, state: dict[str, torch.Tensor], facts: Json) -> None:
     """Write `state` to `path` with `facts` (network, stem, classes, mean, std) in the header."""
     header = {HEADER: json.dumps({**facts, "version": __version__})}
-    with atomic_path(path) as part:
-        save_file(state, part, metadata=header)
+    # Written here and not by safetensors, whose errors do not say what the disk objects to.
+    write_bytes(path, serialised(state, metadata=header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:

@@ -510,7 +510,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 8,
     data_dir: DataDirOption = None,
     data: SourceOption = Source.auto,
 ) -> None:
@@ -525,8 +525,7 @@ def demo(
             _say(f"{error}\nGoing on with the generated data set.")
             source = "synthetic"
     model = store.ModelFolder(folder / "simple_cnn")
-    overrides = [f"train.epochs={epochs}"] if epochs else []
-    _train("simple_cnn", model, overrides, source=source, data_dir=data_dir)
+    _train("simple_cnn", model, [f"train.epochs={epochs}"], source=source, data_dir=data_dir)
     _export([model], ["fp32", "fp16"])
     judgements = _validate([(model, model.exported())], source=source, data_dir=data_dir)
     _publish(judgements, folder / "validation.json", folder / "report.html")

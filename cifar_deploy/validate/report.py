@@ -127,7 +127,7 @@ def _latency(judgements: Sequence[Judgement], styles: dict[str, str]) -> Markup 
         for row in judgement.rows:
             if row.speed:
                 name = _label(judgement, row)
-                latency, accuracy = row.speed.single.p50, 100 * row.accuracy
+                latency, accuracy = row.speed.single.latency.p50, 100 * row.accuracy
                 title = f"{judgement.model} {name}: {accuracy:.2f} %, {latency:.3g} ms"
                 marks.append((name, svg.Mark(latency, accuracy, styles[name], title)))
         if len(judgements) == 1:  # the model is clear: name the files
@@ -169,7 +169,7 @@ def _sweeps(judgements: Sequence[Judgement], styles: dict[str, str]) -> list[tup
                     timing.images_per_second,
                     styles[name],
                     f"{name}, batch {timing.batch}: {timing.images_per_second:,.0f} images/s "
-                    f"({timing.p50:.3g} ms a call)",
+                    f"({timing.latency.p50:.3g} ms a call)",
                 )
                 for timing in sweep
             ]

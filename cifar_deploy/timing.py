@@ -65,24 +65,23 @@ class Timing:
 
 def times(values: Sequence[float]) -> Times:
     """The quantiles of `values` in milliseconds."""
-    return Times(min(values), *(float(np.percentile(values, q)) for q in (50, 90, 99)))
+    p50, p90, p99 = (float(np.percentile(values, q)) for q in (50, 90, 99))
+    return Times(min(values), p50, p90, p99)
 
 
 def summarise(batch: int, calls: Sequence[Call], on_cuda: bool) -> Timing:
     """The figures of `calls` with `batch` images each."""
     end_to_end = times([call.host for call in calls])
-    parts = [
-        times([getattr(call, part) for call in calls]) if on_cuda else None
-        for part in ("h2d", "d2h", "enqueue")
-    ]
     return Timing(
-        batch,
-        len(calls),
-        times([call.h2d + call.compute + call.d2h for call in calls]),
-        times([call.compute for call in calls]),
-        *parts,
-        end_to_end,
-        1000 * batch / end_to_end.p50,
+        batch=batch,
+        calls=len(calls),
+        latency=times([call.h2d + call.compute + call.d2h for call in calls]),
+        compute=times([call.compute for call in calls]),
+        h2d=times([call.h2d for call in calls]) if on_cuda else None,
+        d2h=times([call.d2h for call in calls]) if on_cuda else None,
+        enqueue=times([call.enqueue for call in calls]) if on_cuda else None,
+        end_to_end=end_to_end,
+        images_per_second=1000 * batch / end_to_end.p50,
     )
 
 
@@ -104,10 +103,9 @@ class Pool:
 
     def take(self, batch: int) -> torch.Tensor:
         """The next `batch` images; after the last the first come again."""
-        if self._next + batch > len(self.images):
-            self._next = 0
-        self._next += batch
-        return self.images[self._next - batch : self._next]
+        start = self._next if self._next + batch <= len(self.images) else 0
+        self._next = start + batch
+        return self.images[start : start + batch]
 
 
 class Lane:
@@ -119,7 +117,9 @@ class Lane:
         self._pool = pool
         first = pool.images[:batch].numpy()
         if self.on_cuda:
-            self._stream = torch.cuda.Stream(torch.device(runtime.device))
+            self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
+                torch.device(runtime.device)
+            )
             with torch.cuda.stream(self._stream):
                 bounds = [runtime.bind(first) for _ in range(BUFFERS)]
                 self._events = [

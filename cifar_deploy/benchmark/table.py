@@ -54,7 +54,7 @@ def table(rows: Sequence[Row]) -> "Table":
 
 def cells(row: Row) -> list[str]:
     """The texts of one line, one for each heading."""
-    timing, runtime = row.timing, row.contender.runtime
+    timing = row.timing
     flown = row.throughput
     per_joule = flown.images_per_joule if flown else None
     name = row.contender.name

@@ -23,7 +23,13 @@ class OnnxRuntime:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                f"{path}: ONNX Runtime does not import ({error}); run: pip install onnxruntime-gpu "
+                "(without a GPU onnxruntime)"
+            ) from error
 
         read_manifest(path)
         facts = onnx_interface.inspect(path)

@@ -375,18 +375,17 @@ def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
     """Label and options of each format, flavour and precision that the program knows."""
     sys.path.insert(0, str(ROOT))
     from cifar_deploy import cli
+    from cifar_deploy.engines import flavour as flavours
 
     asked = session.asked
-    flavours = [value for value in getattr(cli, "Flavour", ()) if value != "auto"]
     kinds = [kind for kind in cli.Format if not asked.format or kind in asked.format]
     precisions = [p for p in cli.Precision if not asked.precision or p in asked.precision]
     for kind in kinds:
-        for flavour in flavours if kind == "trt" else [None]:
+        for flavour in flavours.NAMES if kind == cli.Format.trt else [""]:
             for precision in precisions:
                 options = ["--format", kind.value, "--precision", precision.value]
-                options += ["--flavour", flavour.value] if flavour else []
-                words = [kind.value, flavour.value if flavour else "", precision.value]
-                yield " ".join(filter(None, words)), options
+                options += ["--flavour", flavour] if flavour else []
+                yield " ".join(filter(None, [kind.value, flavour, precision.value])), options
 
 
 PROBE = """

@@ -15,7 +15,7 @@ ROWS = [
     {"store", "device"},
     {"recipe"},
     {"data"},
-    {"architectures"},
+    {"architectures", "engines"},
     {"runtimes"},
     {"timing"},
     {"train", "export", "validate", "benchmark"},
@@ -96,7 +96,19 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "PIL", "matplotlib", "rich")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "PIL",
+    "matplotlib",
+    "rich",
+)
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

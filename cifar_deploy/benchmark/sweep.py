@@ -242,8 +242,8 @@ def _batch(
                     f"{who.model}, {who.name}: the GPU failed: {str(error).splitlines()[0]}; "
                     "see nvidia-smi"
                 ) from error
-            except UserError as error:
-                reason = str(error)
+            except (UserError, RuntimeError) as error:  # a runtime's own refusal
+                reason = str(error).strip().splitlines()[0]
             else:
                 continue
             left.remove(turn)

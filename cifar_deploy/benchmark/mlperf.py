@@ -19,7 +19,14 @@ import numpy.typing as npt
 import torch
 
 from cifar_deploy.benchmark.flight import slots
-from cifar_deploy.benchmark.sweep import OUT_OF_MEMORY, Contender, Failure, Say, conditions
+from cifar_deploy.benchmark.sweep import (
+    OUT_OF_MEMORY,
+    Contender,
+    Failure,
+    Say,
+    conditions,
+    one_line,
+)
 from cifar_deploy.benchmark.watch import Watch
 from cifar_deploy.data.dataset import Split
 from cifar_deploy.errors import UserError, disk_errors
@@ -117,8 +124,8 @@ def run_all(
                 runs.results.append(run(contender, splits[contender.model], settings, folder))
             except torch.OutOfMemoryError:
                 runs.failures.append(Failure(contender.model, contender.name, OUT_OF_MEMORY))
-            except UserError as error:
-                runs.failures.append(Failure(contender.model, contender.name, str(error)))
+            except (UserError, RuntimeError) as error:  # a runtime's own refusal
+                runs.failures.append(Failure(contender.model, contender.name, one_line(error)))
         runs.remarks += watch.remarks()
     return runs
 

@@ -243,7 +243,7 @@ def _batch(
                     "see nvidia-smi"
                 ) from error
             except (UserError, RuntimeError) as error:  # a runtime's own refusal
-                reason = str(error).strip().splitlines()[0]
+                reason = one_line(error)
             else:
                 continue
             left.remove(turn)
@@ -257,6 +257,11 @@ def _batch(
         for _ in range(FLIGHT_TURNS):
             each("throughput", lambda turn: turn.fly(settings.seconds / FLIGHT_TURNS, watch))
     result.rows += [turn.row(watch) for turn in left]
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def to_json(result: Benchmark, command: str) -> Json:

@@ -233,6 +233,7 @@ def validate(session: Session, names: list[str], end: float) -> None:
     options = ["--device", session.asked.device]
     if session.asked.images:
         options += ["--images", str(session.asked.images)]
+    options += session.asked.validate_args.split()
     judged = {"models": _validate(session, chosen, "", options, end)}
     if session.asked.device != "cpu" and session.facts.get("onnxruntime_cuda") is False:
         options[1] = "cpu"
@@ -517,6 +518,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=0, help="validate on the first so many")
     parser.add_argument("--seconds", type=float, default=1.0, help="a file and batch, benchmark")
     parser.add_argument("--batch", action="append", default=[], help="batch sizes, benchmark")
+    parser.add_argument("--validate-args", default="", help="more options, as one text")
     parser.add_argument("--benchmark-args", default="", help="more options, as one text")
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
     session = Session(parser.parse_args())

@@ -5,6 +5,7 @@ times are steady, do not count. Every call has other images than the one before,
 come over the bus from a pool larger than the GPU's L2 cache, into input buffers that take turns.
 """
 
+import functools
 import itertools
 import math
 import time
@@ -108,6 +109,15 @@ class Pool:
         return self.images[start : start + batch]
 
 
+@functools.cache
+def stream(device: str, number: int) -> torch.cuda.Stream:
+    """One of the CUDA streams to measure on.
+
+    The same ones each time: a runtime may keep a session, and its memory, for every stream it sees.
+    """
+    return torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]
+
+
 class Lane:
     """A runtime's own stream and buffers for one batch size, and timed calls over them."""
 
@@ -117,9 +127,7 @@ class Lane:
         self._pool = pool
         first = pool.images[:batch].numpy()
         if self.on_cuda:
-            self._stream = torch.cuda.Stream(  # type: ignore[no-untyped-call]
-                torch.device(runtime.device)
-            )
+            self._stream = stream(runtime.device, 0)
             with torch.cuda.stream(self._stream):
                 bounds = [runtime.bind(first) for _ in range(BUFFERS)]
                 self._events = [

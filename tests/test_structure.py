@@ -119,7 +119,9 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["export"], ["validate"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["export"], ["validate"], ["benchmark"], ["demo"]]
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     script = (
         "import atexit, sys; atexit.register(lambda: print('|', *sys.modules))\n"
@@ -137,7 +139,17 @@ def test_the_package_runs_as_a_module() -> None:
     done = python("-m", "cifar_deploy", "--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    for command in ("train", "export", "validate", "models", "data", "predict", "doctor", "demo"):
+    for command in (
+        "train",
+        "export",
+        "validate",
+        "benchmark",
+        "models",
+        "data",
+        "predict",
+        "doctor",
+        "demo",
+    ):
         assert f"\n  {command} " in done.stdout
 
 

@@ -14,7 +14,7 @@ import torch
 
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.runtimes.protocol import Bound, Runtime
-from cifar_deploy.timing import Pool
+from cifar_deploy.timing import Pool, stream
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,9 @@ def slots(runtime: Runtime, images: Images, count: int, one_stream: bool = False
     """`count` slots for batches of the size of `images`, each on a stream of its own."""
     if not runtime.device.startswith("cuda"):
         return [Slot(runtime, images, None) for _ in range(count)]
-    device = torch.device(runtime.device)
-    streams = [
-        torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        for _ in range(1 if one_stream else count)
+    return [
+        Slot(runtime, images, stream(runtime.device, 0 if one_stream else i)) for i in range(count)
     ]
-    return [Slot(runtime, images, streams[i % len(streams)]) for i in range(count)]
 
 
 class Slot:

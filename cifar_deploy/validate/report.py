@@ -19,7 +19,7 @@ from cifar_deploy.validate.judge import Judged, Judgement
 
 TEMPLATE = "report.html.j2"
 MOST_IMAGES = 48  # shown a file
-STYLES = 6  # colours of the style sheet, s0 the reference's
+STYLES = 10  # colours of the style sheet, s0 the reference's
 LEAST_ACCURACIES = 1.0  # points that the axis of accuracies spans at least
 LEAST_DIFFERENCES = 0.5  # points to either side that the bars' scale reaches at least
 
@@ -139,7 +139,7 @@ def _latency(judgements: Sequence[Judgement], styles: dict[str, str]) -> Markup 
         return None
     return svg.scatter(
         groups,
-        svg.log_axis([point.x for point in points]),
+        svg.log_axis([point.x for point in points], ends=0.12),
         svg.linear_axis([point.y for point in points], LEAST_ACCURACIES),
         height=280 if len(judgements) == 1 else 400,
         caption="Accuracy against latency at batch 1",

@@ -68,6 +68,7 @@ def test_every_call_has_other_images_and_buffers_take_turns(small_data: Dataset)
     for _ in range(40):
         lane.call()
     assert len(set(runtime.seen)) == 40
+    assert runtime.used == [1, 2] * 20
 
 
 def test_the_pool_is_larger_than_a_cache_and_comes_round(small_data: Dataset) -> None:

@@ -1,0 +1,99 @@
+"""A folder that a C++ program embeds: `cifar_deploy::Classifier::load` reads its manifest.txt."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.package import manifest, texts
+from cifar_deploy.package.source import Source
+from cifar_deploy.package.vectors import Vectors
+from cifar_deploy.package.write import Contents
+from cifar_deploy.store import shipped
+
+FILES = {"onnx": "model.onnx", "tensorrt": "model.engine", "tensorrt-rtx": "model.engine"}
+# Folders of the C++ library that go along, and the program; the project that builds it is ours.
+LIBRARY = ("include", "cmake")
+PROGRAM = "examples/classify.cpp"
+
+
+def contents(source: Source, vectors: Vectors) -> Contents:
+    """The package: model, manifests, labels, test vectors, headers, and a CMake project.
+
+    Raises UserError where a name cannot stand in the manifest.
+    """
+    labels = texts.labels(source)
+    images = vectors.images.tobytes()
+    logits = vectors.logits.astype("<f4").tobytes()
+    entries = [
+        *_entries(source, labels),
+        ("vectors_from", vectors.made_by),
+        ("vectors_count", len(vectors.images)),
+        ("vectors_sha256", f"{_sha256(images)} {_sha256(logits)}"),
+    ]
+    largest = float(np.abs(vectors.logits).max())
+    return {
+        manifest.NAME: manifest.text(entries).encode(),
+        "labels.txt": labels,
+        FILES[source.backend]: source.data,
+        "vectors/images.rgb": images,
+        "vectors/logits.f32": logits,
+        "README.md": texts.render(
+            "cpp.README.md.j2", vectors=vectors, largest_logit=largest, **texts.facts(source)
+        ),
+        **_library(),
+        **texts.common(source, vectors),
+    }
+
+
+def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
+    """What the C++ library reads, in the order of its format."""
+    smallest, largest = source.batches
+    yield "format", manifest.FORMAT
+    yield "model", source.folder.name
+    yield "network", source.manifest["network"]
+    yield "precision", source.precision
+    yield "backend", source.backend
+    yield "file", FILES[source.backend]
+    yield "bytes", len(source.data)
+    yield "sha256", source.sha256
+    yield "input", source.input
+    yield "output", source.output
+    yield "height", SIZE
+    yield "width", SIZE
+    yield "classes", len(source.classes)
+    for name in source.classes:
+        manifest.text([("class", name)])  # a line of labels.txt each
+    yield "labels", "labels.txt"
+    yield "labels_sha256", _sha256(labels)
+    yield "min_batch", smallest
+    yield "max_batch", largest
+    yield "fixed_batch", source.fixed_batch
+    if source.profiles:
+        yield "tensorrt", source.manifest["tensorrt"]
+        yield "compute_capability", _capability(source)
+        yield "profiles", " ".join(f"{p.min}:{p.opt}:{p.max}" for p in source.profiles)
+
+
+def _capability(source: Source) -> str:
+    """The GPUs that an engine runs on: the named targets, the one it was built on, or any."""
+    if targets := source.manifest.get("targets"):
+        return " ".join(targets)
+    if source.backend == "tensorrt-rtx":  # built without a GPU: for every one that is supported
+        return "any"
+    return str(source.manifest["gpu"]["compute_capability"])
+
+
+def _library() -> Contents:
+    """The header-only library and the program, from where they came with cifar-deploy."""
+    home = shipped("cpp")
+    files = [path for part in LIBRARY for path in (home / part).rglob("*") if path.is_file()]
+    found = {path.relative_to(home).as_posix(): path.read_bytes() for path in files}
+    found["classify.cpp"] = (home / PROGRAM).read_bytes()
+    found["CMakeLists.txt"] = texts.render("CMakeLists.txt")
+    return found
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,176 @@
+"""What is packaged: an exported file, its manifest, and the proof that it is as good."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.runtimes import onnx_interface
+from cifar_deploy.store import (
+    Json,
+    ModelFolder,
+    manifest_path,
+    proof_path,
+    read_card,
+    read_json,
+    read_manifest,
+)
+
+FLAVOURS = ("tensorrt", "tensorrt-rtx")
+PASS = "PASS"  # validate's word for a proved file
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes that an engine was built for."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """An exported file as it is packaged. `data` are its bytes; `manifest` speaks of them."""
+
+    folder: ModelFolder
+    path: Path
+    data: bytes
+    manifest: Json
+    proof: Json | None  # of exactly these bytes
+    backend: str  # "onnx", "tensorrt" or "tensorrt-rtx"
+    classes: tuple[str, ...]
+    input: str
+    output: str
+    fixed_batch: int  # 0: any
+    profiles: tuple[Profile, ...]  # of an engine
+
+    @property
+    def precision(self) -> str:
+        """fp32 or fp16."""
+        return str(self.manifest["precision"])
+
+    @property
+    def proved(self) -> bool:
+        """Whether `validate` gave these bytes a PASS."""
+        return self.proof is not None and self.proof.get("verdict") == PASS
+
+    @property
+    def sha256(self) -> str:
+        """Of `data`."""
+        return str(self.manifest["sha256"])
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The smallest and the largest batch; 0 for no limit."""
+        if self.fixed_batch:
+            return self.fixed_batch, self.fixed_batch
+        if self.profiles:
+            return min(p.min for p in self.profiles), max(p.max for p in self.profiles)
+        return 1, 0
+
+
+def is_stale(folder: ModelFolder, precision: str) -> bool:
+    """Whether the ONNX file is missing, or is of other weights than those that are there now.
+
+    Raises UserError where the model or the file is damaged.
+    """
+    file = folder.onnx(precision)
+    weights = read_card(folder)["weights"]["sha256"]
+    return not file.exists() or _manifest_of(file, folder).get("weights_sha256") != weights
+
+
+def find(folder: ModelFolder, format: str, precision: str, flavour: str | None = None) -> Source:
+    """The exported file of a trained model in `format` ("onnx" or "trt"), `flavour` an engine's.
+
+    Raises UserError where there is none, it is of earlier weights, damaged, or its manifest lacks
+    something.
+    """
+    weights = read_card(folder)["weights"]["sha256"]
+    path = folder.onnx(precision) if format == "onnx" else _engine(folder, precision, flavour)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run: cifar-deploy export {folder.name}")
+    manifest = _manifest_of(path, folder)
+    if manifest.get("weights_sha256") != weights:
+        raise UserError(
+            f"{path} was exported from other weights than those that are there now; export it again"
+        )
+    with disk_errors(path, "read"):
+        data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        raise UserError(f"{path} was changed while it was read; try again")
+    try:
+        return _source(folder, path, data, manifest)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{manifest_path(path)} lacks what a package needs ({error!r}); export it again"
+        ) from error
+
+
+def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Source:
+    if path.suffix == ".onnx":  # the graph itself says it, and cannot be wrong
+        facts, backend = onnx_interface.inspect(path), "onnx"
+        profiles: tuple[Profile, ...] = ()
+    else:
+        facts, backend = manifest, manifest["flavour"]
+        if backend not in FLAVOURS:
+            raise ValueError(f"flavour {backend}")
+        sizes = [[int(p[key]) for key in ("min", "opt", "max")] for p in manifest["profiles"]]
+        profiles = tuple(Profile(*size) for size in sizes)
+        if not profiles or not all(1 <= p.min <= p.opt <= p.max for p in profiles):
+            raise ValueError(f"profiles {manifest['profiles']}")
+    (given,), (answer,) = facts["inputs"], facts["outputs"]
+    batch = given["shape"][0]
+    classes = tuple(map(str, manifest["classes"]))
+    if answer["shape"][-1] != len(classes):
+        raise ValueError(f"{len(classes)} classes")
+    proof = read_json(proof_path(path)) if proof_path(path).exists() else None
+    return Source(
+        folder=folder,
+        path=path,
+        data=data,
+        manifest=manifest,
+        proof=proof if proof and proof.get("sha256") == manifest["sha256"] else None,
+        backend=backend,
+        classes=classes,
+        input=str(given["name"]),
+        output=str(answer["name"]),
+        fixed_batch=batch if isinstance(batch, int) and batch > 0 else 0,
+        profiles=profiles,
+    )
+
+
+def require_proof(source: Source) -> None:
+    """Raise UserError unless `validate` gave exactly this file a PASS."""
+    name = source.folder.name
+    if source.proved:
+        return
+    if source.proof:
+        why = f"did not pass: {source.proof.get('verdict')}; see `cifar-deploy validate {name}`"
+    elif proof_path(source.path).exists():
+        why = f"was exported anew since it was judged; run: cifar-deploy validate {name}"
+    else:
+        why = f"is not proved on the whole test set; run: cifar-deploy validate {name}"
+    raise UserError(f"{source.path} {why}\n--unproved packages it all the same, and says so")
+
+
+def _manifest_of(file: Path, folder: ModelFolder) -> Json:
+    manifest = read_manifest(file)
+    if manifest is None:
+        raise UserError(f"{file} has no manifest beside it; run: cifar-deploy export {folder.name}")
+    return manifest
+
+
+def _engine(folder: ModelFolder, precision: str, flavour: str | None) -> Path:
+    """The engine of a flavour, or of the only flavour that is there."""
+    wanted = [flavour] if flavour else list(FLAVOURS)
+    files = {f: folder.path / f"{folder.name}.{precision}.{f}.engine" for f in wanted}
+    there = [f for f, file in files.items() if file.exists()]
+    if not there:
+        raise UserError(
+            f"{files[wanted[0]]} does not exist; run: cifar-deploy export {folder.name} "
+            f"--format trt --precision {precision}"
+        )
+    if len(there) > 1:
+        raise UserError(f"{folder.path} has engines of {' and '.join(there)}; name one: --flavour")
+    return files[there[0]]

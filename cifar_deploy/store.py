@@ -91,7 +91,7 @@ def packaged_recipe(name: str) -> Path | None:
 def shipped(name: str) -> Path:
     """What came with the program and is no Python: in the wheel, or in the checkout it runs from.
 
-    `name` is `cpp` (the C++ library's sources) or `LICENSE`. Raises UserError where it is missing.
+    `name` is `LICENSE`, or a path in `cpp/`. Raises UserError where it is missing.
     """
     package = Path(__file__).parent
     for candidate in (package / name, package.parent / name):

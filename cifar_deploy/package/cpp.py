@@ -2,8 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-
-import numpy as np
+from pathlib import Path
 
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.package import manifest, texts
@@ -32,7 +31,6 @@ def contents(source: Source, vectors: Vectors) -> Contents:
         ("vectors_count", len(vectors.images)),
         ("vectors_sha256", f"{_sha256(images)} {_sha256(logits)}"),
     ]
-    largest = float(np.abs(vectors.logits).max())
     return {
         manifest.NAME: manifest.text(entries).encode(),
         "labels.txt": labels,
@@ -40,7 +38,7 @@ def contents(source: Source, vectors: Vectors) -> Contents:
         "vectors/images.rgb": images,
         "vectors/logits.f32": logits,
         "README.md": texts.render(
-            "cpp.README.md.j2", vectors=vectors, largest_logit=largest, **texts.facts(source)
+            "cpp.README.md.j2", file=FILES[source.backend], vectors=vectors, **texts.facts(source)
         ),
         **_library(),
         **texts.common(source, vectors),
@@ -52,7 +50,7 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
     smallest, largest = source.batches
     yield "format", manifest.FORMAT
     yield "model", source.folder.name
-    yield "network", source.manifest["network"]
+    yield "network", source.network
     yield "precision", source.precision
     yield "backend", source.backend
     yield "file", FILES[source.backend]
@@ -70,27 +68,20 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
     yield "min_batch", smallest
     yield "max_batch", largest
     yield "fixed_batch", source.fixed_batch
-    if source.profiles:
-        yield "tensorrt", source.manifest["tensorrt"]
-        yield "compute_capability", _capability(source)
-        yield "profiles", " ".join(f"{p.min}:{p.opt}:{p.max}" for p in source.profiles)
-
-
-def _capability(source: Source) -> str:
-    """The GPUs that an engine runs on: the named targets, the one it was built on, or any."""
-    if targets := source.manifest.get("targets"):
-        return " ".join(targets)
-    if source.backend == "tensorrt-rtx":  # built without a GPU: for every one that is supported
-        return "any"
-    return str(source.manifest["gpu"]["compute_capability"])
+    if engine := source.engine:
+        yield "tensorrt", engine.tensorrt
+        yield "compute_capability", engine.capability
+        yield "profiles", " ".join(f"{p.min}:{p.opt}:{p.max}" for p in engine.profiles)
 
 
 def _library() -> Contents:
     """The header-only library and the program, from where they came with cifar-deploy."""
-    home = shipped("cpp")
-    files = [path for part in LIBRARY for path in (home / part).rglob("*") if path.is_file()]
-    found = {path.relative_to(home).as_posix(): path.read_bytes() for path in files}
-    found["classify.cpp"] = (home / PROGRAM).read_bytes()
+    found = {}
+    for part in LIBRARY:
+        home = shipped(f"cpp/{part}")
+        for path in sorted(filter(Path.is_file, home.rglob("*"))):
+            found[f"{part}/{path.relative_to(home).as_posix()}"] = path.read_bytes()
+    found["classify.cpp"] = shipped(f"cpp/{PROGRAM}").read_bytes()
     found["CMakeLists.txt"] = texts.render("CMakeLists.txt")
     return found
 

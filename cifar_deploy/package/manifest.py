@@ -46,7 +46,7 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...]]:
                 f"{part} is not the file that {NAME} speaks of (sha256 differs): it was changed or "
                 "cut short; package it again"
             )
-    classes = tuple(labels.read_text(encoding="utf-8").splitlines())
+    classes = tuple(labels.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     if str(len(classes)) != entries["classes"]:
         raise UserError(f"{labels} has {len(classes)} names, {NAME} says {entries['classes']}")
     return file, classes
@@ -59,10 +59,11 @@ def _read(path: Path) -> dict[str, str]:
     try:
         if len(raw) > LARGEST:
             raise ValueError(f"more than {LARGEST} bytes")
-        for line in raw.decode().splitlines():
+        for line in raw.decode().split("\n"):
             key, _, value = line.partition(" ")
-            if entries.setdefault(key, value) is not value:
+            if key in entries and key in REQUIRED:
                 raise ValueError(f"{key} stands in it twice")
+            entries[key] = value
         if missing := [key for key in REQUIRED if not entries.get(key)]:
             raise ValueError(f"{missing[0]} is missing")
         if entries["format"] != FORMAT:

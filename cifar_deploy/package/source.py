@@ -18,6 +18,10 @@ from cifar_deploy.store import (
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 PASS = "PASS"  # validate's word for a proved file
+PROOF_NUMBERS = (
+    *("accuracy", "reference_accuracy"),
+    *("upper_bound_of_loss_points", "margin_points"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,15 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What only an engine has."""
+
+    tensorrt: str  # the version that built it, and that it needs
+    capability: str  # compute capabilities that it runs on, or "any"
+    profiles: tuple[Profile, ...]
+
+
+@dataclass(frozen=True)
 class Source:
     """An exported file as it is packaged. `data` are its bytes; `manifest` speaks of them."""
 
@@ -39,16 +52,13 @@ class Source:
     manifest: Json
     proof: Json | None  # of exactly these bytes
     backend: str  # "onnx", "tensorrt" or "tensorrt-rtx"
+    network: str
+    precision: str
     classes: tuple[str, ...]
     input: str
     output: str
     fixed_batch: int  # 0: any
-    profiles: tuple[Profile, ...]  # of an engine
-
-    @property
-    def precision(self) -> str:
-        """fp32 or fp16."""
-        return str(self.manifest["precision"])
+    engine: Engine | None
 
     @property
     def proved(self) -> bool:
@@ -65,8 +75,9 @@ class Source:
         """The smallest and the largest batch; 0 for no limit."""
         if self.fixed_batch:
             return self.fixed_batch, self.fixed_batch
-        if self.profiles:
-            return min(p.min for p in self.profiles), max(p.max for p in self.profiles)
+        if self.engine:
+            profiles = self.engine.profiles
+            return min(p.min for p in profiles), max(p.max for p in profiles)
         return 1, 0
 
 
@@ -108,36 +119,77 @@ def find(folder: ModelFolder, format: str, precision: str, flavour: str | None =
 
 
 def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Source:
+    engine = None
     if path.suffix == ".onnx":  # the graph itself says it, and cannot be wrong
         facts, backend = onnx_interface.inspect(path), "onnx"
-        profiles: tuple[Profile, ...] = ()
     else:
         facts, backend = manifest, manifest["flavour"]
-        if backend not in FLAVOURS:
-            raise ValueError(f"flavour {backend}")
-        sizes = [[int(p[key]) for key in ("min", "opt", "max")] for p in manifest["profiles"]]
-        profiles = tuple(Profile(*size) for size in sizes)
-        if not profiles or not all(1 <= p.min <= p.opt <= p.max for p in profiles):
-            raise ValueError(f"profiles {manifest['profiles']}")
+        engine = Engine(str(manifest["tensorrt"]), _capability(manifest), _profiles(manifest))
     (given,), (answer,) = facts["inputs"], facts["outputs"]
     batch = given["shape"][0]
     classes = tuple(map(str, manifest["classes"]))
     if answer["shape"][-1] != len(classes):
         raise ValueError(f"{len(classes)} classes")
-    proof = read_json(proof_path(path)) if proof_path(path).exists() else None
     return Source(
         folder=folder,
         path=path,
         data=data,
         manifest=manifest,
-        proof=proof if proof and proof.get("sha256") == manifest["sha256"] else None,
+        proof=_proof(path, manifest["sha256"]),
         backend=backend,
+        network=str(manifest["network"]),
+        precision=str(manifest["precision"]),
         classes=classes,
         input=str(given["name"]),
         output=str(answer["name"]),
         fixed_batch=batch if isinstance(batch, int) and batch > 0 else 0,
-        profiles=profiles,
+        engine=engine,
     )
+
+
+def _profiles(manifest: Json) -> tuple[Profile, ...]:
+    sizes = [[int(p[key]) for key in ("min", "opt", "max")] for p in manifest["profiles"]]
+    profiles = tuple(Profile(*size) for size in sizes)
+    if not profiles or not all(1 <= p.min <= p.opt <= p.max for p in profiles):
+        raise ValueError(f"profiles {manifest['profiles']}")
+    return profiles
+
+
+def _capability(manifest: Json) -> str:
+    """The GPUs that an engine runs on: the named targets, the one it was built on, or any."""
+    if manifest["flavour"] not in FLAVOURS:
+        raise ValueError(f"flavour {manifest['flavour']}")
+    if targets := manifest.get("targets"):
+        return " ".join(targets)
+    if manifest["flavour"] == "tensorrt-rtx":  # built without a GPU: for all that are supported
+        return "any"
+    if manifest.get("hardware_compatibility") == "ampere+":  # TensorRT itself tells then
+        return "any"
+    return str(manifest["gpu"]["compute_capability"])
+
+
+def _proof(path: Path, sha256: str) -> Json | None:
+    """The proof beside `path`, if it is of exactly these bytes.
+
+    Raises UserError where it lacks what a README says of it.
+    """
+    file = proof_path(path)
+    if not file.exists():
+        return None
+    proof = read_json(file)
+    if proof.get("sha256") != sha256:
+        return None
+    data = proof.get("data")
+    whole = (
+        all(isinstance(proof.get(key), str) for key in ("verdict", "runtime", "provider"))
+        and all(isinstance(proof.get(key), int | float) for key in PROOF_NUMBERS)
+        and isinstance(data, dict)
+        and isinstance(data.get("images"), int)
+        and isinstance(data.get("name"), str)
+    )
+    if not whole:
+        raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path.parent.name}")
+    return proof
 
 
 def require_proof(source: Source) -> None:

@@ -66,12 +66,10 @@ def facts(source: Source) -> dict[str, Any]:
 
 
 def _notice(source: Source, vectors: Vectors | None) -> bytes:
-    network = str(source.manifest["network"])
-    home = architectures.NETWORKS.get(network)
+    home = architectures.NETWORKS.get(source.network)
     origin = (importlib.import_module(home).__doc__ or "") if home else ""
     return render(
         "NOTICE.j2",
-        network=network,
         origin=origin.strip().splitlines()[0] if origin.strip() else "",
         trained_on=read_card(source.folder)["data"]["name"],
         vectors=vectors,

@@ -39,6 +39,7 @@ def contents(source: Source) -> Contents:
     batch = [source.fixed_batch] if source.fixed_batch else []
     said = {
         **texts.facts(source),
+        "engine": source.engine,
         "platform": platform,
         "backend": backend,
         "file": FILES[source.backend],

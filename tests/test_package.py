@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 def needed_to_package() -> set[str]:
     """What `package` reads, as it lies in the wheel's cifar_deploy/."""
-    found = {"LICENSE", "cpp/examples/classify.cpp"}
-    for folder in ("cpp/include", "cpp/cmake"):
-        found |= {str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.is_file()}
+    found = {"LICENSE", "cpp/cmake/CifarDeploy.cmake", "cpp/examples/classify.cpp"}
+    headers = (ROOT / "cpp" / "include").rglob("*")
+    found |= {str(path.relative_to(ROOT)) for path in headers if path.is_file()}
     templates = ROOT / "cifar_deploy" / "package" / "templates"
     return found | {f"package/templates/{path.name}" for path in templates.iterdir()}
 

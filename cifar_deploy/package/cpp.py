@@ -12,9 +12,13 @@ from cifar_deploy.package.write import Contents
 from cifar_deploy.store import shipped
 
 FILES = {"onnx": "model.onnx", "tensorrt": "model.engine", "tensorrt-rtx": "model.engine"}
-# Folders of the C++ library that go along, and the program; the project that builds it is ours.
-LIBRARY = ("include", "cmake")
-PROGRAM = "examples/classify.cpp"
+# Of the C++ library: the headers, what finds the runtimes, and the program. The project that builds
+# it is ours.
+HEADERS = "include"
+LIBRARY = {
+    "cmake/CifarDeploy.cmake": "cmake/CifarDeploy.cmake",
+    "classify.cpp": "examples/classify.cpp",
+}
 
 
 def contents(source: Source, vectors: Vectors) -> Contents:
@@ -31,15 +35,20 @@ def contents(source: Source, vectors: Vectors) -> Contents:
         ("vectors_count", len(vectors.images)),
         ("vectors_sha256", f"{_sha256(images)} {_sha256(logits)}"),
     ]
+    said = {
+        **texts.facts(source),
+        "file": FILES[source.backend],
+        "vectors": vectors,
+        "upper": source.backend.upper().replace("-", "_"),  # as the CMake option has it
+    }
     return {
         manifest.NAME: manifest.text(entries).encode(),
         "labels.txt": labels,
         FILES[source.backend]: source.data,
         "vectors/images.rgb": images,
         "vectors/logits.f32": logits,
-        "README.md": texts.render(
-            "cpp.README.md.j2", file=FILES[source.backend], vectors=vectors, **texts.facts(source)
-        ),
+        "README.md": texts.render("cpp.README.md.j2", **said),
+        "CMakeLists.txt": texts.render("CMakeLists.txt.j2", **said),
         **_library(),
         **texts.common(source, vectors),
     }
@@ -76,13 +85,10 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
 
 def _library() -> Contents:
     """The header-only library and the program, from where they came with cifar-deploy."""
-    found = {}
-    for part in LIBRARY:
-        home = shipped(f"cpp/{part}")
-        for path in sorted(filter(Path.is_file, home.rglob("*"))):
-            found[f"{part}/{path.relative_to(home).as_posix()}"] = path.read_bytes()
-    found["classify.cpp"] = shipped(f"cpp/{PROGRAM}").read_bytes()
-    found["CMakeLists.txt"] = texts.render("CMakeLists.txt")
+    found = {name: shipped(f"cpp/{path}").read_bytes() for name, path in LIBRARY.items()}
+    home = shipped(f"cpp/{HEADERS}")
+    for path in sorted(filter(Path.is_file, home.rglob("*"))):
+        found[f"{HEADERS}/{path.relative_to(home).as_posix()}"] = path.read_bytes()
     return found
 
 

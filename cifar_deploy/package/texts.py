@@ -11,11 +11,7 @@ from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import Contents
 from cifar_deploy.store import read_card, shipped
 
-RUNTIMES = {
-    "onnx": "ONNX",
-    "tensorrt": "TensorRT engine",
-    "tensorrt-rtx": "TensorRT for RTX engine",
-}
+TITLES = {"onnx": "ONNX", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -58,7 +54,8 @@ def facts(source: Source) -> dict[str, Any]:
         "source": source,
         "model": source.folder.name,
         "proof": source.proof,
-        "kind": RUNTIMES[source.backend],
+        "title": TITLES[source.backend],
+        "kind": TITLES[source.backend] + (" engine" if source.engine else ""),
         "smallest": smallest,
         "largest": largest,
         "version": __version__,

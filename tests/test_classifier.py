@@ -170,9 +170,10 @@ def test_the_command_predicts_with_the_same_code(
 ) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(images[0]).save(path)
-    command = [sys.executable, "-m", "cifar_deploy", "predict", str(package), str(path), "--json"]
+    command = [sys.executable, "-m", "cifar_deploy", "predict", str(package), str(path)]
+    command += ["--device", "cpu", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    (prediction,) = load(package).predict(path)
+    (prediction,) = load(package, "cpu").predict(path)
     assert json.loads(done.stdout)[0]["top"] == [
         {"class": name, "probability": pytest.approx(share, abs=1e-5)}
         for name, share in prediction.top(3)

@@ -5,8 +5,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from cifar_deploy.errors import UserError
-from cifar_deploy.store import atomic_folder, atomic_path
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.store import atomic_folder, atomic_path, read_json
 
 Contents = dict[str, bytes]  # path in the package, with /, and the file's bytes
 
@@ -19,6 +19,11 @@ def check_target(out: Path, force: bool) -> None:
     """Raise UserError where `out` is taken, or is no name that a folder or archive can have."""
     if out.name in ("", ".."):
         raise UserError(f"--out {out}: name the folder, or a file ending in {ARCHIVE}")
+    with disk_errors(out, "write"):
+        _check(out, force)
+
+
+def _check(out: Path, force: bool) -> None:
     if out.name.endswith(ARCHIVE):
         if out.is_dir():
             raise UserError(f"--out {out} is a folder; a name ending in {ARCHIVE} is an archive")
@@ -33,7 +38,8 @@ def check_target(out: Path, force: bool) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / "NOTICE").is_file() and (folder / "manifest.json").is_file()
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and "weights_sha256" in read_json(manifest)
 
 
 def write(contents: Contents, out: Path, name: str) -> None:

@@ -263,6 +263,7 @@ def test_what_is_missing_is_exported(run: Run, model: ModelFolder) -> None:
 def test_a_place_that_is_taken(refused: Refused, run: Run) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("all I have")
+    Path("mine/manifest.json").write_text("{}")
     Path("file").write_text("")
     Path("odd.tar.gz").mkdir()
     assert "mine exists" in refused("package", NAME, "--out", "mine")
@@ -271,6 +272,7 @@ def test_a_place_that_is_taken(refused: Refused, run: Run) -> None:
     assert "name the folder" in refused("package", NAME, "--out", ".", "--force")
     assert "name the folder" in refused("package", NAME, "--out", "..")
     assert "is a folder" in refused("package", NAME, "--out", "odd.tar.gz", "--force")
+    assert "File name too long" in refused("package", NAME, "--out", "x" * 300)
     Path("empty").mkdir()
     assert run("package", NAME, "--out", "empty", "--target", "triton").status == 0
     assert "empty exists" in refused("package", NAME, "--out", "empty", "--target", "triton")

@@ -254,6 +254,15 @@ def append(name: str, data: bytes) -> Callable[[Path], None]:
     return append
 
 
+def test_labels_that_are_no_text(package: Path) -> None:
+    labels = package / "labels.txt"
+    before = sha256_of(labels)
+    labels.write_bytes(b"\xff\n" * 10)
+    change(before, sha256_of(labels))(package)
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        load(package)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -264,6 +273,9 @@ def append(name: str, data: bytes) -> Callable[[Path], None]:
         (append("manifest.txt", b"x" * 65536), "more than 65536 bytes"),
         (change("format 1", "format 2"), "its format is 2"),
         (change("file model.onnx", "file ../model.onnx"), "no plain file name"),
+        (change("file model.onnx", "file a\0b"), "no plain file name"),
+        (change("file model.onnx", "file include"), "Is a directory"),
+        (change("labels labels.txt\n", "labels model.onnx\n"), "model.onnx is not the file"),
         (change("file model.onnx\n", ""), "file is missing"),
         (change("file model.onnx", "file gone.onnx"), "gone.onnx"),
         (change("classes 10", "classes 9"), "has 10 names"),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 def needed_to_package() -> set[str]:
     """What `package` reads, as it lies in the wheel's cifar_deploy/."""
-    found = {"LICENSE", "cpp/cmake/CifarDeploy.cmake", "cpp/examples/classify.cpp"}
+    found = {"LICENSE", "py.typed", "cpp/cmake/CifarDeploy.cmake", "cpp/examples/classify.cpp"}
     headers = (ROOT / "cpp" / "include").rglob("*")
     found |= {str(path.relative_to(ROOT)) for path in headers if path.is_file()}
     templates = ROOT / "cifar_deploy" / "package" / "templates"

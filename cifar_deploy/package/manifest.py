@@ -46,7 +46,10 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...]]:
                 f"{part} is not the file that {NAME} speaks of (sha256 differs): it was changed or "
                 "cut short; package it again"
             )
-    classes = tuple(labels.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    try:
+        classes = tuple(labels.read_bytes().decode().removesuffix("\n").split("\n"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{labels} is no UTF-8 text; package it again") from error
     if str(len(classes)) != entries["classes"]:
         raise UserError(f"{labels} has {len(classes)} names, {NAME} says {entries['classes']}")
     return file, classes
@@ -76,6 +79,6 @@ def _read(path: Path) -> dict[str, str]:
 def _part(folder: Path, entries: dict[str, str], key: str) -> Path:
     """The file that `key` names: in the folder itself, nowhere else."""
     name = entries[key]
-    if Path(name).name != name or name == "..":
+    if Path(name).name != name or name == ".." or not name.isprintable():
         raise UserError(f"{folder / NAME}: {key} {name} is no plain file name; package again")
     return folder / name

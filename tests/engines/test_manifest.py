@@ -82,7 +82,9 @@ def test_a_missing_engine_and_a_broken_manifest_are_told(kept: Path) -> None:
         (RTX, "1.8.0.1", L4, "built with TensorRT for RTX 1.7.1.116, this is 1.8.0.1"),
         ({**TRT, "tensorrt": "11.4.0.1"}, "10.13.2.6", L4, "11.4.0.1, this is 10.13.2.6"),
         (TRT, "10.13.3.9", L4, "10.13.2.6, this is 10.13.3.9"),
-        ({**TRT, "version_compatible": True}, "11.0.0", L4, "10.13.2.6, this is 11.0.0"),
+        (TRT, "10.13.2.9", L4, "10.13.2.6, this is 10.13.2.9"),
+        ({**TRT, "version_compatible": True}, "10.12.0.36", L4, "10.13.2.6, this is 10.12.0.36"),
+        ({**TRT, "version_compatible": True}, "12.0.0.1", L4, "10.13.2.6, this is 12.0.0.1"),
         (TRT, "10.13.2.6", H100, "built for compute capability 8.9 .NVIDIA L4., this is 9.0"),
         (TRT, "10.13.2.6", ADA, "built for NVIDIA L4, this is NVIDIA RTX 4090"),
         (
@@ -123,8 +125,8 @@ def test_why_an_engine_cannot_run_here(
         (RTX, "1.7.2.1", ADA),
         ({**RTX, "targets": ["8.6", "8.9"]}, "1.7.1.116", ADA),
         (TRT, "10.13.2.6", L4),
-        (TRT, "10.13.2.9", L4),
         ({**TRT, "version_compatible": True}, "10.15.0.1", L4),
+        ({**TRT, "version_compatible": True}, "11.1.0.106", L4),
         ({**TRT, "hardware_compatibility": "same-compute-capability"}, "10.13.2.6", ADA),
         ({**TRT, "hardware_compatibility": "ampere+"}, "10.13.2.6", H100),
         ({"flavour": "tensorrt"}, "10.13.2.6", L4),  # trusted, nothing known

@@ -16,8 +16,9 @@ from cifar_deploy.data.image import from_pillow, read_image, to_array
 from cifar_deploy.device import pick
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest
-from cifar_deploy.runtimes.load import open_file, open_model
+from cifar_deploy.runtimes.load import open_file, open_model, open_runtime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
+from cifar_deploy.store import EXPORTED
 
 # A path, a Pillow image, an array, or any number of them, mixed.
 Picture: TypeAlias = "str | PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
@@ -82,12 +83,13 @@ class Classifier:
         return Prediction(self.classes[best], best, share, logits, self.classes)
 
 
-def load(model: "str | PathLike[str]", device: str = "auto") -> Classifier:
+def load(model: "str | PathLike[str]", device: str = "auto", trust: bool = False) -> Classifier:
     """Load what `model` names.
 
     A model's name or alias or its folder: the trained weights, in PyTorch fp32. An exported file:
     that file, in its runtime. A folder that `cifar-deploy package --target cpp` wrote: the file in
-    it. `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
+    it. `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". Engines are code:
+    `trust` loads one whose manifest is missing or does not match.
 
     Raises UserError where there is no such thing, where it is damaged, and where it cannot run.
     """
@@ -95,9 +97,10 @@ def load(model: "str | PathLike[str]", device: str = "auto") -> Classifier:
     path = Path(model)
     if manifest.is_package(path):
         file, classes = manifest.open_package(path)
-        return Classifier(open_file(file, where)[0], classes, str(path))
-    if path.suffix in (".onnx", ".engine") or path.is_file():
-        runtime, classes = open_file(path, where)
+        # The sha256 has been checked: an engine needs no other manifest beside it.
+        return Classifier(open_runtime(file, where, trust=True), classes, str(path))
+    if path.suffix in EXPORTED or path.is_file():
+        runtime, classes = open_file(path, where, trust)
     else:
         runtime, classes = open_model(architectures.folder(str(model)), where)
     return Classifier(runtime, classes, str(model))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +38,7 @@ class Format(StrEnum):
     """What to export to."""
 
     onnx = "onnx"
+    trt = "trt"
 
 
 class Precision(StrEnum):
@@ -53,19 +55,7 @@ class Target(StrEnum):
     triton = "triton"
 
 
-class Packaged(StrEnum):
-    """Which exported file goes into a package."""
-
-    onnx = "onnx"
-    trt = "trt"
-
-
-class Flavour(StrEnum):
-    """Whose engines."""
-
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
+CAPABILITY = re.compile(r"\d+\.\d")  # of a GPU, as 8.6
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 DataDirOption = Annotated[
@@ -74,6 +64,9 @@ DataDirOption = Annotated[
 ]
 SourceOption = Annotated[Source, typer.Option("--data", help="auto, or the generated set.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TrustFlag = Annotated[
+    bool, typer.Option("--trust", help="Load engines without a matching manifest: they are code.")
+]
 Models = Annotated[
     list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or model folders.")
 ]
@@ -206,15 +199,76 @@ def export(
     precision: Annotated[
         list[Precision] | None, typer.Option(help="fp32 (default), fp16, or both: give it twice.")
     ] = None,
+    flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    batch_profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MIN/OPT/MAX",
+            help="Batches it takes; 1/128/1024. Several may be given.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(metavar="MIB", help="GPU memory a layer may use.")
+    ] = None,
+    timing_cache_file: Annotated[
+        Path | None, typer.Option(help="tensorrt: kept between builds; else in the user's cache.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: for other versions too.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        str | None, typer.Option(help="tensorrt: ampere+ or same-compute-capability.")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X.Y...", help="tensorrt-rtx: targets, as 8.6 8.9 12.0."),
+    ] = None,
+    builder_optimization_level: Annotated[int | None, typer.Option(help="0 to 5.")] = None,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave them to the ONNX file beside it.")
+    ] = False,
+    export_layer_info: Annotated[
+        bool, typer.Option("--export-layer-info", help="Also write the layers as JSON.")
+    ] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32 in fp32 engines.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Export trained models; without a name, all that have weights."""
-    folders = [_folder(m) for m in models or []] or store.trained_models()
+    """Export trained models; without a name, all that have weights.
+
+    --format trt builds TensorRT engines from the ONNX files, which it exports first if need be.
+    """
+    # `--compute-capability 8.6 8.9`: what follows the first arrives among the names.
+    versions = [name for name in models or [] if CAPABILITY.fullmatch(name)]
+    if versions and not compute_capability:
+        raise UserError(f"{versions[0]} is no model; a compute capability follows its option")
+    named = [name for name in models or [] if name not in versions]
+    folders = [_folder(m) for m in named] or store.trained_models()
     if not folders:
         raise UserError(
             f"nothing in {store.models_root()}/ is trained; run: cifar-deploy train MODEL"
         )
-    manifests = _export(folders, [p.value for p in precision or [Precision.fp32]])
+    precisions = [p.value for p in precision or [Precision.fp32]]
+    asked: dict[str, Any] = {
+        "workspace": workspace,
+        "timing_cache": timing_cache_file,
+        "version_compatible": version_compatible,
+        "hardware_compatibility": hardware_compatibility,
+        "compute_capabilities": tuple(dict.fromkeys([*(compute_capability or []), *versions])),
+        "level": builder_optimization_level,
+        "strip_weights": strip_weights,
+        "layer_info": export_layer_info,
+        "tf32": tf32,
+    }
+    if format is Format.trt:
+        manifests = _export_engines(folders, precisions, flavour, batch_profile or [], asked)
+    elif (
+        flavour != "auto"
+        or batch_profile
+        or any(v not in (None, False, ()) for v in asked.values())
+    ):
+        raise UserError("options of engines were given; they go with --format trt")
+    else:
+        manifests = _export(folders, precisions)
     if as_json:
         _print_json(manifests)
 
@@ -224,14 +278,48 @@ def _export(folders: list[store.ModelFolder], precisions: list[str]) -> list[sto
         store.read_card(folder)  # a missing model is told before anything is written
     from cifar_deploy.export.onnx_file import export_onnx
 
+    return [
+        _exported(export_onnx(folder, precision)) for folder in folders for precision in precisions
+    ]
+
+
+def _export_engines(
+    folders: list[store.ModelFolder],
+    precisions: list[str],
+    flavour: str,
+    profiles: list[str],
+    asked: dict[str, Any],
+) -> list[store.Json]:
+    from cifar_deploy.engines import flavour as flavours
+    from cifar_deploy.engines.options import Options, Profile, check
+
+    if profiles:
+        asked = {**asked, "profiles": tuple(map(Profile.parse, profiles))}
+    options = Options(**asked)
+    from cifar_deploy.engines.progress import Bars
+    from cifar_deploy.export.engine import cuda_device, export_engine
+
+    gpu = cuda_device()
+    chosen, reason = flavours.choose(flavour, gpu is not None)
+    check(options, chosen, gpu is not None)
+    for folder in folders:
+        store.read_card(folder)
+    _say(f"{chosen}: {reason}")
     manifests = []
     for folder in folders:
         for precision in precisions:
-            path = export_onnx(folder, precision)
-            manifest = store.read_json(store.manifest_path(path))
-            _say(f"{path}  {manifest['bytes'] / 1e6:.1f} MB")
-            manifests.append(manifest)
+            with Bars() as bars:
+                path = export_engine(folder, precision, chosen, options, bars)
+            manifests.append(_exported(path))
     return manifests
+
+
+def _exported(path: Path) -> store.Json:
+    """Say what was written; its manifest."""
+    manifest = store.read_json(store.manifest_path(path))
+    took = f", built in {manifest['build_seconds']:.1f} s" if "build_seconds" in manifest else ""
+    _say(f"{path}  {manifest['bytes'] / 1e6:.1f} MB{took}")
+    return manifest
 
 
 # --- validate -----------------------------------------------------------------------------------
@@ -254,6 +342,7 @@ def validate(
         int | None, typer.Option(help="Only the first so many test images.", min=1)
     ] = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    trust: TrustFlag = False,
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
     data: Annotated[
@@ -275,6 +364,7 @@ def validate(
         max_drop=max_drop,
         images=images,
         latency=latency,
+        trust=trust,
         device=device,
         source=data.value if data else None,
         data_dir=data_dir,
@@ -288,7 +378,7 @@ def _targets(
     targets: list[str], reference: str | None
 ) -> list[tuple[store.ModelFolder, list[Path]]]:
     """Folders to judge, each with its files. A lone file is judged with its folder's model."""
-    files = [Path(t) for t in targets if Path(t).is_file() or Path(t).suffix == ".onnx"]
+    files = [Path(t) for t in targets if Path(t).is_file() or Path(t).suffix in store.EXPORTED]
     named = [_folder(t) for t in targets if Path(t) not in files]
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]} does not exist; run: cifar-deploy export MODEL")
@@ -323,6 +413,7 @@ def _validate(
     max_drop: float | None = None,
     images: int | None = None,
     latency: bool = True,
+    trust: bool = False,
     device: str = "auto",
     source: str | None = None,
     data_dir: Path | None = None,
@@ -341,10 +432,10 @@ def _validate(
     for folder, files in work:  # what is damaged is told before anything runs
         exported_from = store.read_card(folder)["weights"]["sha256"]
         for file in files:
-            check_file(file, exported_from if file.parent == folder.path else None)
+            check_file(file, exported_from if file.parent == folder.path else None, trust)
             if file.parent == folder.path:
                 own[file] = store.sha256_of(file)
-    options = Options(max_drop, 1.0 if latency else 0.0)
+    options = Options(max_drop, 1.0 if latency else 0.0, trust)
     loaded: dict[str, Dataset] = {}
     judgements = []
     with Console(stderr=True).status("validating") as status:
@@ -399,11 +490,9 @@ def package(
     target: Annotated[
         Target, typer.Option(help="cpp: for a C++ program; triton: for Triton Inference Server.")
     ] = Target.cpp,
-    format: Annotated[Packaged, typer.Option(help="ONNX, or an engine.")] = Packaged.onnx,
+    format: Annotated[Format, typer.Option(help="ONNX, or an engine.")] = Format.onnx,
     precision: Annotated[Precision, typer.Option(help="Of the exported file.")] = Precision.fp32,
-    flavour: Annotated[
-        Flavour | None, typer.Option(help="Of the engine, where both are there.")
-    ] = None,
+    flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder, or a file ending in .tar.gz; else MODEL-package, MODEL-triton."),
@@ -428,13 +517,13 @@ def package(
 
     write.check_target(place, force)
     trained_on = store.read_card(folder)["data"]["name"]
-    if flavour and format is Packaged.onnx:
+    if flavour != "auto" and format is Format.onnx:
         raise UserError("--flavour is an engine's; it goes with --format trt")
     from cifar_deploy.package import cpp, source, triton
 
-    if format is Packaged.onnx and source.is_stale(folder, precision.value):
+    if format is Format.onnx and source.is_stale(folder, precision.value):
         _export([folder], [precision.value])
-    found = source.find(folder, format.value, precision.value, flavour and flavour.value)
+    found = source.find(folder, format.value, precision.value, flavour)
     if not unproved:
         source.require_proof(found)
     if target is Target.triton:
@@ -550,6 +639,7 @@ def data_command(
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="What predicts.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    trust: TrustFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
@@ -557,7 +647,7 @@ def predict(
     from cifar_deploy.classifier import load, pictures
 
     pixels = pictures(images)  # a picture that is none is told before a model is loaded
-    classifier = load(model, device)
+    classifier = load(model, device, trust)
     answers: list[store.Json] = [
         {
             "image": str(path),

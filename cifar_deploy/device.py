@@ -18,6 +18,8 @@ LIBRARIES = (
     "onnxscript",
     "onnxruntime-gpu",
     "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
     "numpy",
 )
 

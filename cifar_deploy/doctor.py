@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,8 @@ def examine() -> Json:
             _try("onnx export", _onnx_export),
             _try("onnxruntime cpu", lambda: _onnxruntime("CPUExecutionProvider")),
             _try("onnxruntime cuda", lambda: _onnxruntime("CUDAExecutionProvider")),
+            _try("tensorrt", lambda: _tensorrt("tensorrt")),
+            _try("tensorrt-rtx", lambda: _tensorrt("tensorrt-rtx")),
         ],
     }
 
@@ -97,3 +100,27 @@ def _onnxruntime(provider: str) -> str:
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime could not start {provider}")
     return f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def _tensorrt(name: str) -> str:
+    """Builds and, on a GPU, loads an engine of one layer."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    from cifar_deploy.engines import build, flavour, load
+    from cifar_deploy.engines.options import Options, Profile
+
+    gpu = torch.cuda.is_available()
+    chosen, _ = flavour.choose(name, gpu)
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 32, 32, 3])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32, 32, 3])
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "trial", [given], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    source = Path("trial.onnx")
+    options = Options(profiles=(Profile(1, 1, 1),))
+    built = build.build(chosen, model.SerializeToString(), source, options)
+    if not gpu:
+        return f"{chosen} builds engines; running one needs a CUDA device"
+    load.deserialise(chosen, built.engine, source, {})
+    return f"{chosen} builds and loads engines"

@@ -15,6 +15,7 @@ from cifar_deploy.errors import UserError, disk_errors
 
 MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
 CARD = "card.json"
+EXPORTED = (".onnx", ".engine")  # what the exporter writes, by its suffix
 Json = dict[str, Any]
 
 
@@ -63,9 +64,13 @@ class ModelFolder:
         """The ONNX file of a precision."""
         return self.path / f"{self.name}.{precision}.onnx"
 
+    def engine(self, precision: str, flavour: str) -> Path:
+        """The TensorRT engine of a precision and a flavour."""
+        return self.path / f"{self.name}.{precision}.{flavour}.engine"
+
     def exported(self) -> list[Path]:
-        """Every exported file in the folder, sorted by name."""
-        return sorted(self.path.glob("*.onnx"))
+        """Every exported file in the folder: ONNX files by name, then engines."""
+        return [path for kind in EXPORTED for path in sorted(self.path.glob(f"*{kind}"))]
 
 
 def models_root() -> Path:

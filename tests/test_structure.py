@@ -15,7 +15,7 @@ ROWS = [
     {"store", "device"},
     {"recipe"},
     {"data"},
-    {"architectures"},
+    {"architectures", "engines"},
     {"runtimes"},
     {"train", "export", "validate", "package"},
     {"doctor", "classifier"},
@@ -95,7 +95,19 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "PIL", "matplotlib", "rich")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "PIL",
+    "matplotlib",
+    "rich",
+)
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_deploy.engines.flavour import AUTO, NAMES, RTX
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import (
@@ -16,7 +17,6 @@ from cifar_deploy.store import (
     read_manifest,
 )
 
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
 PASS = "PASS"  # validate's word for a proved file
 PROOF_NUMBERS = (
     *("accuracy", "reference_accuracy"),
@@ -91,8 +91,8 @@ def is_stale(folder: ModelFolder, precision: str) -> bool:
     return not file.exists() or _manifest_of(file, folder).get("weights_sha256") != weights
 
 
-def find(folder: ModelFolder, format: str, precision: str, flavour: str | None = None) -> Source:
-    """The exported file of a trained model in `format` ("onnx" or "trt"), `flavour` an engine's.
+def find(folder: ModelFolder, format: str, precision: str, flavour: str = AUTO) -> Source:
+    """The exported file of a trained model in `format` ("onnx" or "trt"), an engine of `flavour`.
 
     Raises UserError where there is none, it is of earlier weights, damaged, or its manifest lacks
     something.
@@ -124,6 +124,11 @@ def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Sou
         facts, backend = onnx_interface.inspect(path), "onnx"
     else:
         facts, backend = manifest, manifest["flavour"]
+        if manifest.get("stripped"):
+            raise UserError(
+                f"{path} was stripped of its weights and cannot stand alone; export it without "
+                "--strip-weights"
+            )
         engine = Engine(str(manifest["tensorrt"]), _capability(manifest), _profiles(manifest))
     (given,), (answer,) = facts["inputs"], facts["outputs"]
     batch = given["shape"][0]
@@ -157,11 +162,11 @@ def _profiles(manifest: Json) -> tuple[Profile, ...]:
 
 def _capability(manifest: Json) -> str:
     """The GPUs that an engine runs on: the named targets, the one it was built on, or any."""
-    if manifest["flavour"] not in FLAVOURS:
+    if manifest["flavour"] not in NAMES:
         raise ValueError(f"flavour {manifest['flavour']}")
     if targets := manifest.get("targets"):
         return " ".join(targets)
-    if manifest["flavour"] == "tensorrt-rtx":  # built without a GPU: for all that are supported
+    if manifest["flavour"] == RTX:  # built without a GPU: for all that are supported
         return "any"
     if manifest.get("hardware_compatibility") == "ampere+":  # TensorRT itself tells then
         return "any"
@@ -213,16 +218,17 @@ def _manifest_of(file: Path, folder: ModelFolder) -> Json:
     return manifest
 
 
-def _engine(folder: ModelFolder, precision: str, flavour: str | None) -> Path:
+def _engine(folder: ModelFolder, precision: str, flavour: str) -> Path:
     """The engine of a flavour, or of the only flavour that is there."""
-    wanted = [flavour] if flavour else list(FLAVOURS)
-    files = {f: folder.path / f"{folder.name}.{precision}.{f}.engine" for f in wanted}
-    there = [f for f, file in files.items() if file.exists()]
+    if flavour not in (AUTO, *NAMES):
+        raise UserError(f"--flavour {flavour}: it can be {', '.join((AUTO, *NAMES))}")
+    wanted = NAMES if flavour == AUTO else (flavour,)
+    there = [name for name in wanted if folder.engine(precision, name).exists()]
     if not there:
         raise UserError(
-            f"{files[wanted[0]]} does not exist; run: cifar-deploy export {folder.name} "
-            f"--format trt --precision {precision}"
+            f"{folder.engine(precision, wanted[0])} does not exist; run: cifar-deploy export "
+            f"{folder.name} --format trt --precision {precision}"
         )
     if len(there) > 1:
         raise UserError(f"{folder.path} has engines of {' and '.join(there)}; name one: --flavour")
-    return files[there[0]]
+    return folder.engine(precision, there[0])

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cifar_deploy import __version__, architectures
+from cifar_deploy.engines import flavour
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import Contents
 from cifar_deploy.store import read_card, shipped
-
-TITLES = {"onnx": "ONNX", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -50,12 +49,13 @@ def common(source: Source, vectors: Vectors | None) -> Contents:
 def facts(source: Source) -> dict[str, Any]:
     """What every README says."""
     smallest, largest = source.batches
+    title = flavour.TITLES.get(source.backend, "ONNX")
     return {
         "source": source,
         "model": source.folder.name,
         "proof": source.proof,
-        "title": TITLES[source.backend],
-        "kind": TITLES[source.backend] + (" engine" if source.engine else ""),
+        "title": title,
+        "kind": f"{title} engine" if source.engine else title,
         "smallest": smallest,
         "largest": largest,
         "version": __version__,

@@ -9,7 +9,7 @@ from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.device import pick
 from cifar_deploy.errors import UserError
 from cifar_deploy.package.source import Source
-from cifar_deploy.runtimes.load import open_file
+from cifar_deploy.runtimes.load import open_runtime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 
@@ -39,10 +39,10 @@ def make(source: Source, dataset: Dataset) -> Vectors:
     )
     runtime: Runtime
     if source.backend == "onnx":
-        runtime, _ = open_file(source.path, pick("cpu"))
+        runtime = open_runtime(source.path, pick("cpu"))
     else:
         try:
-            runtime, _ = open_file(source.path, pick("auto"))
+            runtime = open_runtime(source.path, pick("auto"))
         except UserError:
             runtime = PyTorch(weights.load(source.folder), pick("cpu"))
     made_by = f"{runtime.runtime} {runtime.provider}"

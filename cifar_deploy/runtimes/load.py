@@ -3,47 +3,79 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cifar_deploy.architectures import weights
+from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
-from cifar_deploy.store import ModelFolder, read_manifest
+from cifar_deploy.store import EXPORTED, Json, ModelFolder, read_manifest
 
 
-def open_file(path: Path, device: torch.device) -> tuple[Runtime, tuple[str, ...]]:
+def open_runtime(path: Path, device: torch.device, trust: bool = False) -> Runtime:
+    """An exported file in the runtime of its kind.
+
+    Raises UserError for a file of another kind, or one that its runtime refuses. `trust` lets an
+    engine without a matching manifest through.
+    """
+    _known(path)
+    if path.suffix == ".engine":
+        from cifar_deploy.runtimes.tensorrt import TensorRT
+
+        return TensorRT(path, device, trust)
+    return OnnxRuntime(path, device)
+
+
+def open_file(
+    path: Path, device: torch.device, trust: bool = False
+) -> tuple[Runtime, tuple[str, ...]]:
     """An exported file in its runtime, and its class names (numbers, where it carries none).
 
-    Raises UserError for a file of another kind, or one that its runtime refuses.
+    Raises UserError as `open_runtime` does.
     """
-    if path.suffix != ".onnx":
-        raise UserError(f"{path} is of no exported format; those are: .onnx")
-    runtime = OnnxRuntime(path, device)
-    facts = onnx_interface.inspect(path)
-    count = int(facts["outputs"][0]["shape"][-1])
-    try:
-        classes = json.loads(facts["metadata"]["classes"])
-    except (KeyError, ValueError):
-        classes = []
+    runtime = open_runtime(path, device, trust)
+    if path.suffix == ".engine":
+        classes = engine_manifest.read(path, trust).get("classes")
+        count = runtime.logits(np.zeros((1, SIZE, SIZE, 3), np.uint8)).shape[1]
+    else:
+        facts = onnx_interface.inspect(path)
+        count = int(facts["outputs"][0]["shape"][-1])
+        try:
+            classes = json.loads(facts["metadata"]["classes"])
+        except (KeyError, ValueError):
+            classes = None
     if not isinstance(classes, list) or len(classes) != count:
         classes = list(range(count))
     return runtime, tuple(map(str, classes))
 
 
-def check_file(path: Path, weights_sha256: str | None = None) -> None:
+def check_file(path: Path, weights_sha256: str | None = None, trust: bool = False) -> None:
     """See that an exported file is whole and has the deployment interface, without running it.
 
-    With `weights_sha256` also that it was exported from those weights. Raises UserError where not.
+    With `weights_sha256` also that it was exported from those weights. `trust`: as `open_runtime`.
+    Raises UserError where not.
     """
-    manifest = read_manifest(path)
-    onnx_interface.inspect(path)
-    if weights_sha256 and manifest and manifest.get("weights_sha256") != weights_sha256:
+    _known(path)
+    if path.suffix == ".engine":
+        manifest: Json | None = engine_manifest.read(path, trust)
+    else:
+        manifest = read_manifest(path)
+        onnx_interface.inspect(path)
+    named = manifest.get("weights_sha256") if manifest else None
+    if weights_sha256 and manifest and named != weights_sha256 and not (trust and named is None):
         raise UserError(
             f"{path} was exported from other weights than those that are there now; export it again"
         )
+
+
+def _known(path: Path) -> None:
+    if path.suffix not in EXPORTED:
+        raise UserError(f"{path} is of no exported format; those are: {', '.join(EXPORTED)}")
 
 
 def open_model(folder: ModelFolder, device: torch.device) -> tuple[Runtime, tuple[str, ...]]:

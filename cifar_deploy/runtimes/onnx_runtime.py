@@ -1,15 +1,15 @@
 """ONNX Runtime: the CUDA provider where there is a GPU, else the CPU provider, never in silence."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
-from cifar_deploy.runtimes.protocol import Logits, in_batches
+from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 from cifar_deploy.store import read_manifest
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -35,6 +35,28 @@ class OnnxRuntime:
         self._input: str = facts["inputs"][0]["name"]
         self._output: str = facts["outputs"][0]["name"]
         self._classes = int(facts["outputs"][0]["shape"][-1])
+        self._sessions: dict[int, Any] = {}
+        self.provider: str = self._session().get_providers()[0]
+        wanted = CUDA if device.type == "cuda" else CPU
+        if self.provider != wanted:
+            raise UserError(
+                f"ONNX Runtime has no {wanted} here (it offers {self.provider}); "
+                "see `cifar-deploy doctor`, or use --device cpu"
+            )
+
+    def _stream(self) -> int:
+        """Torch's current CUDA stream; 0 is the default one, and what stands for the CPU."""
+        if self._torch_device.type == "cpu":
+            return 0
+        return int(torch.cuda.current_stream(self._torch_device).cuda_stream)
+
+    def _session(self) -> Any:
+        """The session of torch's current stream, made at its first use: one session, one stream."""
+        import onnxruntime
+
+        stream, device = self._stream(), self._torch_device
+        if stream in self._sessions:
+            return self._sessions[stream]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; they reach the user through the exception
         options.intra_op_num_threads = torch.get_num_threads()
@@ -43,53 +65,64 @@ class OnnxRuntime:
             onnxruntime.preload_dlls()
             # A node that only the CPU can run is then an error and not a hidden copy.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            stream = str(torch.cuda.current_stream(device).cuda_stream)
-            providers = [(CUDA, {"device_id": device.index or 0, "user_compute_stream": stream})]
+            # A stream 0 means one of ONNX Runtime's own.
+            providers = [
+                (CUDA, {"device_id": device.index or 0, "user_compute_stream": str(stream)})
+            ]
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session = onnxruntime.InferenceSession(str(self._path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
-            raise UserError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-        self.provider: str = self._session.get_providers()[0]
-        wanted = CUDA if device.type == "cuda" else CPU
-        if self.provider != wanted:
             raise UserError(
-                f"ONNX Runtime has no {wanted} here (it offers {self.provider}); "
-                "see `cifar-deploy doctor`, or use --device cpu"
-            )
+                f"{self._path}: ONNX Runtime cannot load it: {_first_line(error)}"
+            ) from error
+        self._sessions[stream] = session
+        return session
 
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
+        session = self._session()
 
         def run(batch: Images) -> Logits:
             try:
-                result: Logits = self._session.run([self._output], {self._input: batch})[0]
+                result: Logits = session.run([self._output], {self._input: batch})[0]
             except Exception as error:  # a fixed batch, or no memory left
-                raise UserError(
-                    f"{self._path}: ONNX Runtime cannot run a batch of {len(batch)}: "
-                    f"{_first_line(error)}"
-                ) from error
+                raise self._cannot(len(batch), error) from error
             return result
 
         return in_batches(run, images)
 
-    def bind(self, images: Images) -> Callable[[], object]:
-        """One inference on `images`; on CUDA with input and output bound to device memory."""
-        if self._torch_device.type == "cpu":
-            feed, wanted = {self._input: images}, [self._output]
-            return lambda: self._session.run(wanted, feed)
-        given = torch.from_numpy(images).to(self._torch_device)
-        result = torch.empty(len(images), self._classes, device=self._torch_device)
-        binding = self._session.io_binding()
-        index = self._torch_device.index or 0
-        binding.bind_input(
-            self._input, "cuda", index, "uint8", tuple(given.shape), given.data_ptr()
+    def _cannot(self, batch: int, error: Exception) -> UserError:
+        return UserError(
+            f"{self._path}: ONNX Runtime cannot run a batch of {batch}: {_first_line(error)}"
         )
+
+    def bind(self, images: Images) -> Bound:
+        """Buffers for a batch of this size, input and output bound to torch's memory."""
+        import onnxruntime
+
+        device, session, stream = self._torch_device, self._session(), self._stream()
+        given = torch.from_numpy(images).to(device, copy=True)
+        result = torch.empty(len(images), self._classes, device=device)
+        binding = session.io_binding()
+        place = (device.type, device.index or 0)
+        binding.bind_input(self._input, *place, np.uint8, tuple(given.shape), given.data_ptr())
         binding.bind_output(
-            self._output, "cuda", index, "float32", tuple(result.shape), result.data_ptr()
+            self._output, *place, np.float32, tuple(result.shape), result.data_ptr()
         )
-        # The closure keeps the tensors whose addresses are bound.
-        kept = (given, result)
-        return lambda: (self._session.run_with_iobinding(binding), kept)
+        options = onnxruntime.RunOptions()
+        if stream:  # enqueue and return: the stream is torch's, and torch waits for it
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+        def run() -> torch.Tensor:
+            if device.type == "cuda" and not stream:
+                torch.cuda.current_stream(device).synchronize()  # ONNX Runtime does not wait for it
+            try:
+                session.run_with_iobinding(binding, options)
+            except Exception as error:  # a fixed batch, or no memory left
+                raise self._cannot(len(given), error) from error
+            return result
+
+        return Bound(given, run)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,16 +1,35 @@
-"""What the validator and `predict` need of a runtime."""
+"""What the validator, the benchmark and `predict` need of a runtime."""
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cifar_deploy.data.dataset import Images
 
+if TYPE_CHECKING:
+    import torch
+
 Logits = npt.NDArray[np.float32]  # [n, classes]
 
 BATCH = 512  # images a call when a whole set is run
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One batch's inference over buffers of its own: copies and computing can be timed apart.
+
+    Several stand beside each other, one a stream or thread. On CUDA everything belongs to the
+    stream that was torch's current one when it was bound, and `run` is called with that current.
+    """
+
+    # uint8 [n, 32, 32, 3] on the device; what is written into it is the input of the next run.
+    given: "torch.Tensor"
+    # One inference. Gives float32 [n, classes] on the device, good until the next run. On CUDA it
+    # enqueues on torch's current stream and returns; on a CPU it returns when it is done.
+    run: "Callable[[], torch.Tensor]"
 
 
 class Runtime(Protocol):
@@ -24,11 +43,10 @@ class Runtime(Protocol):
     def logits(self, images: Images) -> Logits:
         """Logits, float32 [n, classes], of uint8 images [n, 32, 32, 3]; copies included."""
 
-    def bind(self, images: Images) -> Callable[[], object]:
-        """A call that runs one inference on `images`, which already lie on the device.
+    def bind(self, images: Images) -> Bound:
+        """Buffers for a batch of this size, with `images`, uint8 [n, 32, 32, 3], in them.
 
-        The output stays on the device. On CUDA the call enqueues on torch's current stream and
-        returns; on a CPU it returns when it is done.
+        Raises UserError for a batch that the model does not take.
         """
 
 

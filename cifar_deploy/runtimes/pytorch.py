@@ -1,12 +1,10 @@
 """PyTorch: the reference, in fp32 unless told otherwise."""
 
-from collections.abc import Callable
-
 import torch
 
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.runtimes.protocol import Logits, in_batches
+from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 
 
 class PyTorch:
@@ -36,7 +34,7 @@ class PyTorch:
 
         return in_batches(run, images)
 
-    def bind(self, images: Images) -> Callable[[], object]:
-        """One inference on `images`, kept on the device."""
-        on_device = torch.from_numpy(images).to(self.device)
-        return lambda: self._run(on_device)
+    def bind(self, images: Images) -> Bound:
+        """Buffers for a batch of this size; the output is a new tensor each time."""
+        given = torch.from_numpy(images).to(self.device, copy=True)
+        return Bound(given, lambda: self._run(given))

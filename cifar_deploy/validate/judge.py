@@ -13,7 +13,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.load import open_runtime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json
@@ -34,6 +34,7 @@ class Options:
 
     max_drop: float | None = None
     seconds: float = 1.0  # of timing a batch size; 0 leaves latency out
+    trust: bool = False  # run engines without a matching manifest
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def judge(
     for file in files:
         say(f"{file.name} over {len(split):,} images")
         try:
-            runtime: Runtime = OnnxRuntime(file, device)
+            runtime = open_runtime(file, device, options.trust)
             rows.append(_row(str(file), runtime, file.stat().st_size, split, reference, options))
         except UserError as error:
             unusable.append(Unusable(str(file), str(error)))

@@ -65,7 +65,7 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed:
 
 
 def _time(runtime: Runtime, images: Images, seconds: float) -> Timing:
-    call = runtime.bind(images)
+    call = runtime.bind(images).run
 
     def round_trip() -> object:
         return runtime.logits(images)

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from workshop import NAME, Refused, Run, write_model
 
+from cifar_deploy import load
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import write
@@ -392,6 +393,9 @@ def test_engines_that_cannot_be_packaged(refused: Refused, engine: Callable[...,
     for facts in ({"profiles": []}, {"profiles": [{"min": 4, "opt": 1, "max": 8}]}, {"gpu": None}):
         engine("tensorrt", **facts)
         assert "lacks what a package needs" in refused(*ours)
+    assert "it can be auto, tensorrt" in refused(*command, "--flavour", "rtx")
+    engine("tensorrt", stripped=True)
+    assert "without --strip-weights" in refused(*ours)
     engine("tensorrt", weights_sha256="0" * 64)
     assert "other weights" in refused(*ours)
     engine("tensorrt")
@@ -421,3 +425,22 @@ def test_a_fixed_batch_is_told_to_the_reader(run: Run, model: ModelFolder) -> No
     found = dict(entries(package))
     assert (found["min_batch"], found["max_batch"], found["fixed_batch"]) == ("24", "24", "24")
     assert len((package / "vectors/logits.f32").read_bytes()) == 64 * 10 * 4
+
+
+@pytest.mark.gpu
+def test_an_engine_is_proved_and_packaged_where_there_is_a_gpu(
+    run: Run, model: ModelFolder, dataset: Dataset
+) -> None:
+    assert run("export", NAME, "--format", "trt", "--precision", "fp16").status == 0
+    (path,) = model.path.glob("*.engine")
+    assert run("validate", path, "--max-drop", "1", "--no-latency").status == 0
+    assert json.loads(proof_path(path).read_text())["runtime"].startswith("TensorRT")
+    answer = run("package", NAME, "--format", "trt", "--precision", "fp16")
+    assert answer.status == 0, answer
+    package = Path("simple_cnn-package")
+    assert dict(entries(package))["vectors_from"].startswith("TensorRT")
+    wanted = np.frombuffer((package / "vectors/logits.f32").read_bytes(), "<f4").reshape(64, 10)
+    images = np.frombuffer((package / "vectors/images.rgb").read_bytes(), np.uint8)
+    loaded = load(package)
+    assert loaded.classes == dataset.classes
+    assert np.abs(loaded.logits(images.reshape(64, 32, 32, 3)) - wanted).max() < 1e-2

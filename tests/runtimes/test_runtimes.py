@@ -80,9 +80,14 @@ def test_a_bound_call_runs_the_same_inference(folder: ModelFolder, images: Image
         OnnxRuntime(folder.onnx("fp32"), CPU),
     ]
     for runtime in opened:
-        answer = runtime.bind(images[:4])()
-        array = np.asarray(answer[0] if isinstance(answer, list) else answer)
-        np.testing.assert_allclose(array, runtime.logits(images[:4]), atol=1e-5)
+        bound, other = runtime.bind(images[:4]), runtime.bind(images[:4])
+        assert (bound.given.dtype, bound.given.shape) == (torch.uint8, (4, 32, 32, 3))
+        np.testing.assert_allclose(bound.run(), runtime.logits(images[:4]), atol=1e-5)
+        # What is written into one's input changes its next run, and no other's.
+        bound.given.copy_(torch.from_numpy(images[4:8]))
+        np.testing.assert_allclose(bound.run(), runtime.logits(images[4:8]), atol=1e-5)
+        np.testing.assert_allclose(other.run(), runtime.logits(images[:4]), atol=1e-5)
+        assert bound.run().dtype == torch.float32
 
 
 def test_classes_come_from_the_file(folder: ModelFolder, tmp_path: Path) -> None:
@@ -123,6 +128,8 @@ def test_a_fixed_batch_is_told_and_not_a_crash(
     assert runtime.logits(images[:1]).shape == (1, 10)
     with pytest.raises(UserError, match="cannot run a batch of 2"):
         runtime.logits(images[:2])
+    with pytest.raises(UserError, match="cannot run a batch of 2"):
+        runtime.bind(images[:2]).run()
 
 
 def test_a_gpu_that_is_not_there_is_refused_and_not_replaced() -> None:
@@ -140,6 +147,34 @@ def test_cuda_runs_on_cuda(folder: ModelFolder, images: Images) -> None:
     runtime = OnnxRuntime(folder.onnx("fp32"), device)
     assert runtime.provider == "CUDAExecutionProvider"
     np.testing.assert_allclose(runtime.logits(images), reference, atol=1e-3)
-    call = runtime.bind(images[:8])
-    call()
-    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_bound_calls_stand_beside_each_other_on_streams_of_their_own(
+    folder: ModelFolder, images: Images
+) -> None:
+    device = torch.device("cuda", 0)
+    reference = PyTorch(weights.load(folder), CPU).logits(images)
+    opened: list[Runtime] = [
+        PyTorch(weights.load(folder), device),
+        OnnxRuntime(folder.onnx("fp32"), device),
+    ]
+    for runtime in opened:
+        streams = [torch.cuda.Stream(device), torch.cuda.Stream(device)]
+        bound = []
+        for stream, part in zip(streams, (images[:8], images[8:16]), strict=True):
+            with torch.cuda.stream(stream):
+                bound.append(runtime.bind(part))
+        answers = []
+        for _ in range(3):
+            answers = []
+            for stream, one in zip(streams, bound, strict=True):
+                with torch.cuda.stream(stream):
+                    answers.append(one.run())
+        torch.cuda.synchronize()
+        found = torch.cat(answers).cpu().numpy()
+        np.testing.assert_allclose(found, reference[:16], atol=1e-3)
+        # And on the default stream, with the input written just before.
+        alone = runtime.bind(images[:8])
+        alone.given.copy_(torch.from_numpy(images[16:24]), non_blocking=True)
+        np.testing.assert_allclose(alone.run().cpu().numpy(), reference[16:24], atol=1e-3)

@@ -1,0 +1,199 @@
+"""An ONNX file to a serialised engine: parse, profiles, config, build.
+
+Only what TensorRT 10.13, 11 and TensorRT for RTX 1.7 share is called; tests/engines/test_api.py
+compares the names with those of the library at hand.
+https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html
+"""
+
+import json
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.engines import cache
+from cifar_deploy.engines.flavour import RTX, Flavour
+from cifar_deploy.engines.options import HARDWARE, Options, target
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import Json
+
+MIB = 1 << 20
+POLL = 0.05  # seconds; how often a build looks for Ctrl-C
+
+
+class Watch(Protocol):
+    """Told how a build goes on; called from the library's threads."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of `steps` steps begins, inside `parent` if there is one."""
+
+    def step(self, phase: str, done: int) -> None:
+        """`done` steps of it are over."""
+
+    def finish(self, phase: str) -> None:
+        """It is over."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A serialised engine and what the parser saw of its interface."""
+
+    engine: bytes
+    inputs: list[Json]  # each with name, dtype, shape
+    outputs: list[Json]
+    seconds: float  # of parsing and building
+
+
+def build(
+    flavour: Flavour,
+    onnx: bytes,
+    source: Path,
+    options: Options,
+    watch: Watch | None = None,
+    timing_cache: Path | None = None,
+) -> Built:
+    """Build an engine from the deployment graph in `onnx`; `source` is its name in messages.
+
+    The network is strongly typed: the precisions are those of the file. `timing_cache` is read
+    and written again. Ctrl-C stops the build at its next step and raises KeyboardInterrupt.
+
+    Raises UserError where the parser refuses a node (with its name) and where the build fails.
+    """
+    trt, log = flavour.module, flavour.log
+    started = time.perf_counter()
+    log.clear()
+    builder = trt.Builder(log)
+    # Version 11 and TensorRT for RTX know strongly typed networks only.
+    typed = flavour.name != RTX and flavour.major < 11
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(strongly_typed if typed else 0)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(onnx):
+        raise _refused(flavour, parser, source)
+    config = builder.create_builder_config()
+    name = network.get_input(0).name
+    for profile in options.profiles:
+        shapes = [(batch, SIZE, SIZE, 3) for batch in (profile.min, profile.opt, profile.max)]
+        wanted = builder.create_optimization_profile()
+        wanted.set_shape(name, *shapes)
+        config.add_optimization_profile(wanted)
+    _configure(flavour, config, options)
+    kept = None
+    if timing_cache:
+        kept = config.create_timing_cache(cache.read(timing_cache))
+        config.set_timing_cache(kept, False)
+    stop = threading.Event()
+    monitor = _monitor(trt, watch, stop)  # the config keeps no reference of its own in version 10
+    config.progress_monitor = monitor
+    raw = _interruptibly(lambda: builder.build_serialized_network(network, config), stop)
+    if raw is None:
+        raise _failed(flavour, source)
+    if timing_cache and kept is not None:
+        cache.write(timing_cache, bytes(config.get_timing_cache().serialize()))
+    inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
+    outputs = [_tensor(network.get_output(i)) for i in range(network.num_outputs)]
+    return Built(bytes(raw), inputs, outputs, time.perf_counter() - started)
+
+
+def layer_information(flavour: Flavour, engine: Any) -> Any:
+    """Every layer of a deserialised engine, as the library's inspector writes it in JSON."""
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(flavour.module.LayerInformationFormat.JSON)
+    return json.loads(text)
+
+
+def _configure(flavour: Flavour, config: Any, options: Options) -> None:
+    trt = flavour.module
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace * MIB)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility is not None:
+        config.hardware_compatibility_level = getattr(
+            trt.HardwareCompatibilityLevel, HARDWARE[options.hardware_compatibility]
+        )
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, capability in enumerate(options.compute_capabilities):
+            config.set_compute_capability(target(flavour, capability), index)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.strip_weights:
+        # Refit puts the same weights back, so the kernels need not be fit for others.
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+    if options.layer_info:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+
+
+def _monitor(trt: Any, watch: Watch | None, stop: threading.Event) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if watch:
+                watch.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if watch:
+                watch.step(phase_name, step + 1)
+            return not stop.is_set()  # False: the library cancels the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            if watch:
+                watch.finish(phase_name)
+
+    return Monitor()
+
+
+def _interruptibly(work: Any, stop: threading.Event) -> Any:
+    """`work()` in a thread of its own, so that Ctrl-C reaches this one at once."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            while not future.done():
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            stop.set()  # and the pool's end waits for the build to see it
+            raise
+        return future.result()
+
+
+def _tensor(tensor: Any) -> Json:
+    dtype = tensor.dtype.name.lower().replace("float", "float32").replace("half", "float16")
+    shape = ["batch" if size < 0 else int(size) for size in tensor.shape]
+    return {"name": str(tensor.name), "dtype": dtype, "shape": shape}
+
+
+def _refused(flavour: Flavour, parser: Any, source: Path) -> UserError:
+    error = parser.get_error(0)
+    node, operator = error.node_name(), error.node_operator()
+    reason = " ".join(str(error.desc()).split())
+    if not operator:
+        return UserError(f"{source}: {flavour} cannot read it: {reason}; export it again")
+    # The parser says "false" where an operator is not supported at all.
+    why = "the operator is not supported" if reason in ("", "false") else reason
+    return UserError(
+        f"{source}: {flavour} refuses node {node!r} ({operator}): {why}; use --format onnx"
+    )
+
+
+def _failed(flavour: Flavour, source: Path) -> UserError:
+    errors = flavour.log.errors() or ["the library gives no reason"]
+    for line in errors:
+        if "OutOfMemory" in line or "out of memory" in line.lower():
+            need = re.search(r"size was (\d+) bytes", line)
+            said = f"{int(need[1]) / MIB:,.0f} MiB" if need else "more memory than there is"
+            return UserError(
+                f"{source}: {flavour} needs {said} to build the engine; "
+                "raise --workspace, or lower the largest batch of --batch-profile"
+            )
+    first = re.sub(r"\s+", " ", errors[0])
+    return UserError(f"{source}: {flavour} cannot build an engine: {first[:300]}")

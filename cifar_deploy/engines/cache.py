@@ -1,0 +1,33 @@
+"""What TensorRT remembers between runs: timings of a build, kernels that a first run compiled."""
+
+import os
+from pathlib import Path
+
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import manifest_path, read_manifest, write_bytes, write_manifest
+
+
+def folder() -> Path:
+    """Where caches lie: $XDG_CACHE_HOME/cifar-deploy, else ~/.cache/cifar-deploy."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "cifar-deploy"
+
+
+def read(path: Path) -> bytes:
+    """What was kept there, or nothing: a cache that is gone or was changed is made anew.
+
+    Only bytes that this program wrote, by their sha256, are handed to a library.
+    """
+    try:
+        if not path.is_file() or read_manifest(path) is None:
+            return b""
+        return path.read_bytes()
+    except (UserError, OSError):
+        return b""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Keep `data`. Raises UserError where the disk refuses."""
+    manifest_path(path).unlink(missing_ok=True)  # never one of the old with the other of the new
+    write_bytes(path, data)
+    write_manifest(path, {})

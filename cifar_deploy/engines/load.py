@@ -1,0 +1,107 @@
+"""A checked engine, deserialised; stripped weights put back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_deploy.engines import flavour as flavours
+from cifar_deploy.engines import manifest as manifests
+from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.store import Json, sha256_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Opened:
+    """An engine in the library's memory, with what has to live as long as it does."""
+
+    def __init__(self, flavour: Flavour, runtime: Any, engine: Any, manifest: Json) -> None:
+        self.flavour = flavour
+        self.runtime = runtime
+        self.engine = engine
+        self.manifest = manifest
+
+
+def open_engine(path: Path, device: "torch.device", trust: bool = False) -> Opened:
+    """Check the engine in `path` against its manifest and this machine, and deserialise it.
+
+    Raises UserError, in one line, for what `manifest.read` and `manifest.refusal` find, for what
+    the library's own validity check finds (TensorRT for RTX has one), and where it refuses.
+    """
+    manifest = manifests.read(path, trust)
+    name = str(manifest["flavour"])
+    # Without a GPU its absence is the reason to tell, whatever is installed.
+    gpu = gpu_of(device)
+    version = flavours.load(name).version if gpu else ""
+    if reason := manifests.refusal(manifest, version, gpu):
+        raise UserError(f"{path}: {reason}")
+    with disk_errors(path, "read"):
+        raw = path.read_bytes()
+    opened = deserialise(flavours.load(name), raw, path, manifest)
+    if manifest.get("stripped"):
+        refit(opened, path)
+    return opened
+
+
+def gpu_of(device: "torch.device") -> manifests.Gpu | None:
+    """The CUDA device's name and compute capability; None for a CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return manifests.Gpu(torch.cuda.get_device_name(device), f"{major}.{minor}")
+
+
+def deserialise(flavour: Flavour, raw: bytes, path: Path, manifest: Json) -> Opened:
+    """Hand checked bytes to the library. Raises UserError where it refuses them."""
+    flavour.log.clear()
+    runtime = flavour.module.Runtime(flavour.log)
+    if manifest.get("version_compatible"):
+        # Such an engine carries a small runtime of its own; its sha256 has been checked.
+        runtime.engine_host_code_allowed = True
+    if hasattr(runtime, "get_engine_validity"):
+        _check_validity(flavour, runtime, raw, path)
+    engine = runtime.deserialize_cuda_engine(raw)
+    if engine is None:
+        reason = (flavour.log.errors() or ["no reason given"])[0]
+        raise UserError(f"{path}: {flavour} cannot load it: {' '.join(reason.split())[:300]}")
+    return Opened(flavour, runtime, engine, manifest)
+
+
+def _check_validity(flavour: Flavour, runtime: Any, raw: bytes, path: Path) -> None:
+    """TensorRT for RTX reads the header alone and says what is wrong with it."""
+    trt = flavour.module
+    validity, bits = runtime.get_engine_validity(raw)
+    if validity != trt.EngineValidity.INVALID:
+        return
+    members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
+    found = [name for name, member in members.items() if int(bits) & int(member)]
+    said = ", ".join(name.lower().replace("_", " ") for name in found)
+    if not said:
+        said = " ".join((flavour.log.errors() or ["no reason given"])[0].split())[:200]
+    raise UserError(f"{path}: {flavour} finds the engine invalid here: {said}; export it again")
+
+
+def refit(opened: Opened, path: Path) -> None:
+    """Put the weights of the ONNX file beside a stripped engine into it.
+
+    Raises UserError where that file is missing or is not the one the engine was built from.
+    """
+    source = opened.manifest.get("onnx")
+    named = source if isinstance(source, dict) else {}
+    onnx = path.with_name(Path(str(named.get("file", ""))).name or "missing.onnx")
+    if not onnx.is_file():
+        raise UserError(f"{path} has no weights in it, and {onnx} to refit it from is not there")
+    if sha256_of(onnx) != named.get("sha256"):
+        raise UserError(f"{path} was built from another {onnx.name}; export it again")
+    trt, log = opened.flavour.module, opened.flavour.log
+    log.clear()
+    refitter = trt.Refitter(opened.engine, log)
+    parser = trt.OnnxParserRefitter(refitter, log)
+    with disk_errors(onnx, "read"):
+        raw = onnx.read_bytes()
+    if not parser.refit_from_bytes(raw) or not refitter.refit_cuda_engine():
+        reason = (log.errors() or ["no reason given"])[0]
+        raise UserError(f"{path} cannot be refitted from {onnx}: {' '.join(reason.split())[:300]}")

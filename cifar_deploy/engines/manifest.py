@@ -1,0 +1,116 @@
+"""What stands beside an engine, and what it says about running it here, before anything is loaded.
+
+An engine is code for one library version and some GPUs. The manifest names them, so that a
+refusal is a sentence; the sha256 in it decides whether the bytes may be deserialised at all.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_deploy.engines.flavour import NAMES, RTX, TENSORRT, TITLES
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.store import Json, manifest_path, read_json, read_manifest
+
+MAGIC_RTX = b"vtrt"  # how serialised engines of TensorRT for RTX 1.7 begin
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device: its name and its compute capability as "8.9"."""
+
+    name: str
+    compute_capability: str
+
+
+def read(path: Path, trust: bool = False) -> Json:
+    """The manifest of an engine, its bytes checked against it.
+
+    Raises UserError where the engine or the manifest is missing, where the sha256 differs, and
+    where it is another kind of file. With `trust` a missing or differing manifest is no error:
+    what it says is used as far as it goes.
+    """
+    with disk_errors(path, "read"), path.open("rb") as file:
+        start = file.read(len(MAGIC_RTX))
+    if trust:
+        beside = manifest_path(path)
+        manifest = read_json(beside) if beside.exists() else {}
+    else:
+        found = read_manifest(path)
+        if found is None:
+            raise UserError(
+                f"{path} has no manifest ({manifest_path(path).name}): an engine is code, and this "
+                "one is not known to be from your export; export it again, or give --trust"
+            )
+        manifest = found
+    flavour = manifest.get("flavour") or (RTX if start == MAGIC_RTX else TENSORRT)
+    if flavour not in NAMES:
+        raise UserError(f"{path}: its manifest names no flavour of TensorRT; export it again")
+    if flavour == TENSORRT and start == MAGIC_RTX:
+        raise UserError(
+            f"{path} is an engine of tensorrt-rtx, and its manifest says tensorrt; export it again"
+        )
+    return {**manifest, "flavour": flavour}
+
+
+def refusal(manifest: Json, version: str, gpu: Gpu | None) -> str | None:
+    """Why the engine of this manifest cannot run here; None where nothing speaks against it.
+
+    `version` is that of the flavour's library here, `gpu` the CUDA device (None: there is none,
+    and the version does not matter).
+    """
+    flavour, built = str(manifest["flavour"]), manifest.get("tensorrt")
+    title = TITLES[flavour]
+    if gpu is None:
+        return f"an engine of {title} {built or ''}".rstrip() + " runs on a CUDA GPU; none is here"
+    if built and not _fits(flavour, str(built), version, bool(manifest.get("version_compatible"))):
+        return f"built with {title} {built}, this is {version}; export it again here"
+    here = gpu.compute_capability
+    targets = [str(target) for target in manifest.get("targets") or []]
+    if targets and here not in targets:
+        said = f"built for compute capability {', '.join(targets)}, this is {here} ({gpu.name})"
+        return f"{said}; export it for {here}"
+    where = manifest.get("gpu")
+    if flavour == TENSORRT and isinstance(where, dict):
+        return _other_gpu(where, manifest.get("hardware_compatibility"), gpu)
+    return None
+
+
+def _fits(flavour: str, built: str, version: str, version_compatible: bool) -> bool:
+    """Whether an engine built with one version may be loaded by another.
+
+    TensorRT: the very same version; a version-compatible engine by later ones of its major
+    version, and one of 10 by 11. TensorRT for RTX: the same major and minor version; whatever
+    else there is, its own validity check knows.
+    https://docs.nvidia.com/deeplearning/tensorrt/11.1.0/inference-library/engine-compatibility.html
+    """
+    there, here = _numbers(built), _numbers(version)
+    if flavour == RTX:
+        return there[:2] == here[:2]
+    if version_compatible:
+        return there <= here and (there[:1] == here[:1] or (there[0], here[0]) == (10, 11))
+    return there == here
+
+
+def _numbers(version: str) -> list[int]:
+    """ "10.13.2.6" as numbers; what follows them, as in "11.0.0.dev", does not count."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return [int(part) for part in found[0].split(".")] if found else [0]
+
+
+def _other_gpu(built: Json, compatibility: object, gpu: Gpu) -> str | None:
+    there, here = str(built.get("compute_capability")), gpu.compute_capability
+    if compatibility == "ampere+":
+        old = float(here) < 8.0
+        return f"built for Ampere and later, this is {here} ({gpu.name})" if old else None
+    if there != here:
+        return (
+            f"built for compute capability {there} ({built.get('name')}), "
+            f"this is {here} ({gpu.name}); export it again here"
+        )
+    if compatibility is None and built.get("name") != gpu.name:
+        return (
+            f"built for {built.get('name')}, this is {gpu.name}; export it again here, or there "
+            "with --hardware-compatibility same-compute-capability"
+        )
+    return None

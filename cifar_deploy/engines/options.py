@@ -1,0 +1,112 @@
+"""What can be asked of a build, by trtexec's names where it has one."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_deploy.engines.flavour import RTX, Flavour
+from cifar_deploy.errors import UserError
+
+HARDWARE = {  # trtexec's words, and the library's
+    "ampere+": "AMPERE_PLUS",
+    "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
+}
+LEVELS = range(6)
+LARGEST_BATCH = 1 << 20  # images; beyond it is a slip of the keyboard
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An optimization profile: the batches an engine takes, and the one it is tuned for."""
+
+    min: int = 1
+    opt: int = 128
+    max: int = 1024
+
+    @classmethod
+    def parse(cls, text: str) -> "Profile":
+        """Read "min/opt/max", or one number for a fixed batch. Raises UserError where it is none.
+
+        "1:128:1024" reads the same.
+        """
+        parts = re.split(r"[/:]", text)
+        if not all(part.isdecimal() for part in parts) or len(parts) not in (1, 3):
+            raise UserError(f"--batch-profile {text}: write min/opt/max, as 1/128/1024")
+        low, opt, high = map(int, parts if len(parts) == 3 else parts * 3)
+        if low < 1:
+            raise UserError(f"--batch-profile {text}: a batch has at least 1 image")
+        if not low <= opt <= high:
+            raise UserError(f"--batch-profile {text}: min <= opt <= max does not hold")
+        if high > LARGEST_BATCH:
+            raise UserError(f"--batch-profile {text}: a batch over {LARGEST_BATCH:,} is no batch")
+        return cls(low, opt, high)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build. None and empty: the library's own choice."""
+
+    profiles: tuple[Profile, ...] = (Profile(),)
+    workspace: int | None = None  # MiB of GPU memory a layer may use while it is tried and run
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None  # a key of HARDWARE
+    compute_capabilities: tuple[str, ...] = ()  # as "8.6"
+    level: int | None = None  # builder optimisation level
+    strip_weights: bool = False
+    layer_info: bool = False
+    tf32: bool = False  # off, as in the reference: fp32 means fp32
+
+
+def check(options: Options, flavour: Flavour, gpu: bool) -> None:
+    """Raise UserError for what this flavour cannot do, or not without a CUDA device (`gpu`)."""
+    rtx = flavour.name == RTX
+    if options.workspace is not None and options.workspace < 1:
+        raise UserError(f"--workspace {options.workspace}: it is in MiB, and at least 1")
+    if options.level is not None and options.level not in LEVELS:
+        raise UserError(f"--builder-optimization-level {options.level}: it goes from 0 to 5")
+    hardware = options.hardware_compatibility
+    if hardware is not None and hardware not in HARDWARE:
+        raise UserError(f"--hardware-compatibility {hardware}: it can be {' or '.join(HARDWARE)}")
+    if rtx and options.version_compatible:
+        raise UserError(f"--version-compatible is TensorRT's; {flavour} has no lean runtime for it")
+    if rtx and hardware is not None:
+        raise UserError(
+            "--hardware-compatibility is TensorRT's; an engine of tensorrt-rtx runs on every GPU "
+            "that it supports, or on those named with --compute-capability"
+        )
+    if rtx and options.timing_cache is not None:
+        raise UserError(
+            f"--timing-cache-file is TensorRT's; {flavour} times nothing while building"
+        )
+    if options.compute_capabilities and not rtx:
+        raise UserError(
+            "--compute-capability is for tensorrt-rtx; tensorrt builds for the GPU in this "
+            "machine, or for more with --hardware-compatibility"
+        )
+    for wish, name in (
+        (options.strip_weights, "--strip-weights"),
+        (options.layer_info, "--export-layer-info"),
+    ):
+        if wish and not gpu:
+            raise UserError(
+                f"{name}: {flavour} can do that only with a CUDA device, and there is none here"
+            )
+    for capability in options.compute_capabilities:
+        target(flavour, capability)
+
+
+def target(flavour: Flavour, capability: str) -> object:
+    """The library's member for a compute capability as "8.6"; UserError where it has none."""
+    members: dict[str, object] = flavour.module.ComputeCapability.__members__
+    known = {
+        f"{name[2:-1]}.{name[-1]}": member
+        for name, member in members.items()
+        if re.fullmatch(r"SM\d{2,}", name)
+    }
+    if capability not in known:
+        raise UserError(
+            f"--compute-capability {capability}: {flavour} builds for "
+            f"{', '.join(sorted(known, key=float))}"
+        )
+    return known[capability]

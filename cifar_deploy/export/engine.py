@@ -1,0 +1,125 @@
+"""A TensorRT engine from this project's own ONNX file, its manifest beside it."""
+
+import datetime
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from cifar_deploy import __version__, device
+from cifar_deploy.engines import build as builder
+from cifar_deploy.engines import cache
+from cifar_deploy.engines.flavour import TENSORRT, Flavour
+from cifar_deploy.engines.load import deserialise, gpu_of
+from cifar_deploy.engines.manifest import Gpu
+from cifar_deploy.engines.options import Options, check
+from cifar_deploy.errors import UserError
+from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.store import (
+    Json,
+    ModelFolder,
+    manifest_path,
+    read_card,
+    read_manifest,
+    write_bytes,
+    write_json,
+    write_manifest,
+)
+
+# What an engine's manifest has from the ONNX file's.
+INHERITED = (
+    "model",
+    "network",
+    "precision",
+    "classes",
+    "mean",
+    "std",
+    "test_accuracy",
+    "weights_sha256",
+)
+
+
+def export_engine(
+    folder: ModelFolder,
+    precision: str,
+    flavour: Flavour,
+    options: Options,
+    watch: builder.Watch | None = None,
+) -> Path:
+    """Build `<name>.<precision>.<flavour>.engine` and write its manifest. Returns the path.
+
+    The ONNX file of that precision is exported first where it is missing or of other weights.
+    Nothing is written before the engine is whole. Raises UserError without trained weights, for
+    options that the flavour does not have (`options.check`), and where the build fails
+    (`build.build`).
+    """
+    gpu = cuda_device()
+    check(options, flavour, gpu is not None)
+    onnx = _onnx(folder, precision)
+    source = read_manifest(onnx)
+    assert source
+    timing_cache = options.timing_cache
+    if timing_cache is None and flavour.name == TENSORRT and gpu:
+        slug = gpu.name.lower().replace(" ", "-").replace("/", "-")
+        timing_cache = cache.folder() / f"timing-{flavour.version}-{slug}.cache"
+    built = builder.build(flavour, onnx.read_bytes(), onnx, options, watch, timing_cache)
+    path = folder.engine(precision, flavour.name)
+    facts: Json = {
+        "format": "tensorrt",
+        "flavour": flavour.name,
+        "tensorrt": flavour.version,
+        "cuda": torch.version.cuda,
+        **{key: source[key] for key in INHERITED},
+        "onnx": {"file": onnx.name, "sha256": source["sha256"]},
+        "inputs": built.inputs,
+        "outputs": built.outputs,
+        "profiles": [asdict(profile) for profile in options.profiles],
+        # TensorRT for RTX builds for its targets, wherever it is done.
+        "gpu": asdict(gpu) if gpu and flavour.name == TENSORRT else None,
+        "targets": list(options.compute_capabilities),
+        "version_compatible": options.version_compatible,
+        "hardware_compatibility": options.hardware_compatibility,
+        "stripped": options.strip_weights,
+        "tf32": options.tf32,
+        "workspace_mib": options.workspace,
+        "builder_optimization_level": options.level,
+        "build_seconds": round(built.seconds, 3),
+        "cifar_deploy": __version__,
+        "versions": device.versions(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    layers = None
+    if options.layer_info:
+        opened = deserialise(flavour, built.engine, path, facts)
+        layers = builder.layer_information(flavour, opened.engine)
+    write_bytes(path, built.engine)
+    write_manifest(path, facts)
+    if options.layer_info:
+        write_json(layers_path(path), layers)
+    return path
+
+
+def layers_path(engine: Path) -> Path:
+    """Where the per-layer information of an engine stands."""
+    return engine.with_suffix(".layers.json")
+
+
+def cuda_device() -> Gpu | None:
+    """The CUDA device that a build would use; None without one."""
+    if not torch.cuda.is_available() or not torch.cuda.device_count():
+        return None
+    return gpu_of(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _onnx(folder: ModelFolder, precision: str) -> Path:
+    """The model's ONNX file, exported anew where it is missing, damaged or of other weights."""
+    weights = read_card(folder)["weights"]["sha256"]
+    path = folder.onnx(precision)
+    if path.exists() and manifest_path(path).exists():
+        try:
+            manifest = read_manifest(path)
+        except UserError:  # changed or cut short: its source is at hand
+            manifest = None
+        if manifest and manifest.get("weights_sha256") == weights:
+            return path
+    return export_onnx(folder, precision)

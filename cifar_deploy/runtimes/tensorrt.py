@@ -1,0 +1,263 @@
+"""TensorRT and TensorRT for RTX: engines on a CUDA GPU, on torch's memory and torch's stream."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cifar_deploy.data.dataset import SIZE, Images
+from cifar_deploy.engines import cache
+from cifar_deploy.engines.flavour import RTX
+from cifar_deploy.engines.load import gpu_of, open_engine
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.protocol import BATCH, Bound, Logits
+from cifar_deploy.store import sha256_of
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """All that one batch size needs in one thread: a context of its own, buffers, a graph."""
+
+    context: Any
+    given: torch.Tensor  # uint8 [n, 32, 32, 3]
+    result: torch.Tensor  # float32 [n, classes]
+    graph: torch.cuda.CUDAGraph | None  # None: the library replays a graph of its own, or none
+
+    def enqueue(self) -> torch.Tensor:
+        """One inference on torch's current stream."""
+        if self.graph is not None:
+            self.graph.replay()
+        elif not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError("TensorRT could not enqueue")
+        return self.result
+
+
+class TensorRT:
+    """An engine, loaded. Safe to call from several Python threads: each gets contexts of its own.
+
+    Raises UserError, before the library sees a byte, where the engine is not the one its manifest
+    speaks of or cannot run on `device`; `trust` waives the first.
+    """
+
+    def __init__(self, path: Path, device: torch.device, trust: bool = False) -> None:
+        self._path = path
+        self._device = device
+        opened = open_engine(path, device, trust)
+        self._opened = opened  # the engine lives as long as its runtime and its logger
+        self._engine, self._trt = opened.engine, opened.flavour.module
+        self.runtime = str(opened.flavour)
+        self.provider = "CUDA"
+        self.device = str(device)
+        self.precision = str(opened.manifest.get("precision", "fp32"))
+        self._input, self._output, self._classes = self._interface()
+        self._profiles = self._read_profiles()
+        self._threads = threading.local()
+        # Building a context and capturing touch the engine and the device: one at a time.
+        self._lock = threading.Lock()
+        self._kernels = _Kernels(self) if opened.flavour.name == RTX else None
+
+    def _interface(self) -> tuple[str, str, int]:
+        """Names of input and output, and the number of classes, as the engine itself has them."""
+        trt, engine = self._trt, self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        outputs = [n for n in names if n not in inputs]
+        fits = len(inputs) == len(outputs) == 1
+        if fits:
+            given, result = (engine.get_tensor_shape(n) for n in (*inputs, *outputs))
+            fits = (
+                engine.get_tensor_dtype(inputs[0]) == trt.DataType.UINT8
+                and engine.get_tensor_dtype(outputs[0]) == trt.DataType.FLOAT
+                and tuple(given)[1:] == (SIZE, SIZE, 3)
+                and len(result) == 2
+            )
+        if not fits:
+            raise UserError(
+                f"{self._path}: its inputs and outputs are not the deployment graph's: uint8 "
+                f"[batch, {SIZE}, {SIZE}, 3] to float32 [batch, classes]"
+            )
+        return inputs[0], outputs[0], int(tuple(result)[1])
+
+    def _read_profiles(self) -> list[tuple[int, int, int]]:
+        """(min, opt, max) batch of each optimization profile."""
+        engine = self._engine
+        shapes = [
+            engine.get_tensor_profile_shape(self._input, index)
+            for index in range(engine.num_optimization_profiles)
+        ]
+        return [(int(low[0]), int(opt[0]), int(high[0])) for low, opt, high in shapes]
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch that one inference takes; `logits` splits larger sets."""
+        return max(high for _, _, high in self._profiles)
+
+    def logits(self, images: Images) -> Logits:
+        """Float32 [n, classes] of uint8 [n, 32, 32, 3]; larger sets go through in batches."""
+        if not hasattr(self._threads, "lanes"):
+            self._threads.lanes = {}
+            self._threads.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        lanes: dict[int, _Lane] = self._threads.lanes
+        stream: torch.cuda.Stream = self._threads.stream
+        results = []
+        step = min(BATCH, self.largest_batch)
+        smallest = min(low for low, _, _ in self._profiles)
+        for start in range(0, len(images), step):
+            batch = images[start : start + step]
+            # A batch below the smallest profile is filled up; the rest of the answer is cut off.
+            size = max(len(batch), smallest)
+            with self._cuda(size), torch.cuda.stream(stream):
+                if size not in lanes:
+                    lanes[size] = self._lane(size, stream)
+                lane = lanes[size]
+                lane.given[: len(batch)].copy_(torch.from_numpy(np.ascontiguousarray(batch)))
+                answer = lane.enqueue()[: len(batch)].cpu()
+            results.append(answer.numpy())
+        return np.concatenate(results)
+
+    def bind(self, images: Images) -> Bound:
+        """Buffers and a context of their own for a batch of this size, on torch's stream.
+
+        Raises UserError for a batch that no optimization profile takes.
+        """
+        batch = len(images)
+        if not any(low <= batch <= high for low, _, high in self._profiles):
+            said = ", ".join(f"{low} to {high}" for low, _, high in self._profiles)
+            raise UserError(
+                f"{self._path}: a batch of {batch} is outside its profile ({said}); "
+                "export it with another --batch-profile"
+            )
+        with self._cuda(batch):
+            lane = self._lane(batch, torch.cuda.current_stream(self._device))
+            lane.given.copy_(torch.from_numpy(images))
+        return Bound(lane.given, lane.enqueue)
+
+    def _profile(self, batch: int) -> int:
+        """The profile that takes `batch` and is tuned nearest to it."""
+        fitting = [i for i, (low, _, high) in enumerate(self._profiles) if low <= batch <= high]
+        return min(fitting, key=lambda i: abs(self._profiles[i][1] - batch))
+
+    def _lane(self, batch: int, stream: torch.cuda.Stream) -> _Lane:
+        """A context for `batch`, run once, and captured where the library does not do it."""
+        given = torch.zeros(batch, SIZE, SIZE, 3, dtype=torch.uint8, device=self._device)
+        result = torch.empty(batch, self._classes, dtype=torch.float32, device=self._device)
+        with self._lock:
+            # Work is prepared beside torch's default stream, which cannot be captured.
+            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            side.wait_stream(stream)
+            context = self._context()
+            ready = (
+                context.set_optimization_profile_async(self._profile(batch), side.cuda_stream)
+                and context.set_input_shape(self._input, tuple(given.shape))
+                and context.set_tensor_address(self._input, given.data_ptr())
+                and context.set_tensor_address(self._output, result.data_ptr())
+                and context.execute_async_v3(side.cuda_stream)
+            )
+            if not ready:
+                raise RuntimeError(self._reason("it could not be started"))
+            side.synchronize()
+            graph = None
+            if self._kernels:
+                self._kernels.save()
+            else:
+                graph = self._capture(context, side)
+            stream.wait_stream(side)
+        return _Lane(context, given, result, graph)
+
+    def _context(self) -> Any:
+        self._opened.flavour.log.clear()
+        if self._kernels:
+            context = self._engine.create_execution_context(self._kernels.config)
+        else:
+            context = self._engine.create_execution_context()
+        if context is None:
+            raise torch.cuda.OutOfMemoryError(self._reason("no context"))
+        return context
+
+    def _capture(self, context: Any, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
+        """The inference as a CUDA graph; None where it cannot be captured."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may go on with their own work meanwhile.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                if not context.execute_async_v3(side.cuda_stream):
+                    raise RuntimeError(self._reason("it could not be captured"))
+        except RuntimeError:
+            torch.cuda.synchronize(self._device)
+            return None
+        return graph
+
+    def _reason(self, fallback: str) -> str:
+        return " ".join((self._opened.flavour.log.errors() or [fallback])[0].split())[:300]
+
+    @contextlib.contextmanager
+    def _cuda(self, batch: int) -> Iterator[None]:
+        """What CUDA refuses, as a `UserError`."""
+        try:
+            with torch.cuda.device(self._device):
+                yield
+        except torch.cuda.OutOfMemoryError as error:
+            need = (int(self._engine.device_memory_size_v2) + batch * SIZE * SIZE * 3) / MIB
+            raise UserError(
+                f"{self._path}: the GPU's memory does not hold a batch of {batch}: the engine "
+                f"needs {need:,.0f} MiB to run, {_free(self._device)}; use a smaller batch, or "
+                "close what else runs there"
+            ) from error
+        except RuntimeError as error:  # torch's and ours; a GPU that is gone is one of them
+            line = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self._path}: the GPU failed during a run ({line}); "
+                "see `cifar-deploy doctor`, and start again"
+            ) from error
+
+
+def _free(device: torch.device) -> str:
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:
+        return "and the GPU does not say what is free"
+    return f"{free / MIB:,.0f} of {total / MIB:,.0f} MiB are free"
+
+
+class _Kernels:
+    """What TensorRT for RTX compiles for this GPU at the first run, kept for the next start.
+
+    It replays CUDA graphs by itself, one for each shape.
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-runtime-cache.html
+    """
+
+    def __init__(self, owner: TensorRT) -> None:
+        trt = owner._trt
+        self.config = owner._engine.create_runtime_config()
+        self.config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        # Lazily compiled kernels would change under a measurement.
+        self.config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        gpu = gpu_of(owner._device)
+        assert gpu
+        slug = gpu.name.lower().replace(" ", "-").replace("/", "-")
+        engine = sha256_of(owner._path)[:16]
+        version = owner._opened.flavour.version
+        self._path = cache.folder() / f"kernels-{version}-{slug}-{engine}.cache"
+        self._cache = self.config.create_runtime_cache()
+        self._saved = 0
+        if kept := cache.read(self._path):
+            # False where another driver is here now: then it is compiled anew.
+            self._saved = len(kept) if self._cache.deserialize(kept) else 0
+        self.config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write what has been compiled, if it has grown; a disk that refuses costs only time."""
+        raw = bytes(self._cache.serialize())
+        if len(raw) != self._saved:
+            with contextlib.suppress(UserError):
+                cache.write(self._path, raw)
+            self._saved = len(raw)

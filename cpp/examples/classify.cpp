@@ -33,7 +33,10 @@ using cifar_deploy::ErrorCode;
 using Bytes = std::vector<std::uint8_t>;
 
 constexpr std::size_t largest_side = 65'535;       // pixels; the library takes no more either
-constexpr std::size_t most_pixels = 178'956'970;   // as many as Pillow takes
+#ifndef CLASSIFY_MOST_PIXELS
+#define CLASSIFY_MOST_PIXELS 178'956'970  // as many as Pillow takes
+#endif
+constexpr std::size_t most_pixels = CLASSIFY_MOST_PIXELS;
 constexpr std::uintmax_t largest_file = 1U << 30;  // bytes
 
 struct Picture {

@@ -16,7 +16,6 @@ from PIL import Image
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.image import read_image, to_array
 
-
 # TBB would load a library in a way that ASan forbids.
 LENIENT = {"ASAN_OPTIONS": "detect_leaks=0", "TBB_ENABLE_SANITIZERS": "1"}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from building import need, openvino_options
 from PIL import Image
 from workshop import NAME, call
 
@@ -29,9 +30,8 @@ def built(
     proved: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """An unpacked package in which its README's commands were run, and what they printed."""
-    pytest.importorskip("openvino", reason="the OpenVINO wheel is not installed")
-    if not (shutil.which("cmake") and shutil.which("c++")):
-        pytest.skip("cmake or a C++ compiler is not installed")
+    need("cmake", "make", "c++")
+    openvino_options()  # or skip: the README finds the wheel by itself
     place = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(proved)

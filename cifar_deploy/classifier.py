@@ -96,9 +96,8 @@ def load(model: "str | PathLike[str]", device: str = "auto", trust: bool = False
     where = pick(device)
     path = Path(model)
     if manifest.is_package(path):
-        file, classes = manifest.open_package(path)
-        # The sha256 has been checked: an engine needs no other manifest beside it.
-        return Classifier(open_runtime(file, where, trust=True), classes, str(path))
+        file, classes, known = manifest.open_package(path)
+        return Classifier(open_runtime(file, where, known=known), classes, str(path))
     if path.suffix in EXPORTED or path.is_file():
         runtime, classes = open_file(path, where, trust)
     else:

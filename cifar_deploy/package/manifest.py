@@ -4,9 +4,13 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from cifar_deploy.engines.flavour import NAMES as FLAVOURS
+from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.store import Json, read_json
 
 NAME = "manifest.txt"
+OWN = "manifest.json"  # the exported file's own, as it stood among the models
 FORMAT = "1"
 LARGEST = 64 * 1024  # bytes; the C++ library reads no more either
 REQUIRED = ("format", "backend", "file", "sha256", "classes", "labels", "labels_sha256")
@@ -31,8 +35,10 @@ def is_package(path: Path) -> bool:
     return (path / NAME).is_file()
 
 
-def open_package(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The exported file in a package folder, and its class names, both checked by their sha256.
+def open_package(folder: Path) -> tuple[Path, tuple[str, ...], Json]:
+    """The exported file in a package folder, its class names, and its own manifest.
+
+    File and names are checked by their sha256.
 
     Raises UserError where the manifest is none or what it speaks of is missing or changed.
     """
@@ -52,7 +58,10 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...]]:
         raise UserError(f"{labels} is no UTF-8 text; package it again") from error
     if str(len(classes)) != entries["classes"]:
         raise UserError(f"{labels} has {len(classes)} names, {NAME} says {entries['classes']}")
-    return file, classes
+    own = read_json(folder / OWN)
+    if own.get("sha256") != entries["sha256"] or own.get("flavour", RTX) not in FLAVOURS:
+        raise UserError(f"{folder / OWN} is not the manifest of {file.name}; package it again")
+    return file, classes, own
 
 
 def _read(path: Path) -> dict[str, str]:

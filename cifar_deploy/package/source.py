@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_deploy.engines.flavour import AUTO, NAMES, RTX
+from cifar_deploy.engines.options import Profile
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import (
@@ -22,15 +23,6 @@ PROOF_NUMBERS = (
     *("accuracy", "reference_accuracy"),
     *("upper_bound_of_loss_points", "margin_points"),
 )
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Batch sizes that an engine was built for."""
-
-    min: int
-    opt: int
-    max: int
 
 
 @dataclass(frozen=True)

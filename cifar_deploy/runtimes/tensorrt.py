@@ -16,7 +16,7 @@ from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.engines.load import gpu_of, open_engine
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import BATCH, Bound, Logits
-from cifar_deploy.store import sha256_of
+from cifar_deploy.store import Json, sha256_of
 
 MIB = 1 << 20
 
@@ -43,13 +43,15 @@ class TensorRT:
     """An engine, loaded. Safe to call from several Python threads: each gets contexts of its own.
 
     Raises UserError, before the library sees a byte, where the engine is not the one its manifest
-    speaks of or cannot run on `device`; `trust` waives the first.
+    speaks of or cannot run on `device`; `trust` waives the first. `known`: see `open_engine`.
     """
 
-    def __init__(self, path: Path, device: torch.device, trust: bool = False) -> None:
+    def __init__(
+        self, path: Path, device: torch.device, trust: bool = False, known: Json | None = None
+    ) -> None:
         self._path = path
         self._device = device
-        opened = open_engine(path, device, trust)
+        opened = open_engine(path, device, trust, known)
         self._opened = opened  # the engine lives as long as its runtime and its logger
         self._engine, self._trt = opened.engine, opened.flavour.module
         self.runtime = str(opened.flavour)

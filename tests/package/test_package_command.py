@@ -363,6 +363,12 @@ def test_an_engine_is_packaged_as_its_manifest_says(
     assert found["profiles"] == "1:128:1024"
     assert (found["min_batch"], found["max_batch"]) == ("1", "1024")
     assert found["vectors_from"].startswith("PyTorch ")  # no GPU, and no engine in truth
+    # Python opens it as its own manifest says, and not as rubbish.
+    with pytest.raises(UserError, match="runs on a CUDA GPU; none is here"):
+        load(package, "cpu")
+    (package / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not the manifest of model\.engine"):
+        load(package, "cpu")
     assert "10.13.3.9" in (package / "README.md").read_text()
 
 

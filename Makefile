@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo train export validate test lint clean
+.PHONY: setup demo train export validate test gpu lint clean
 
 setup: $(READY)
 
@@ -29,6 +29,12 @@ validate: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Everything that needs a GPU, with the Python that is there and no network:
+# make gpu OUT=results STAGES="train:cnn9 export validate benchmark" WHEELS=folder ARGS="--limit 300"
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) \
+		$(if $(STAGES),--stages "$(STAGES)") $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

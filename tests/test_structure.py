@@ -17,7 +17,8 @@ ROWS = [
     {"data"},
     {"architectures", "engines"},
     {"runtimes"},
-    {"train", "export", "validate", "package"},
+    {"timing"},
+    {"train", "export", "validate", "benchmark", "package"},
     {"doctor", "classifier"},
     {"cli"},
     {"__main__"},
@@ -126,7 +127,8 @@ def test_the_package_imports_nothing_before_it_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["export"], ["validate"], ["package"], ["demo"]]
+    "command",
+    [[], ["train"], ["export"], ["validate"], ["benchmark"], ["package"], ["demo"]],
 )
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     script = (
@@ -145,8 +147,18 @@ def test_the_package_runs_as_a_module() -> None:
     done = python("-m", "cifar_deploy", "--help")
     assert done.returncode == 0
     assert done.stderr == ""
-    commands = ("train", "export", "validate", "package", "models", "data", "predict", "doctor")
-    for command in (*commands, "demo"):
+    for command in (
+        "train",
+        "export",
+        "validate",
+        "benchmark",
+        "package",
+        "models",
+        "data",
+        "predict",
+        "doctor",
+        "demo",
+    ):
         assert f"\n  {command} " in done.stdout
 
 

@@ -23,7 +23,13 @@ class OnnxRuntime:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                f"{path}: ONNX Runtime does not import ({error}); run: pip install onnxruntime-gpu "
+                "(without a GPU onnxruntime)"
+            ) from error
 
         read_manifest(path)
         facts = onnx_interface.inspect(path)
@@ -66,9 +72,12 @@ class OnnxRuntime:
             # A node that only the CPU can run is then an error and not a hidden copy.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             # A stream 0 means one of ONNX Runtime's own.
-            providers = [
-                (CUDA, {"device_id": device.index or 0, "user_compute_stream": str(stream)})
-            ]
+            chosen = {
+                "device_id": device.index or 0,
+                "user_compute_stream": str(stream),
+                "use_tf32": "0",  # fp32 means fp32
+            }
+            providers = [(CUDA, chosen)]
         try:
             session = onnxruntime.InferenceSession(str(self._path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base but this

@@ -1,24 +1,41 @@
-"""PyTorch: the reference, in fp32 unless told otherwise."""
+"""PyTorch: the reference, in fp32 unless told otherwise; eager, or compiled to be timed."""
+
+import copy
 
 import torch
 
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+MODE = "max-autotune"  # Triton kernels where they are faster, the whole in a CUDA graph
 
 
 class PyTorch:
-    """The deployment graph of a trained network, eager, channels-last."""
+    """The deployment graph of a trained network, channels-last."""
 
-    def __init__(self, trained: Trained, device: torch.device) -> None:
+    def __init__(
+        self,
+        trained: Trained,
+        device: torch.device,
+        precision: str = "fp32",
+        compiled: bool = False,
+    ) -> None:
         # TF32 would make the reference less exact than the files it judges.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
-        self.runtime = f"PyTorch {torch.__version__}"
+        self.runtime = f"{'torch.compile' if compiled else 'PyTorch'} {torch.__version__}"
         self.provider = "CUDA" if device.type == "cuda" else "CPU"
         self.device = str(device)
-        self.precision = "fp32"
-        self._graph = trained.graph().to(device).to(memory_format=torch.channels_last)
+        self.precision = precision
+        self._name = trained.name
+        if precision != "fp32":  # the graph converts the network that it is given
+            trained = copy.deepcopy(trained)
+        graph = trained.graph(DTYPES[precision]).to(device).to(memory_format=torch.channels_last)
+        self._compiled = compiled
+        self._graph = torch.compile(graph, mode=MODE, dynamic=False) if compiled else graph
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -35,6 +52,17 @@ class PyTorch:
         return in_batches(run, images)
 
     def bind(self, images: Images) -> Bound:
-        """Buffers for a batch of this size; the output is a new tensor each time."""
+        """Buffers for a batch of this size; compiled here, where it is.
+
+        Raises UserError where this machine cannot compile the network.
+        """
         given = torch.from_numpy(images).to(self.device, copy=True)
+        if self._compiled:
+            try:
+                self._run(given)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # the compiler's own, and of what it calls
+                first = str(error).strip().splitlines()[0] or type(error).__name__
+                raise UserError(f"torch.compile cannot compile {self._name}: {first}") from error
         return Bound(given, lambda: self._run(given))

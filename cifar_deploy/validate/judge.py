@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +220,7 @@ def to_json(judgement: Judgement) -> Json:
             if comparison.images_needed:
                 entry["images_needed"] = comparison.images_needed
         if row.speed:
-            entry["latency"] = [vars(timing) for timing in row.speed.sweep]
+            entry["latency"] = [asdict(timing) for timing in row.speed.sweep]
         rows.append(entry)
     rows += [{"file": u.file, "verdict": u.verdict, "reason": u.reason} for u in judgement.unusable]
     return {

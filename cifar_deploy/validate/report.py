@@ -19,7 +19,7 @@ from cifar_deploy.validate.judge import Judged, Judgement
 
 TEMPLATE = "report.html.j2"
 MOST_IMAGES = 48  # shown a file
-STYLES = 6  # colours of the style sheet, s0 the reference's
+STYLES = 10  # colours of the style sheet, s0 the reference's
 LEAST_ACCURACIES = 1.0  # points that the axis of accuracies spans at least
 LEAST_DIFFERENCES = 0.5  # points to either side that the bars' scale reaches at least
 
@@ -127,7 +127,7 @@ def _latency(judgements: Sequence[Judgement], styles: dict[str, str]) -> Markup 
         for row in judgement.rows:
             if row.speed:
                 name = _label(judgement, row)
-                latency, accuracy = row.speed.single.p50, 100 * row.accuracy
+                latency, accuracy = row.speed.single.latency.p50, 100 * row.accuracy
                 title = f"{judgement.model} {name}: {accuracy:.2f} %, {latency:.3g} ms"
                 marks.append((name, svg.Mark(latency, accuracy, styles[name], title)))
         if len(judgements) == 1:  # the model is clear: name the files
@@ -139,7 +139,7 @@ def _latency(judgements: Sequence[Judgement], styles: dict[str, str]) -> Markup 
         return None
     return svg.scatter(
         groups,
-        svg.log_axis([point.x for point in points]),
+        svg.log_axis([point.x for point in points], ends=0.12),
         svg.linear_axis([point.y for point in points], LEAST_ACCURACIES),
         height=280 if len(judgements) == 1 else 400,
         caption="Accuracy against latency at batch 1",
@@ -169,7 +169,7 @@ def _sweeps(judgements: Sequence[Judgement], styles: dict[str, str]) -> list[tup
                     timing.images_per_second,
                     styles[name],
                     f"{name}, batch {timing.batch}: {timing.images_per_second:,.0f} images/s "
-                    f"({timing.p50:.3g} ms a call)",
+                    f"({timing.latency.p50:.3g} ms a call)",
                 )
                 for timing in sweep
             ]

@@ -60,11 +60,14 @@ class Axis:
         return (self._scaled(value) - self._low) / (self._high - self._low)
 
 
-def log_axis(values: Iterable[float]) -> Axis:
-    """A logarithmic axis over positive `values`, at least from one to its fourfold."""
+def log_axis(values: Iterable[float], ends: float = 0.0) -> Axis:
+    """A logarithmic axis over positive `values`, at least from one to its fourfold.
+
+    `ends` is the share of its length that is left at either end, for labels.
+    """
     values = list(values)
     low, high = min(values), max(values)
-    room = max(1.3, math.sqrt(4 * low / high))
+    room = max(1.3, math.sqrt(4 * low / high), (high / low) ** (ends / (1 - 2 * ends)))
     low, high = low / room, high * room
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []

@@ -57,7 +57,7 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
     conditions = (
         f"{first.facts['data']['images']:,} test images of {first.facts['data']['name']}; "
         f"{first.facts['device']}; {libraries}. "
-        "p50, p99: batch 1, input on the device. diff in points."
+        "p50, p99: latency of batch 1, copies to and from the device included. diff in points."
     )
     return [conditions, *remarks(judgements)]
 
@@ -110,9 +110,10 @@ def cells(judgement: Judgement, row: Judged | Unusable) -> list[str]:
     timed = ["", "", ""]
     if row.speed:
         single, best = row.speed.single, row.speed.best
+        digits = 2 if single.latency.p50 >= 0.1 else 3  # a GPU's microseconds
         timed = [
-            f"{single.p50:.2f}",
-            f"{single.p99:.2f}",
+            f"{single.latency.p50:.{digits}f}",
+            f"{single.latency.p99:.{digits}f}",
             f"{best.images_per_second:,.0f} ({best.batch})",
         ]
     return [

@@ -1,6 +1,8 @@
 """PyTorch and ONNX Runtime behind the protocol, on one small model."""
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -137,44 +139,64 @@ def test_a_gpu_that_is_not_there_is_refused_and_not_replaced() -> None:
         pick(f"cuda:{torch.cuda.device_count()}")
 
 
+GPU = torch.device("cuda", 0)
+
+
+def open_pytorch(folder: ModelFolder) -> Runtime:
+    return PyTorch(weights.load(folder), GPU)
+
+
+def open_onnx_runtime(folder: ModelFolder) -> Runtime:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime is built without CUDA")
+    return OnnxRuntime(folder.onnx("fp32"), GPU)
+
+
+ON_CUDA = pytest.mark.parametrize("opened", [open_pytorch, open_onnx_runtime])
+
+
 @pytest.mark.gpu
-def test_cuda_runs_on_cuda(folder: ModelFolder, images: Images) -> None:
-    device = torch.device("cuda", 0)
+@ON_CUDA
+def test_cuda_runs_on_cuda(
+    folder: ModelFolder, images: Images, opened: Callable[[ModelFolder], Runtime]
+) -> None:
     reference = PyTorch(weights.load(folder), CPU).logits(images)
-    on_gpu = PyTorch(weights.load(folder), device)
-    assert on_gpu.provider == "CUDA"
-    np.testing.assert_allclose(on_gpu.logits(images), reference, atol=1e-3)
-    runtime = OnnxRuntime(folder.onnx("fp32"), device)
-    assert runtime.provider == "CUDAExecutionProvider"
+    runtime = opened(folder)
+    assert runtime.provider in ("CUDA", "CUDAExecutionProvider")
     np.testing.assert_allclose(runtime.logits(images), reference, atol=1e-3)
 
 
 @pytest.mark.gpu
+@ON_CUDA
 def test_bound_calls_stand_beside_each_other_on_streams_of_their_own(
-    folder: ModelFolder, images: Images
+    folder: ModelFolder, images: Images, opened: Callable[[ModelFolder], Runtime]
 ) -> None:
-    device = torch.device("cuda", 0)
     reference = PyTorch(weights.load(folder), CPU).logits(images)
-    opened: list[Runtime] = [
-        PyTorch(weights.load(folder), device),
-        OnnxRuntime(folder.onnx("fp32"), device),
-    ]
-    for runtime in opened:
-        streams = [torch.cuda.Stream(device), torch.cuda.Stream(device)]
-        bound = []
-        for stream, part in zip(streams, (images[:8], images[8:16]), strict=True):
-            with torch.cuda.stream(stream):
-                bound.append(runtime.bind(part))
+    runtime = opened(folder)
+    streams = [torch.cuda.Stream(GPU), torch.cuda.Stream(GPU)]
+    bound = []
+    for stream, part in zip(streams, (images[:8], images[8:16]), strict=True):
+        with torch.cuda.stream(stream):
+            bound.append(runtime.bind(part))
+    answers = []
+    for _ in range(3):
         answers = []
-        for _ in range(3):
-            answers = []
-            for stream, one in zip(streams, bound, strict=True):
-                with torch.cuda.stream(stream):
-                    answers.append(one.run())
-        torch.cuda.synchronize()
-        found = torch.cat(answers).cpu().numpy()
-        np.testing.assert_allclose(found, reference[:16], atol=1e-3)
-        # And on the default stream, with the input written just before.
-        alone = runtime.bind(images[:8])
-        alone.given.copy_(torch.from_numpy(images[16:24]), non_blocking=True)
-        np.testing.assert_allclose(alone.run().cpu().numpy(), reference[16:24], atol=1e-3)
+        for stream, one in zip(streams, bound, strict=True):
+            with torch.cuda.stream(stream):
+                answers.append(one.run())
+    torch.cuda.synchronize()
+    found = torch.cat(answers).cpu().numpy()
+    np.testing.assert_allclose(found, reference[:16], atol=1e-3)
+    # And on the default stream, with the input written just before.
+    alone = runtime.bind(images[:8])
+    alone.given.copy_(torch.from_numpy(images[16:24]), non_blocking=True)
+    np.testing.assert_allclose(alone.run().cpu().numpy(), reference[16:24], atol=1e-3)
+
+
+def test_without_onnx_runtime_it_is_said(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="pip install onnxruntime-gpu"):
+        OnnxRuntime(folder.onnx("fp32"), CPU)

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.timing import Times, Timing
 from cifar_deploy.validate.judge import Judged, Judgement, Unusable
-from cifar_deploy.validate.latency import Speed, Timing
+from cifar_deploy.validate.latency import Speed
 from cifar_deploy.validate.noninferiority import compare
 
 Answers = npt.NDArray[np.int64]  # a class for each test image
@@ -73,7 +74,8 @@ def judgement_of(
 def _speed(milliseconds: float) -> Speed:
     def timing(batch: int) -> Timing:
         p50 = milliseconds * batch**0.8
-        return Timing(batch, 100, p50, 1.1 * p50, 1.2 * p50, 1000 * batch / p50, p50, 1.2 * p50)
+        spent = Times(0.9 * p50, p50, 1.1 * p50, 1.2 * p50)
+        return Timing(batch, 100, spent, spent, None, None, None, spent, 1000 * batch / p50)
 
     sweep = tuple(timing(batch) for batch in (1, 8, 32))
     return Speed(sweep[0], sweep[-1], sweep)

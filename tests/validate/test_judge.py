@@ -199,7 +199,9 @@ def test_json(
     for row in (reference, exact, worse):
         assert row["bytes"] > 0
         assert [timing["batch"] for timing in row["latency"]][:2] == [1, 8]
-        assert all(timing["p50"] <= timing["p99"] for timing in row["latency"])
+        assert all(
+            timing["latency"]["p50"] <= timing["latency"]["p99"] for timing in row["latency"]
+        )
         assert all(timing["images_per_second"] > 0 for timing in row["latency"])
     assert unusable["file"] == str(cut)
     assert unusable["verdict"] == UNUSABLE

@@ -95,3 +95,10 @@ def test_signed(value: float, text: str) -> None:
 )
 def test_short_number(value: float, text: str) -> None:
     assert svg.short_number(value) == text
+
+
+def test_a_logarithmic_axis_leaves_room_for_labels() -> None:
+    for high in (1.0, 3.0, 40.0, 5_000.0):
+        axis = svg.log_axis([1.0, high], ends=0.12)
+        assert axis.at(1.0) >= 0.12 - 1e-9
+        assert axis.at(high) <= 0.88 + 1e-9

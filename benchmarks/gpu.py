@@ -1,0 +1,548 @@
+"""Everything that needs a GPU, in one command: test, train, export, validate, benchmark.
+
+    make gpu OUT=results STAGES="tests train:simple_cnn,cnn9 export validate benchmark"
+
+Each stage runs the program as a user would, a command at a time. A command that fails is written
+down and the rest goes on. No stage runs longer than its limit: a training stops at its checkpoint,
+and the next call goes on with what is left. Needs no network and nothing but what is installed;
+WHEELS names a folder of wheels to use besides. Weights stay in WORK; OUT gets at most eight small
+files: `summary.json`, `gpu.log`, a JSON file a stage, `report.html`, and what `pack` makes.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("tests", "train", "export", "validate", "benchmark", "loadgen")
+ALL = (*STAGES, "pack")
+PART = 15 << 20  # bytes of a packed part
+GRACE = 45.0  # seconds a stopped training has for its checkpoint
+# What the program uses, and what is lost without it.
+LIBRARIES = {
+    "onnxruntime": "ONNX files do not run",
+    "rich": "no table, no progress: train, validate and benchmark stop",
+    "jinja2": "no report: validate stops",
+    "torchinfo": "`models` does not work",
+    "pynvml": "clocks, power and energy are not measured",
+    "mlperf_loadgen": "no MLPerf scenarios",
+    "tensorrt": "no engines of that flavour",
+    "tensorrt_rtx_bindings": "no engines of that flavour",
+}
+
+
+@dataclass
+class Step:
+    """One command of a stage, or why there was none."""
+
+    stage: str
+    name: str
+    command: str = ""
+    seconds: float = 0.0
+    rc: int | None = None
+    status: str = "skipped"  # ok, failed, stopped (at the limit), not started, skipped
+    error: str = ""
+
+
+@dataclass
+class Session:
+    """What was asked for, and what came of it."""
+
+    asked: argparse.Namespace
+    begun: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)  # the GPU and the libraries
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        """The folder for results."""
+        return Path(self.asked.out)
+
+    @property
+    def work(self) -> Path:
+        """The folder for models and what is kept between calls."""
+        return Path(self.asked.work)
+
+    def environment(self) -> dict[str, str]:
+        """Of every command: the checkout first, then the wheels; models in the work folder."""
+        path = [str(ROOT), str(self.work / "site"), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "PYTHONUNBUFFERED": "1",
+            "CIFAR_DEPLOY_MODELS": str(self.work / "models"),
+        }
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+def run(
+    session: Session,
+    stage: str,
+    name: str,
+    command: Sequence[str],
+    end: float,
+    explain: Callable[[str], str] | None = None,
+) -> Step:
+    """Run `command` until `end` (time.monotonic) at most; its output goes to the log.
+
+    `explain` makes the error of what it printed; by default `first_error`.
+    """
+    shown = " ".join(command).replace(sys.executable, "python")
+    step = Step(stage, name, shown)
+    session.steps.append(step)
+    print(f"{stage:<10}{name:<34}", end="", flush=True)
+    log = session.out / "gpu.log"
+    begin = time.monotonic()
+    if begin >= end:
+        step.status = "not started"
+        print("not started: the stage's time is up")
+        return step
+    with log.open("ab") as file:
+        file.write(f"\n=== {stage} {name}\n$ {shown}\n".encode())
+        file.flush()
+        start = file.tell()
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=session.environment(),
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        stopped = _wait(process, end)
+    step.seconds = round(time.monotonic() - begin, 1)
+    step.rc = process.returncode
+    output = log.read_bytes()[start:].decode(errors="replace")
+    if stopped:
+        step.status = "stopped"
+        step.error = "stopped at the stage's limit"
+    else:
+        step.status = "ok" if step.rc == 0 else "failed"
+        step.error = "" if step.rc == 0 else (explain or first_error)(output)
+    save(session)  # what comes after may be killed
+    print(f"{step.status:<8}{step.seconds:8.1f} s  {step.error}"[:160].rstrip(), flush=True)
+    return step
+
+
+def _wait(process: subprocess.Popen[bytes], end: float) -> bool:
+    """Wait for the process; at `end` ask its group to stop, then make it. Whether it was asked."""
+    try:
+        process.wait(max(0.0, end - time.monotonic()))
+        return False
+    except subprocess.TimeoutExpired:
+        pass
+    except KeyboardInterrupt:
+        _stop(process)
+        raise
+    _stop(process)
+    return True
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def first_error(output: str) -> str:
+    """The line of a failed command's output that says most: its own error, else the exception."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern in (r"error: ", r"FAILED |ERROR ", r"[\w.]*(Error|Exception|Interrupt)\b"):
+        for line in lines:
+            if re.match(pattern, line):
+                return line[:400]
+    return lines[-1][:400] if lines else "it said nothing"
+
+
+def program(*arguments: str) -> list[str]:
+    """The program's command line."""
+    return [sys.executable, "-m", "cifar_deploy", *arguments]
+
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+def tests(session: Session, names: list[str], end: float) -> None:
+    """The tests that need a GPU, or those of the named files."""
+    chosen = names or ["tests"]
+    marked = [] if names else ["-m", "gpu"]
+    options = ["-q", "-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    command = [sys.executable, "-m", "pytest", *chosen, *marked, *options]
+    run(session, "tests", ",".join(names) or "gpu", command, end)
+
+
+def train(session: Session, names: list[str], end: float) -> None:
+    """Train every network that has a recipe and is not trained in the work folder yet."""
+    for name in names or recipes():
+        folder = session.work / "models" / name
+        if (folder / "card.json").exists():
+            session.steps.append(Step("train", name, status="ok", error="trained before"))
+            print(f"{'train':<10}{name:<34}trained before")
+            continue
+        begun = ["--resume"] if (folder / "checkpoint.safetensors").exists() else []
+        overrides = [part for value in session.asked.set for part in ("--set", value)]
+        source = ["--device", session.asked.device, "--data", session.asked.data]
+        run(session, "train", name, program("train", name, *source, *overrides, *begun), end)
+    cards = {}
+    for card in sorted(session.work.glob("models/*/card.json")):
+        cards[card.parent.name] = json.loads(card.read_text())
+    write(session.out / "train.json", {"cards": cards})
+
+
+def export(session: Session, names: list[str], end: float) -> None:
+    """Every format in every precision; a model at a time only where all together fail."""
+    chosen = [name for name in names or recipes() if trained(session, name)]
+    if not chosen:
+        session.steps.append(Step("export", "-", status="failed", error="nothing is trained"))
+        return
+    for label, options in formats(session):
+        command = program("export", *chosen, *options)
+        step = run(session, "export", f"{label} of {len(chosen)} models", command, end)
+        if step.status == "failed" and len(chosen) > 1:
+            for name in chosen:
+                run(session, "export", f"{label} {name}", program("export", name, *options), end)
+    manifests = [json.loads(p.read_text()) for p in sorted(session.work.glob("models/*/*.*.json"))]
+    write(session.out / "export.json", {"manifests": manifests})
+
+
+def validate(session: Session, names: list[str], end: float) -> None:
+    """The verdicts over all models at once; a model at a time where that crashes.
+
+    Where ONNX Runtime has no CUDA provider the ONNX files are judged on the CPU as well.
+    """
+    chosen = [name for name in names or recipes() if exported(session, name)]
+    options = ["--device", session.asked.device]
+    if session.asked.images:
+        options += ["--images", str(session.asked.images)]
+    options += session.asked.validate_args.split()
+    judged = {"models": _validate(session, chosen, "", options, end)}
+    if session.asked.device != "cpu" and session.facts.get("onnxruntime_cuda") is False:
+        options[1] = "cpu"
+        judged["models_on_cpu"] = _validate(session, chosen, " on the CPU", options, end)
+    write(session.out / "validation.json", judged)
+
+
+def _validate(
+    session: Session, names: list[str], where: str, options: list[str], end: float
+) -> list[Any]:
+    found = session.work / "validation.json"
+
+    def judge(label: str, some: list[str], page: Path) -> list[Any]:
+        found.unlink(missing_ok=True)
+        more = ["--json", str(found), "--report", str(page)]
+        command = program("validate", *some, *options, *more)
+        run(session, "validate", label + where, command, end, lambda said: _verdicts(found, said))
+        return json.loads(found.read_text())["models"] if found.exists() else []
+
+    page = "report-cpu.html" if where else "report.html"
+    judged = judge(f"{len(names)} models", names, session.out / page)
+    if not judged and len(names) > 1 and session.steps[-1].status == "failed":
+        for name in names:
+            judged += judge(name, [name], session.work / f"{name}.html")
+    return judged
+
+
+def _verdicts(found: Path, output: str) -> str:
+    """Which files did not pass; where nothing was judged, the error."""
+    if not found.exists():
+        return first_error(output)
+    rows = [row for model in json.loads(found.read_text())["models"] for row in model["rows"]]
+    return "; ".join(
+        f"{Path(row['file']).name}: {row['verdict']}"
+        for row in rows
+        if row["verdict"] in NOT_PASSED
+    )
+
+
+NOT_PASSED = ("FAIL", "INCONCLUSIVE", "UNUSABLE")
+
+
+def benchmark(session: Session, names: list[str], end: float) -> None:
+    """The latency table of each model; what an earlier call measured is not measured again."""
+    options = ["--device", session.asked.device, "--seconds", str(session.asked.seconds)]
+    options += [part for size in session.asked.batch for part in ("--batch", size)]
+    options += session.asked.benchmark_args.split()
+    _measure(session, "benchmark", names, [("", options)], end)
+
+
+def loadgen(session: Session, names: list[str], end: float) -> None:
+    """MLPerf's scenarios of each model."""
+    if "mlperf_loadgen" in session.facts["missing"]:
+        error = "mlcommons-loadgen is not installed"
+        session.steps.append(Step("loadgen", "-", error=error))
+        print(f"{'loadgen':<10}{'-':<34}skipped: {error}")
+        return
+    ways = []
+    for scenario in ("SingleStream", "Offline"):
+        options = ["--device", session.asked.device, "--scenario", scenario, "--no-compile"]
+        options += ["--seconds", str(5 * session.asked.seconds)]
+        options += ["--images", str(session.asked.images)] if session.asked.images else []
+        ways.append((scenario, options))
+    _measure(session, "loadgen", names, ways, end)
+
+
+def _measure(
+    session: Session,
+    stage: str,
+    names: list[str],
+    ways: list[tuple[str, list[str]]],
+    end: float,
+) -> None:
+    results = session.work / stage
+    results.mkdir(parents=True, exist_ok=True)
+    for name in names or recipes():
+        if not exported(session, name):
+            continue
+        for way, options in ways:
+            found = results / f"{name}{way and '.'}{way}.json"
+            if found.exists() and not session.asked.again:
+                session.steps.append(Step(stage, found.stem, status="ok", error="measured before"))
+                print(f"{stage:<10}{found.stem:<34}measured before")
+                continue
+            command = program("benchmark", name, *options, "--json", str(found))
+            run(session, stage, found.stem, command, end)
+    runs = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
+    write(session.out / f"{stage}.json", {"runs": runs})
+
+
+def pack(session: Session, names: list[str], end: float) -> None:
+    """Weights, cards and curves of the named models as a tar in parts of at most 15 MiB.
+
+    Put together again with: cat models.tar.* | tar x
+    """
+    whole = session.work / "models.tar"
+    with tarfile.open(whole, "w") as archive:
+        for name in names or recipes():
+            for file in ("model.safetensors", "card.json", "curves.png", "log.jsonl"):
+                path = session.work / "models" / name / file
+                if path.exists():
+                    archive.add(path, f"{name}/{file}")
+    parts = 0
+    with whole.open("rb") as packed:
+        while piece := packed.read(PART):
+            (session.out / f"models.tar.{parts:02d}").write_bytes(piece)
+            parts += 1
+    session.steps.append(Step("pack", ",".join(names) or "all", status="ok", rc=0))
+    print(f"{'pack':<10}{parts} parts, {whole.stat().st_size / 1e6:.1f} MB")
+    whole.unlink()
+
+
+# --- what there is ------------------------------------------------------------------------------
+
+
+def recipes() -> list[str]:
+    """The networks that have a recipe, the smallest first as the README lists them."""
+    sys.path.insert(0, str(ROOT))
+    from cifar_deploy.architectures import NETWORKS
+
+    return [name for name in NETWORKS if (ROOT / "models" / name / "recipe.toml").exists()]
+
+
+def trained(session: Session, name: str) -> bool:
+    """Whether the model is trained; what the checkout has is used where nothing else is."""
+    folder = session.work / "models" / name
+    if not (folder / "card.json").exists() and (ROOT / "models" / name / "card.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("model.safetensors", "card.json"):
+            shutil.copy(ROOT / "models" / name / file, folder / file)
+    return (folder / "card.json").exists()
+
+
+def exported(session: Session, name: str) -> bool:
+    """Whether the model has an exported file."""
+    return any((session.work / "models" / name).glob(f"{name}.*.*"))
+
+
+def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
+    """Label and options of each format, flavour and precision that the program knows."""
+    sys.path.insert(0, str(ROOT))
+    from cifar_deploy import cli
+    from cifar_deploy.engines import flavour as flavours
+
+    asked = session.asked
+    kinds = [kind for kind in cli.Format if not asked.format or kind in asked.format]
+    precisions = [p for p in cli.Precision if not asked.precision or p in asked.precision]
+    for kind in kinds:
+        for flavour in flavours.NAMES if kind == cli.Format.trt else [""]:
+            for precision in precisions:
+                options = ["--format", kind.value, "--precision", precision.value]
+                options += ["--flavour", flavour] if flavour else []
+                yield " ".join(filter(None, [kind.value, flavour, precision.value])), options
+
+
+PROBE = """
+import importlib.util, json, sys
+import torch
+there = torch.cuda.is_available()
+facts = {"torch": torch.__version__, "cuda": torch.version.cuda}
+facts["gpu"] = torch.cuda.get_device_name(0) if there else None
+if there:
+    facts["compute_capability"] = "%d.%d" % torch.cuda.get_device_capability(0)
+facts["missing"] = [name for name in sys.argv[1:] if not importlib.util.find_spec(name)]
+if "onnxruntime" not in facts["missing"]:
+    import onnxruntime
+    providers = onnxruntime.get_available_providers()
+    facts["onnxruntime_cuda"] = "CUDAExecutionProvider" in providers
+print(json.dumps(facts))
+"""
+
+
+def machine(session: Session) -> dict[str, Any]:
+    """The GPU and the libraries, as the commands see them."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *LIBRARIES],
+        env=session.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answer = done.stdout.strip().splitlines()
+    facts: dict[str, Any] = {"torch": first_error(done.stderr), "missing": []}
+    if done.returncode == 0:
+        facts = json.loads(answer[-1])
+    facts["missing"] = {name: LIBRARIES[name] for name in facts["missing"]}
+    if smi := shutil.which("nvidia-smi"):
+        query = "--query-gpu=driver_version,clocks.max.sm,power.limit,temperature.gpu"
+        asked = [smi, query, "--format=csv,noheader"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=False)
+        facts["nvidia_smi"] = said.stdout.strip() or said.stderr.strip()
+    return {**facts, "python": platform.python_version()}
+
+
+def install(session: Session) -> None:
+    """The wheels of the WHEELS folder, beside what is installed; without a network."""
+    wheels = sorted(str(path) for path in Path(session.asked.wheels).glob("*.whl"))
+    target = str(session.work / "site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    command = [*pip, "--upgrade", "--target", target, *wheels]
+    run(session, "wheels", f"{len(wheels)} wheels", command, time.monotonic() + 300)
+
+
+# --- the whole ----------------------------------------------------------------------------------
+
+
+def write(path: Path, value: Any) -> None:
+    """Write indented JSON."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def save(session: Session) -> list[dict[str, Any]]:
+    """Write `summary.json`, keeping what earlier calls said of other steps. Returns all steps."""
+    path = session.out / "summary.json"
+    earlier = json.loads(path.read_text())["steps"] if path.exists() else []
+    mine = {(step.stage, step.name) for step in session.steps}
+    steps = [step for step in earlier if (step["stage"], step["name"]) not in mine]
+    steps += [asdict(step) for step in session.steps]
+    summary = {
+        "machine": session.facts,
+        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "begun": session.begun,
+        "ended": now(),
+        "not_ok": len(unwell(steps)),
+        "steps": steps,
+    }
+    write(path, summary)
+    return steps
+
+
+def unwell(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps that failed or did not end."""
+    return [step for step in steps if step["status"] not in ("ok", "skipped")]
+
+
+def summarise(session: Session) -> int:
+    """Print what came of every step; the exit status."""
+    steps, facts = save(session), session.facts
+    print(f"\n{facts.get('gpu') or 'no GPU'}, torch {facts.get('torch')}")
+    for module, lost in facts["missing"].items():
+        print(f"not installed: {module} ({lost})")
+    for stage in dict.fromkeys(step["stage"] for step in steps):
+        there = [step for step in steps if step["stage"] == stage]
+        states = [step["status"] for step in there]
+        counted = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        print(f"{stage:<10}{sum(s['seconds'] for s in there):8.1f} s  {counted}")
+    for step in unwell(steps):
+        print(f"{step['stage']} {step['name']}: {step['status']}: {step['error']}"[:200])
+    print(f"results: {session.out}")
+    return 1 if unwell(steps) else 0
+
+
+def now() -> str:
+    """The time in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def chosen_stages(text: str) -> list[tuple[str, list[str]]]:
+    """ "train:simple_cnn,cnn9 export" as stages with their names."""
+    stages = []
+    for word in text.split():
+        stage, _, names = word.partition(":")
+        if stage not in ALL:
+            sys.exit(f"error: no stage is called {stage}; there are {', '.join(ALL)}")
+        stages.append((stage, [name for name in names.split(",") if name]))
+    return stages
+
+
+def main() -> int:
+    """Parse, run the stages, sum up."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", default=str(ROOT / "build/gpu/out"), help="results go here")
+    parser.add_argument("--work", default=str(ROOT / "build/gpu"), help="models, kept for later")
+    parser.add_argument("--stages", default=" ".join(STAGES), help=f"of {', '.join(ALL)}")
+    parser.add_argument("--limit", type=float, default=540, help="seconds a stage may take")
+    parser.add_argument("--wheels", default="", help="folder of wheels to install first")
+    parser.add_argument("--device", default="cuda", help="cuda; cpu to try this script out")
+    parser.add_argument("--data", default="auto", help="auto or synthetic")
+    parser.add_argument("--set", action="append", default=[], help="override recipes")
+    parser.add_argument("--format", action="append", default=[], help="export only these")
+    parser.add_argument("--precision", action="append", default=[], help="export only these")
+    parser.add_argument("--images", type=int, default=0, help="validate on the first so many")
+    parser.add_argument("--seconds", type=float, default=1.0, help="a file and batch, benchmark")
+    parser.add_argument("--batch", action="append", default=[], help="batch sizes, benchmark")
+    parser.add_argument("--validate-args", default="", help="more options, as one text")
+    parser.add_argument("--benchmark-args", default="", help="more options, as one text")
+    parser.add_argument("--again", action="store_true", help="measure what was measured before")
+    session = Session(parser.parse_args())
+    stages = chosen_stages(session.asked.stages)
+    session.asked.out = str(session.out.absolute())
+    session.asked.work = str(session.work.absolute())
+    for folder in (session.out, session.work / "models"):
+        folder.mkdir(parents=True, exist_ok=True)
+    session.begun = now()
+    if session.asked.wheels:
+        install(session)
+    session.facts = machine(session)
+    print(f"{session.facts.get('gpu') or 'no GPU'}, torch {session.facts['torch']}", flush=True)
+    try:
+        for stage, names in stages:
+            try:
+                globals()[stage](session, names, time.monotonic() + session.asked.limit)
+            except Exception as error:  # a stage's own fault: the others still run
+                session.steps.append(Step(stage, "-", status="failed", error=repr(error)))
+                print(f"{stage:<10}failed: {error!r}")
+    finally:
+        status = summarise(session)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Benchmark: runtimes side by side, the card watched meanwhile, MLPerf's scenarios."""

@@ -1,0 +1,292 @@
+"""All runtimes of a model side by side over the batch sizes.
+
+They take turns in short slices, so that a drift of the clocks hits all alike.
+"""
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cifar_deploy import device as machine
+from cifar_deploy.architectures import weights
+from cifar_deploy.benchmark.flight import Flown, flight
+from cifar_deploy.benchmark.watch import Span, Watch, describe, summary
+from cifar_deploy.data.dataset import SIZE, Images
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.load import open_file
+from cifar_deploy.runtimes.protocol import Runtime
+from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.timing import Call, Lane, Pool, Timing, collect, summarise, warm_up
+
+TURNS = 5  # slices of the time for latency
+FLIGHT_TURNS = 2  # of that for throughput: the energy counter moves every 20 to 100 ms
+PIXELS_SEED = 0
+OUT_OF_MEMORY = "the GPU's memory is exhausted; try a smaller batch or --in-flight 1"
+
+Say = Callable[[str], None]  # told what is being done, for the progress line
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure."""
+
+    batches: tuple[int, ...]
+    seconds: float  # of latency, and of throughput, for each file and batch
+    in_flight: int  # batches in flight for throughput; 0 leaves it out
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One runtime with one model. `one_stream`: its batches in flight must share a stream."""
+
+    model: str
+    name: str  # of the file, or how PyTorch runs
+    runtime: Runtime
+    one_stream: bool = False
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """With several batches in flight, trtexec's Throughput in images a second."""
+
+    in_flight: int
+    images: int
+    seconds: float
+    images_per_second: float
+    joules: float | None  # of the whole card; None without an energy counter
+    images_per_joule: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one contender at one batch size."""
+
+    contender: Contender
+    timing: Timing
+    throughput: Throughput | None
+    card: Json | None  # clocks, temperature, power while it was measured; None where not watched
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What could not be measured here, and why."""
+
+    model: str
+    name: str
+    reason: str
+    batch: int | None = None  # None: at no batch
+
+
+@dataclass
+class Benchmark:
+    """All that was measured."""
+
+    settings: Settings
+    facts: Json  # the machine and the versions
+    rows: list[Row] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def contenders(
+    work: Sequence[tuple[ModelFolder, Sequence[Path], bool]], device: torch.device, compiled: bool
+) -> tuple[list[Contender], list[Failure]]:
+    """What takes part: of each folder the files and, where the flag says so, PyTorch.
+
+    PyTorch runs in fp32, and on a GPU also in fp16 where a file does; with `compiled` each of them
+    also through torch.compile. A file that this machine cannot run becomes a failure.
+    """
+    found: list[Contender] = []
+    failures = []
+    for folder, files, with_pytorch in work:
+        opened = []
+        for file in files:
+            try:
+                opened.append(Contender(folder.name, file.name, open_file(file, device)[0]))
+            except UserError as error:
+                failures.append(Failure(folder.name, file.name, str(error)))
+        if with_pytorch:
+            there = {contender.runtime.precision for contender in opened}
+            halves = ["fp16"] if device.type == "cuda" and "fp16" in there else []
+            trained = weights.load(folder)
+            for precision in ["fp32", *halves]:
+                for how in [False, True] if compiled else [False]:
+                    runtime = PyTorch(trained, device, precision, how)
+                    name = f"{'torch.compile' if how else 'PyTorch eager'} {precision}"
+                    found.append(Contender(folder.name, name, runtime, one_stream=how))
+        found += opened
+    return found, failures
+
+
+def pixels(device: torch.device) -> Images:
+    """Random pixels, uint8 [n, 32, 32, 3]: speed does not depend on what they show."""
+    count = 40_000 if device.type == "cuda" else 4_096
+    return np.random.default_rng(PIXELS_SEED).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+
+
+def run(
+    entered: Sequence[Contender],
+    settings: Settings,
+    device: torch.device,
+    say: Say = lambda _: None,
+) -> Benchmark:
+    """Measure every contender at every batch size; those of one model take turns."""
+    pool = Pool(pixels(device), device)
+    with Watch(device) as watch:
+        pool_size = {"pool_mib": round(pool.images.nbytes / 2**20, 1)}
+        result = Benchmark(settings, conditions(device, watch) | pool_size)
+        for model in dict.fromkeys(contender.model for contender in entered):
+            mine = [contender for contender in entered if contender.model == model]
+            for batch in settings.batches:
+                _batch(mine, batch, pool, result, watch, say)
+        result.remarks += watch.remarks()
+    return result
+
+
+def conditions(device: torch.device, watch: Watch) -> Json:
+    """Under what a measurement is made, ready for JSON."""
+    return {
+        **describe(device, watch),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": machine.versions(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class _Turn:
+    """A contender at one batch size while it is measured."""
+
+    def __init__(self, contender: Contender, pool: Pool, batch: int) -> None:
+        self.contender, self._pool, self._batch = contender, pool, batch
+        self._calls: list[Call] = []
+        self._spans: list[Span] = []
+        self._flown: list[Flown] = []
+        self._joules: float | None = 0.0
+
+    def warm(self) -> None:
+        self._lane = Lane(self.contender.runtime, self._pool, self._batch)
+        warm_up(self._lane)
+
+    def time(self, seconds: float) -> None:
+        begin = time.perf_counter()
+        self._calls += collect(self._lane.call, seconds, fewest=1)
+        self._spans.append((begin, time.perf_counter()))
+
+    def board(self, in_flight: int) -> None:
+        del self._lane  # its buffers make room
+        self._flight = flight(
+            self.contender.runtime, self._pool, self._batch, in_flight, self.contender.one_stream
+        )
+
+    def fly(self, seconds: float, watch: Watch) -> None:
+        before, begin = watch.joules(), time.perf_counter()
+        self._flown.append(self._flight.fly(seconds))
+        after = watch.joules()
+        self._spans.append((begin, time.perf_counter()))
+        if before is None or after is None or self._joules is None:
+            self._joules = None
+        else:
+            self._joules += after - before
+
+    def row(self, watch: Watch) -> Row:
+        on_cuda = self.contender.runtime.device.startswith("cuda")
+        return Row(
+            self.contender,
+            summarise(self._batch, self._calls, on_cuda),
+            self._throughput() if self._flown else None,
+            summary(watch.samples, self._spans),
+        )
+
+    def _throughput(self) -> Throughput:
+        images = sum(flown.images for flown in self._flown)
+        seconds = sum(flown.seconds for flown in self._flown)
+        return Throughput(
+            self._flight.count,
+            images,
+            seconds,
+            images / seconds,
+            self._joules,
+            images / self._joules if self._joules else None,
+        )
+
+
+def _batch(
+    entered: Sequence[Contender],
+    batch: int,
+    pool: Pool,
+    result: Benchmark,
+    watch: Watch,
+    say: Say,
+) -> None:
+    """One batch size of one model: latency in turns, then throughput in turns."""
+    settings = result.settings
+    left = [_Turn(contender, pool, batch) for contender in entered]
+
+    def each(what: str, do: Callable[[_Turn], None]) -> None:
+        """`do` for all that are left; one that fails leaves."""
+        for turn in list(left):
+            who = turn.contender
+            say(f"{who.model}, batch {batch}: {who.name} {what}")
+            try:
+                do(turn)
+            except torch.OutOfMemoryError:
+                reason = OUT_OF_MEMORY
+            except torch.AcceleratorError as error:  # nothing else will run on it either
+                raise UserError(
+                    f"{who.model}, {who.name}: the GPU failed: {str(error).splitlines()[0]}; "
+                    "see nvidia-smi"
+                ) from error
+            except (UserError, RuntimeError) as error:  # a runtime's own refusal
+                reason = one_line(error)
+            else:
+                continue
+            left.remove(turn)
+            result.failures.append(Failure(who.model, who.name, reason, batch))
+
+    each("warms up", _Turn.warm)
+    for _ in range(TURNS):
+        each("latency", lambda turn: turn.time(settings.seconds / TURNS))
+    if settings.in_flight:
+        each("warms up", lambda turn: turn.board(settings.in_flight))
+        for _ in range(FLIGHT_TURNS):
+            each("throughput", lambda turn: turn.fly(settings.seconds / FLIGHT_TURNS, watch))
+    result.rows += [turn.row(watch) for turn in left]
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def to_json(result: Benchmark, command: str) -> Json:
+    """What a program reads: times in milliseconds."""
+    rows = []
+    for row in result.rows:
+        runtime = row.contender.runtime
+        rows.append(
+            {
+                "model": row.contender.model,
+                "name": row.contender.name,
+                "runtime": runtime.runtime,
+                "provider": runtime.provider,
+                "device": runtime.device,
+                "precision": runtime.precision,
+                **asdict(row.timing),
+                "throughput": asdict(row.throughput) if row.throughput else None,
+                "card": row.card,
+            }
+        )
+    return {
+        "command": command,
+        **result.facts,
+        "settings": asdict(result.settings),
+        "remarks": result.remarks,
+        "rows": rows,
+        "failures": [asdict(failure) for failure in result.failures],
+    }

@@ -1,0 +1,176 @@
+"""The table that `benchmark` prints, and the words under it."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cifar_deploy.benchmark.sweep import Benchmark, Contender, Failure, Row
+from cifar_deploy.store import Json
+from cifar_deploy.timing import Times
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cifar_deploy.benchmark.mlperf import Result, Runs
+
+# trtexec's terms, where it has one.
+TEXTS = ("name", "runtime")
+NUMBERS = (
+    "batch",
+    "H2D\np50 ms",
+    "compute\np50 ms",
+    "D2H\np50 ms",
+    "enqueue\np50 ms",
+    "latency\nmin ms",
+    "\np50",
+    "\np90",
+    "\np99",
+    "images/s",
+    "in flight\nimages/s",
+    "images/J",
+)
+NONE = "-"
+
+
+def table(rows: Sequence[Row]) -> "Table":
+    """A line a contender and batch; those of one model and batch stand together."""
+    from rich import box
+    from rich.table import Table
+
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in (*TEXTS, *NUMBERS):
+        result.add_column(
+            heading, justify="right" if heading in NUMBERS else "left", overflow="fold"
+        )
+    before: tuple[str, int] | None = None
+    for row in rows:
+        group = (row.contender.model, row.timing.batch)
+        if before and group != before:
+            result.add_section()
+        before = group
+        result.add_row(*cells(row))
+    return result
+
+
+def cells(row: Row) -> list[str]:
+    """The texts of one line, one for each heading."""
+    timing = row.timing
+    flown = row.throughput
+    per_joule = flown.images_per_joule if flown else None
+    name = row.contender.name
+    if not name.startswith(row.contender.model):
+        name = f"{row.contender.model}, {name}"
+    return [
+        name,
+        _runtime(row.contender),
+        str(timing.batch),
+        *(_median(part) for part in (timing.h2d, timing.compute, timing.d2h, timing.enqueue)),
+        *(milliseconds(getattr(timing.latency, q)) for q in ("min", "p50", "p90", "p99")),
+        f"{timing.images_per_second:,.0f}",
+        f"{flown.images_per_second:,.0f}" if flown else NONE,
+        f"{per_joule:,.0f}" if per_joule else NONE,
+    ]
+
+
+def _runtime(contender: Contender) -> str:
+    provider = contender.runtime.provider.removesuffix("ExecutionProvider")
+    return f"{contender.runtime.runtime}, {provider}"
+
+
+def _median(times: Times | None) -> str:
+    return milliseconds(times.p50) if times else NONE
+
+
+def milliseconds(value: float) -> str:
+    """Three digits that count, and microseconds at most."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def notes(result: Benchmark) -> list[str]:
+    """What stands under the table: the machine, the terms, what disturbed, what failed."""
+    lines = _machine(result.facts)
+    if gpu := result.facts.get("gpu"):
+        lines.append(_card(result, gpu))
+    terms = (
+        "latency: H2D + compute + D2H of one batch after another; images/s: at its median by the "
+        "host's clock"
+    )
+    if result.settings.in_flight:
+        terms += f"; in flight: {result.settings.in_flight} batches at once"
+    return [*lines, f"{terms}.", *_said(result.remarks, result.failures)]
+
+
+def scenario_notes(runs: "Runs") -> list[str]:
+    """What stands under the table of a scenario."""
+    settings = runs.settings
+    terms = f"MLPerf LoadGen, {settings.scenario}, at least {settings.seconds:g} s"
+    if settings.scenario == "Offline":
+        terms += f", batch {settings.batch}, {settings.in_flight} in flight"
+    if runs.results:
+        terms += f"; {runs.results[0].images:,} images; logs: {_common(runs)}"
+    return [*_machine(runs.facts), f"{terms}.", *_said(runs.remarks, runs.failures)]
+
+
+def _common(runs: "Runs") -> str:
+    return os.path.commonpath([result.logs for result in runs.results])
+
+
+def _machine(facts: Json) -> list[str]:
+    libraries = ", ".join(
+        f"{name} {version}" for name, version in facts["versions"].items() if name in SHOWN
+    )
+    return [f"{facts['device']}; {libraries}."]
+
+
+def _said(remarks: Sequence[str], failures: Sequence[Failure]) -> list[str]:
+    lines = [f"{remark}." for remark in remarks]
+    for failure in failures:
+        where = f", batch {failure.batch}" if failure.batch else ""
+        lines.append(f"{failure.model}, {failure.name}{where}: {failure.reason}")
+    return lines
+
+
+SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino")
+
+
+def _card(result: Benchmark, gpu: dict[str, object]) -> str:
+    """Driver, and clocks, temperature and power while it was measured."""
+    said = [f"driver {gpu['driver']}"] if "driver" in gpu else []
+    cards = [row.card for row in result.rows if row.card]
+    if cards:
+        low = min(card["clock_mhz"]["min"] for card in cards)
+        high = max(card["clock_mhz"]["max"] for card in cards)
+        said += [
+            f"clock {low} to {high} of {gpu.get('max_clock_mhz')} MHz",
+            f"at most {max(card['temperature_c'] for card in cards)} degrees C",
+            f"{max(card['power_w'] for card in cards):.0f} of {gpu.get('power_limit_w')} W",
+        ]
+    return f"{gpu['name']}: {', '.join(said) or 'not watched'}."
+
+
+def scenario_table(results: Sequence["Result"]) -> "Table":
+    """A line a file, with what LoadGen found."""
+    from rich import box
+    from rich.table import Table
+
+    single = results[0].scenario == "SingleStream" if results else False
+    metric = "p90 ms\n(early stopping)" if single else "images/s"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("name", "runtime", metric, "queries", "top-1\n%", "LoadGen says"):
+        right = heading in (metric, "queries", "top-1\n%")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for result in results:
+        measured = f"{result.images_per_second:,.0f}"
+        if single:
+            early = result.early_stopping_p90_ms
+            measured = milliseconds(result.p90_ms) if result.p90_ms else NONE
+            measured += f" ({milliseconds(early)})" if early else ""
+        table.add_row(
+            f"{result.contender.model}, {result.contender.name}",
+            _runtime(result.contender),
+            measured,
+            f"{result.queries:,}",
+            f"{100 * result.accuracy:.2f}",
+            "VALID" if result.valid else f"INVALID: {result.why_invalid or 'see its summary'}",
+        )
+    return table

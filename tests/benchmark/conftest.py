@@ -1,0 +1,61 @@
+"""Something to measure: an untrained network and its exports, made once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cifar_deploy import architectures
+from cifar_deploy.architectures import weights
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.store import ModelFolder, sha256_of, write_json
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> ModelFolder:
+    """simple_cnn with random weights, exported as fp32 and fp16. Read only."""
+    made = ModelFolder(tmp_path_factory.mktemp("measured") / "simple_cnn")
+    torch.manual_seed(11)
+    facts = {
+        "network": "simple_cnn",
+        "stem": "cifar",
+        "classes": list(small_data.classes),
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+    }
+    weights.save(made.weights, architectures.build("simple_cnn").state_dict(), facts)
+    write_json(
+        made.card,
+        {
+            "network": "simple_cnn",
+            "weights": {"sha256": sha256_of(made.weights), "bytes": made.weights.stat().st_size},
+            "data": {"name": "synthetic", "sha256": small_data.sha256()},
+        },
+    )
+    for precision in ("fp32", "fp16"):
+        export_onnx(made, precision)
+    return made
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> Path:
+    """A folder of images with a few of each class."""
+    place = tmp_path_factory.mktemp("pictures")
+    for name, split, count in (("train", small_data.train, 40), ("test", small_data.test, 60)):
+        for i in range(count):
+            path = place / name / small_data.classes[split.labels[i]] / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(split.images[i]).save(path)
+    for label in small_data.classes:
+        assert (place / "train" / label).is_dir()
+        assert (place / "test" / label).is_dir()
+    return place
+
+
+@pytest.fixture
+def models(measured: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of models that the program looks into."""
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(measured.path.parent))
+    return measured.path.parent

@@ -1,0 +1,114 @@
+"""`cifar-deploy benchmark` as a person meets it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cifar_deploy import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cifar-deploy", "benchmark", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, printed.out, printed.err
+
+    return call
+
+
+QUICK = ("--device", "cpu", "--seconds", "0.02")
+
+
+def test_a_model_with_all_its_files(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    status, out, _ = run("simple_cnn", *QUICK, "--batch", "2", "--json", str(file))
+    assert status == 0
+    value = json.loads(file.read_text())
+    assert value["settings"]["batches"] == [2]
+    assert [row["name"] for row in value["rows"]] == [
+        "PyTorch eager fp32",
+        "simple_cnn.fp16.onnx",
+        "simple_cnn.fp32.onnx",
+    ]
+    assert "no GPU is measured" in out
+    assert "compute" in out
+
+
+def test_a_file_alone_and_json_alone_on_standard_output(run: Run, models: Path) -> None:
+    file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
+    status, out, _ = run(file, *QUICK, "--batch", "1", "--in-flight", "0", "--json", "-")
+    assert status == 0
+    (row,) = json.loads(out)["rows"]
+    assert row["name"] == "simple_cnn.fp32.onnx"
+    assert row["throughput"] is None
+
+
+def test_a_scenario_keeps_loadgens_logs(
+    run: Run, tmp_path: Path, models: Path, pictures: Path
+) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
+    options = ("--scenario", "SingleStream", "--images", "30", "--data", "auto")
+    options += ("--data-dir", str(pictures))
+    status, out, _ = run(file, *QUICK, *options, "--out", str(tmp_path / "logs"))
+    assert status == 0
+    assert "VALID" in out
+    logs = tmp_path / "logs" / "simple_cnn" / "simple_cnn.fp32.onnx" / "SingleStream"
+    assert (logs / "accuracy" / "mlperf_log_accuracy.json").exists()
+    assert (logs / "performance" / "mlperf_log_summary.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("simple_cnn", "--batch", "0"), "--batch"),
+        (("nothing.onnx",), "nothing.onnx"),
+        (("/nowhere/file.onnx",), "/nowhere/file.onnx"),
+        (("vgg19",), "run: cifar-deploy train vgg19"),
+        (("simple_cnn", "--device", "cuda:99"), "use --device cpu"),
+        (("simple_cnn", "--scenario", "Server"), "Server"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    run: Run, arguments: tuple[str, ...], said: str
+) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_without_loadgen_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    status, _, err = run("simple_cnn", "--scenario", "Offline")
+    assert status == 2
+    assert "cifar-deploy[loadgen]" in err
+
+
+def test_a_file_that_cannot_run_is_told_and_ends_with_1(
+    run: Run, models: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes((models / "simple_cnn" / "simple_cnn.fp32.onnx").read_bytes()[:500])
+    good = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
+    status, out, _ = run(good, str(broken), *QUICK, "--batch", "1")
+    assert status == 1
+    assert "broken.onnx" in out
+    assert "simple_cnn.fp32.onnx" in out
+
+
+def test_nothing_trained(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(tmp_path))
+    status, _, err = run()
+    assert status == 2
+    assert f"nothing in {tmp_path}{os.sep} is trained" in err

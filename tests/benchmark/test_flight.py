@@ -1,0 +1,101 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from sleepers import Sleeper, blank
+
+from cifar_deploy.architectures import weights
+from cifar_deploy.benchmark.flight import flight, slots
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.timing import Pool
+
+CPU = torch.device("cpu")
+
+
+def test_batches_in_flight_overlap() -> None:
+    alone = flight(Sleeper(lambda _: 0.02), Pool(blank(8), CPU), 4, 1).fly(0.2)
+    together = flight(Sleeper(lambda _: 0.02), Pool(blank(8), CPU), 4, 4).fly(0.2)
+    assert together.images / together.seconds > 2 * alone.images / alone.seconds
+    assert alone.images / alone.seconds <= 4 / 0.02
+
+
+def test_every_batch_in_flight_has_buffers_and_a_thread_of_its_own(small_data: Dataset) -> None:
+    runtime = Sleeper(lambda _: 0.005)
+    threads: set[int] = set()
+    runtime.seconds = lambda _: threads.add(threading.get_ident()) or 0.005  # type: ignore[func-returns-value]
+    made = flight(runtime, Pool(small_data.test.images, CPU), 2, 3)
+    assert runtime.bound == [2, 2, 2]
+    threads.clear()
+    calls = runtime.calls
+    flown = made.fly(0.05)
+    assert len(threads) == 3
+    assert flown.images == 2 * (runtime.calls - calls)
+    assert flown.seconds >= 0.05
+
+
+def test_no_time_still_sends_each_once() -> None:
+    runtime = Sleeper(lambda _: 0.001)
+    made = flight(runtime, Pool(blank(8), CPU), 8, 2)
+    assert made.fly(0.0).images == 16
+
+
+def test_an_error_in_flight_comes_out() -> None:
+    def fail(_: int) -> float:
+        if runtime.calls > 4:
+            raise RuntimeError("broken")
+        return 0.0
+
+    runtime = Sleeper(fail)
+    made = flight(runtime, Pool(blank(4), CPU), 1, 2)
+    with pytest.raises(RuntimeError, match="broken"):
+        made.fly(0.1)
+
+
+def test_a_slot_answers_what_it_was_sent(measured: ModelFolder, small_data: Dataset) -> None:
+    runtime = OnnxRuntime(measured.onnx("fp32"), CPU)
+    images = small_data.test.images
+    places = slots(runtime, images[:8], 2)
+    for start in (0, 8, 16):
+        places[start % 2].send(torch.from_numpy(images[start : start + 8]))
+        places[start % 2].wait()
+        np.testing.assert_allclose(
+            places[start % 2].answer, runtime.logits(images[start : start + 8]), atol=1e-5
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("one_stream", [False, True])
+def test_slots_on_streams_do_not_mix(
+    measured: ModelFolder, small_data: Dataset, one_stream: bool
+) -> None:
+    runtime = PyTorch(weights.load(measured), torch.device("cuda", 0))
+    images = small_data.test.images
+    pinned = torch.from_numpy(images).pin_memory()
+    expected = runtime.logits(images[:96])
+    places = slots(runtime, images[:16], 3, one_stream)
+    for _ in range(20):
+        for i, place in enumerate(places):
+            place.send(pinned[16 * i : 16 * i + 16])
+    for i, place in enumerate(places):
+        place.wait()
+        np.testing.assert_allclose(place.answer.numpy(), expected[16 * i : 16 * i + 16], atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_flight_on_cuda_waits_for_the_last_batch(
+    measured: ModelFolder, small_data: Dataset
+) -> None:
+    device = torch.device("cuda", 0)
+    runtime = PyTorch(weights.load(measured), device)
+    made = flight(runtime, Pool(small_data.test.images, device), 64, 4)
+    start = time.perf_counter()
+    flown = made.fly(0.2)
+    spent = time.perf_counter() - start
+    assert 0.2 <= flown.seconds <= spent
+    assert flown.images % 64 == 0
+    assert flown.images >= 4 * 64

@@ -1,0 +1,120 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sleepers import Sleeper
+
+from cifar_deploy.architectures import weights
+from cifar_deploy.benchmark import mlperf, sweep
+from cifar_deploy.benchmark.sweep import Contender
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.validate.judge import Options, judge
+
+pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen has no wheel here")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
+def test_accuracy_from_loadgens_log_is_that_of_validate(
+    measured: ModelFolder, small_data: Dataset, tmp_path: Path, scenario: str
+) -> None:
+    file = measured.onnx("fp32")
+    judged = judge(weights.load(measured), [file], small_data, CPU, Options(100.0, 0.0))
+    contender = Contender("simple_cnn", file.name, OnnxRuntime(file, CPU))
+    # A batch that does not divide the images, so that the last one is smaller.
+    settings = mlperf.Settings(scenario, 0.3, 64, 2)
+    result = mlperf.run(contender, small_data.test, settings, tmp_path / "logs")
+    assert result.accuracy == judged.rows[1].accuracy
+    assert result.images == len(small_data.test)
+    assert result.images_per_second > 0
+    for mode in ("performance", "accuracy"):
+        assert (tmp_path / "logs" / mode / "mlperf_log_detail.txt").stat().st_size
+    summary = (tmp_path / "logs" / "performance" / "mlperf_log_summary.txt").read_text()
+    assert f"Result is : {'VALID' if result.valid else 'INVALID'}" in summary
+    if scenario == "SingleStream":
+        assert result.valid, summary
+        assert result.p90_ms
+        assert f": {round(result.p90_ms * 1e6)}\n" in summary
+        assert result.early_stopping_p90_ms
+        assert result.queries >= mlperf.FEWEST_QUERIES
+    else:
+        assert result.p90_ms is None
+        assert "Samples per second: " in summary
+
+
+def test_both_scenarios_of_all_files_and_the_json(
+    measured: ModelFolder, small_data: Dataset, tmp_path: Path
+) -> None:
+    entered, _ = sweep.contenders([(measured, [measured.onnx("fp16")], True)], CPU, False)
+    settings = mlperf.Settings("SingleStream", 0.1, 1, 1)
+    runs = mlperf.run_all(
+        entered, {"simple_cnn": small_data.test.first(50)}, settings, tmp_path, CPU
+    )
+    value = json.loads(json.dumps(mlperf.to_json(runs, "the command")))
+    assert [r["name"] for r in value["results"]] == ["PyTorch eager fp32", "simple_cnn.fp16.onnx"]
+    for result in value["results"]:
+        assert Path(result["logs"]).is_relative_to(tmp_path / "simple_cnn")
+        assert result["loadgen"]
+    assert value["failures"] == []
+
+
+def test_a_runtime_that_fails_under_loadgen_is_told(small_data: Dataset, tmp_path: Path) -> None:
+    runtime = Sleeper(lambda _: 0.0)
+    started = []
+
+    def fail(_: int) -> float:
+        # LoadGen has begun when the trial is over.
+        if (tmp_path / "m" / "file" / "SingleStream" / "performance").exists():
+            started.append(1)
+            raise UserError("the GPU went away")
+        return 0.001
+
+    runtime.seconds = fail
+    settings = mlperf.Settings("SingleStream", 0.1, 1, 1)
+    runs = mlperf.run_all(
+        [Contender("m", "file", runtime)], {"m": small_data.test.first(20)}, settings, tmp_path, CPU
+    )
+    assert len(started) == 1  # after the first error nothing more is tried
+    assert [failure.reason for failure in runs.failures] == ["the GPU went away"]
+    assert runs.results == []
+
+
+def test_without_loadgen_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    with pytest.raises(UserError, match=r"pip install 'cifar-deploy\[loadgen\]'"):
+        mlperf.loadgen()
+
+
+def test_a_log_that_lacks_an_image_is_no_result(small_data: Dataset, tmp_path: Path) -> None:
+    log = tmp_path / "mlperf_log_accuracy.json"
+    labels = small_data.test.labels[:3]
+    entries = [
+        {"seq_id": i, "qsl_idx": i, "data": int(label).to_bytes(4, "little").hex()}
+        for i, label in enumerate(labels)
+    ]
+    log.write_text(json.dumps(entries))
+    assert mlperf.logged_accuracy(log, labels) == 1.0
+    entries[1]["data"] = (99).to_bytes(4, "little").hex()
+    log.write_text(json.dumps(entries))
+    assert mlperf.logged_accuracy(log, labels) == pytest.approx(2 / 3)
+    log.write_text(json.dumps(entries[:2]))
+    with pytest.raises(UserError, match="does not hold every image once"):
+        mlperf.logged_accuracy(log, labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
+def test_loadgen_drives_a_gpu(
+    measured: ModelFolder, small_data: Dataset, tmp_path: Path, scenario: str
+) -> None:
+    device = torch.device("cuda", 0)
+    (contender,), _ = sweep.contenders([(measured, [], True)], device, False)
+    judged = judge(weights.load(measured), [], small_data, device, Options(100.0, 0.0))
+    settings = mlperf.Settings(scenario, 0.5, 64, 3)
+    result = mlperf.run(contender, small_data.test, settings, tmp_path)
+    assert result.accuracy == judged.rows[0].accuracy

@@ -1,0 +1,174 @@
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from sleepers import Sleeper
+
+from cifar_deploy.benchmark import sweep, table
+from cifar_deploy.benchmark.sweep import Contender, Settings
+from cifar_deploy.data.dataset import Images
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.protocol import Bound
+from cifar_deploy.store import ModelFolder
+
+CPU = torch.device("cpu")
+
+
+class Refusing(Sleeper):
+    """It takes no batch above its limit."""
+
+    def __init__(self, limit: int, error: Exception) -> None:
+        super().__init__(lambda _: 0.0)
+        self.limit, self.error = limit, error
+
+    def bind(self, images: Images) -> Bound:
+        if len(images) > self.limit:
+            raise self.error
+        return super().bind(images)
+
+
+def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
+    entered, failures = sweep.contenders([(measured, measured.exported(), True)], CPU, False)
+    assert failures == []
+    names = ["PyTorch eager fp32", "simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
+    assert [contender.name for contender in entered] == names
+    result = sweep.run(entered, Settings((1, 4), 0.05, 2), CPU)
+    assert [(row.contender.name, row.timing.batch) for row in result.rows] == [
+        (name, batch) for batch in (1, 4) for name in names
+    ]
+    for row in result.rows:
+        assert row.timing.calls >= sweep.TURNS
+        assert row.throughput
+        assert row.throughput.in_flight == 2
+        assert row.throughput.images_per_second == pytest.approx(
+            row.throughput.images / row.throughput.seconds
+        )
+        assert row.throughput.joules is None
+        assert row.card is None
+    value = json.loads(json.dumps(sweep.to_json(result, "the command")))
+    assert value["command"] == "the command"
+    assert value["failures"] == []
+    assert len(value["rows"]) == 6
+    assert "no GPU is measured: these are the CPU runtimes, without copies" in value["remarks"]
+    lines = table.notes(result)
+    assert any("no GPU is measured" in line for line in lines)
+    for row in result.rows:
+        cells = table.cells(row)
+        assert len(cells) == len(table.TEXTS) + len(table.NUMBERS)
+        # H2D, D2H and enqueue: there is no copy on a CPU.
+        assert [cells[3], cells[5], cells[6]] == ["-", "-", "-"]
+
+
+def test_contenders_take_turns() -> None:
+    order: list[str] = []
+
+    def noting(name: str) -> Sleeper:
+        return Sleeper(lambda _: order.append(name) or 0.002)  # type: ignore[func-returns-value]
+
+    entered = [Contender("m", name, noting(name)) for name in "abc"]
+    result = sweep.run(entered, Settings((2,), 0.1, 0), CPU)
+    turns = [name for name, _ in itertools.groupby(order)]
+    # First each is warmed up, then each has its slices in turn.
+    assert turns == list("abc") * (1 + sweep.TURNS)
+    assert [row.throughput for row in result.rows] == [None, None, None]
+
+
+def test_models_are_measured_one_after_another() -> None:
+    order: list[str] = []
+
+    def noting(name: str) -> Sleeper:
+        return Sleeper(lambda _: order.append(name) or 0.0)  # type: ignore[func-returns-value]
+
+    entered = [Contender(name, "file", noting(name)) for name in "ab"]
+    sweep.run(entered, Settings((1, 2), 0.01, 1), CPU)
+    assert [name for name, _ in itertools.groupby(order)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("a batch of 8 is outside its profile"), "a batch of 8 is outside its profile"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), sweep.OUT_OF_MEMORY),
+        (RuntimeError("could not enqueue\nmore"), "could not enqueue"),
+    ],
+)
+def test_what_fails_is_told_and_the_rest_measured(error: Exception, said: str) -> None:
+    entered = [
+        Contender("m", "small", Refusing(4, error)),
+        Contender("m", "large", Sleeper(lambda _: 0.0)),
+    ]
+    result = sweep.run(entered, Settings((1, 8), 0.01, 2), CPU)
+    assert [(row.contender.name, row.timing.batch) for row in result.rows] == [
+        ("small", 1),
+        ("large", 1),
+        ("large", 8),
+    ]
+    (failure,) = result.failures
+    assert (failure.name, failure.batch, failure.reason) == ("small", 8, said)
+    assert f"m, small, batch 8: {said}" in table.notes(result)
+
+
+def test_a_gpu_that_fails_ends_the_run_in_one_line() -> None:
+    error = torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with")
+    entered = [Contender("m", "file", Refusing(0, error))]
+    with pytest.raises(UserError, match=r"^m, file: the GPU failed: CUDA error: .*nvidia-smi$"):
+        sweep.run(entered, Settings((1,), 0.01, 0), CPU)
+
+
+def test_a_file_that_cannot_be_opened_is_a_failure(measured: ModelFolder, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(measured.onnx("fp32").read_bytes()[:1000])
+    good = Path(shutil.copy(measured.onnx("fp32"), tmp_path / "good.onnx"))
+    work = [(ModelFolder(tmp_path), [broken, good], False)]
+    entered, failures = sweep.contenders(work, CPU, False)
+    assert [contender.name for contender in entered] == ["good.onnx"]
+    assert [failure.name for failure in failures] == ["broken.onnx"]
+    assert "truncated" in failures[0].reason
+
+
+@pytest.mark.gpu
+def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
+    device = torch.device("cuda", 0)
+    # The file takes part where ONNX Runtime has CUDA; PyTorch always, eager and compiled.
+    entered, _ = sweep.contenders([(measured, measured.exported(), True)], device, True)
+    names = [contender.name for contender in entered]
+    assert names[0] == "PyTorch eager fp32"
+    assert "torch.compile fp32" in names
+    result = sweep.run(entered, Settings((32,), 0.3, 3), device)
+    assert result.failures == []
+    assert len(result.rows) == len(entered)
+    for row in result.rows:
+        timing, thrown = row.timing, row.throughput
+        assert timing.h2d
+        assert timing.d2h
+        assert timing.enqueue
+        assert timing.latency.p50 > timing.compute.p50 > 0
+        assert thrown
+        assert thrown.images_per_second > 0
+        if thrown.joules is not None and thrown.images_per_joule:
+            assert thrown.images_per_joule == pytest.approx(thrown.images / thrown.joules)
+    assert result.facts["gpu"]["compute_capability"].count(".") == 1
+
+
+@pytest.mark.gpu
+def test_compiled_pytorch_answers_as_eager_does(measured: ModelFolder) -> None:
+    import numpy as np
+
+    from cifar_deploy.architectures import weights
+    from cifar_deploy.runtimes.pytorch import PyTorch
+
+    device = torch.device("cuda", 0)
+    trained = weights.load(measured)
+    images = sweep.pixels(CPU)[:32]
+    reference = PyTorch(trained, device).logits(images)
+    compiled = PyTorch(trained, device, compiled=True)
+    bound = [compiled.bind(images[:16]), compiled.bind(images[16:])]
+    for one, part in zip(bound * 3, (reference[:16], reference[16:]) * 3, strict=True):
+        np.testing.assert_allclose(one.run().cpu().numpy(), part, atol=1e-3)
+    half = PyTorch(trained, device, "fp16").logits(images)
+    np.testing.assert_allclose(half, reference, atol=3e-2)
+    # The network of the reference was not converted with it.
+    assert next(trained.network.parameters()).dtype == torch.float32

@@ -591,6 +591,7 @@ def benchmark(
     out: Annotated[
         Path | None, typer.Option(help="LoadGen: its logs go here; else mlperf among the models.")
     ] = None,
+    trust: TrustFlag = False,
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
     data: Annotated[
@@ -618,7 +619,8 @@ def benchmark(
     if scenario:
         mlperf.loadgen()  # where it is missing, that is told first
     with Console(stderr=True).status("opening") as status:
-        entered, failures = sweep.contenders(work, where, on_gpu if compiled is None else compiled)
+        with_compile = on_gpu if compiled is None else compiled
+        entered, failures = sweep.contenders(work, where, with_compile, trust)
         if scenario:
             folders = [folder for folder, *_ in work]
             ran = mlperf.run_all(

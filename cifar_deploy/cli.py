@@ -48,6 +48,13 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Target(StrEnum):
+    """Who takes the package."""
+
+    cpp = "cpp"
+    triton = "triton"
+
+
 CAPABILITY = re.compile(r"\d+\.\d")  # of a GPU, as 8.6
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -100,11 +107,7 @@ def _options(
     pass  # --debug is taken by `main`
 
 
-def _folder(model: str) -> store.ModelFolder:
-    """The folder of a model given by name, alias or path. Raises UserError for an unknown name."""
-    if "/" in model or Path(model, store.CARD).is_file():
-        return store.ModelFolder(Path(model))
-    return store.ModelFolder(store.models_root() / architectures.canonical(model))
+_folder = architectures.folder
 
 
 def _print_json(value: Any) -> None:
@@ -421,13 +424,17 @@ def _validate(
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_file
+    from cifar_deploy.validate import proof
     from cifar_deploy.validate.judge import Options, judge
 
     where = pick(device)
+    own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
     for folder, files in work:  # what is damaged is told before anything runs
         exported_from = store.read_card(folder)["weights"]["sha256"]
         for file in files:
             check_file(file, exported_from if file.parent == folder.path else None, trust)
+            if file.parent == folder.path:
+                own[file] = store.sha256_of(file)
     options = Options(max_drop, 1.0 if latency else 0.0, trust)
     loaded: dict[str, Dataset] = {}
     judgements = []
@@ -441,6 +448,10 @@ def _validate(
             judgements.append(
                 judge(trained, files, loaded[wanted], where, options, images, status.update)
             )
+            try:
+                proof.write(judgements[-1], own, len(loaded[wanted].test))
+            except UserError as error:  # the verdict is still to be shown
+                _say(f"no proof was left beside the files: {error}")
     return judgements
 
 
@@ -468,6 +479,78 @@ def _publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) 
     for line in table.notes(judgements):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+# --- package ------------------------------------------------------------------------------------
+
+
+@app.command()
+def package(
+    model: Annotated[str, typer.Argument(help="A trained model.")],
+    target: Annotated[
+        Target, typer.Option(help="cpp: for a C++ program; triton: for Triton Inference Server.")
+    ] = Target.cpp,
+    format: Annotated[Format, typer.Option(help="ONNX, or an engine.")] = Format.onnx,
+    precision: Annotated[Precision, typer.Option(help="Of the exported file.")] = Precision.fp32,
+    flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder, or a file ending in .tar.gz; else MODEL-package, MODEL-triton."),
+    ] = None,
+    unproved: Annotated[
+        bool, typer.Option("--unproved", help="Also a file that validate gave no PASS.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a package that is there.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write what a machine without Python needs to run a proved file: a folder or a .tar.gz.
+
+    The file is exported first where it is missing or older than the weights.
+    """
+    folder = _folder(model)
+    name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
+    place = out or Path(name)
+    from cifar_deploy.package import write
+
+    write.check_target(place, force)
+    trained_on = store.read_card(folder)["data"]["name"]
+    if flavour != "auto" and format is Format.onnx:
+        raise UserError("--flavour is an engine's; it goes with --format trt")
+    from cifar_deploy.package import cpp, source, triton
+
+    if format is Format.onnx and source.is_stale(folder, precision.value):
+        _export([folder], [precision.value])
+    found = source.find(folder, format.value, precision.value, flavour)
+    if not unproved:
+        source.require_proof(found)
+    if target is Target.triton:
+        contents = triton.contents(found)
+    else:
+        from cifar_deploy.data import find
+        from cifar_deploy.package import vectors
+
+        dataset = find.load("synthetic" if trained_on == "synthetic" else "auto", data_dir)
+        contents = cpp.contents(found, vectors.make(found, dataset))
+    write.write(contents, place, name)
+    if as_json:
+        _print_json(
+            {
+                "package": str(place),
+                "target": target.value,
+                "file": str(found.path),
+                "sha256": found.sha256,
+                "proved": found.proved,
+                "contents": sorted(contents),
+            }
+        )
+        return
+    _say(
+        f"{place}  {sum(map(len, contents.values())) / 1e6:.1f} MB, "
+        f"{len(contents)} files{'' if found.proved else ', NOT PROVED'}"
+    )
 
 
 # --- benchmark ----------------------------------------------------------------------------------
@@ -508,6 +591,7 @@ def benchmark(
     out: Annotated[
         Path | None, typer.Option(help="LoadGen: its logs go here; else mlperf among the models.")
     ] = None,
+    trust: TrustFlag = False,
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
     data: Annotated[
@@ -535,7 +619,8 @@ def benchmark(
     if scenario:
         mlperf.loadgen()  # where it is missing, that is told first
     with Console(stderr=True).status("opening") as status:
-        entered, failures = sweep.contenders(work, where, on_gpu if compiled is None else compiled)
+        with_compile = on_gpu if compiled is None else compiled
+        entered, failures = sweep.contenders(work, where, with_compile, trust)
         if scenario:
             folders = [folder for folder, *_ in work]
             ran = mlperf.run_all(
@@ -713,31 +798,19 @@ def predict(
     as_json: JsonFlag = False,
 ) -> None:
     """Classify pictures of any size and format: the top 3 with probabilities."""
-    import numpy as np
+    from cifar_deploy.classifier import load, pictures
 
-    from cifar_deploy.data.image import read_image
-
-    pixels = np.stack([read_image(path) for path in images])
-    from cifar_deploy.device import pick
-    from cifar_deploy.runtimes.load import open_file, open_model
-
-    where = pick(device)
-    if Path(model).suffix in store.EXPORTED or Path(model).is_file():
-        runtime, classes = open_file(Path(model), where, trust)
-    else:
-        runtime, classes = open_model(_folder(model), where)
-    logits = runtime.logits(pixels)
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
+    pixels = pictures(images)  # a picture that is none is told before a model is loaded
+    classifier = load(model, device, trust)
     answers: list[store.Json] = [
         {
             "image": str(path),
             "top": [
-                {"class": classes[i], "probability": round(float(row[i]), 6)}
-                for i in np.argsort(-row, kind="stable")[:3]
+                {"class": label, "probability": round(probability, 6)}
+                for label, probability in prediction.top(3)
             ],
         }
-        for path, row in zip(images, shares, strict=True)
+        for path, prediction in zip(images, classifier.predict(pixels), strict=True)
     ]
     if as_json:
         _print_json(answers)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,18 @@ def packaged_recipe(name: str) -> Path | None:
     return None
 
 
+def shipped(name: str) -> Path:
+    """What came with the program and is no Python: in the wheel, or in the checkout it runs from.
+
+    `name` is `LICENSE`, or a path in `cpp/`. Raises UserError where it is missing.
+    """
+    package = Path(__file__).parent
+    for candidate in (package / name, package.parent / name):
+        if candidate.exists():
+            return candidate
+    raise UserError(f"this installation of cifar-deploy lacks {name}; install it again")
+
+
 # --- writes -------------------------------------------------------------------------------------
 
 
@@ -126,7 +139,46 @@ def _sweep(path: Path) -> None:
     for part in path.parent.glob(f".{path.name}.*.part"):
         owner = re.fullmatch(r".*\.(\d+)\.part", part.name)
         if owner and not Path(f"/proc/{owner[1]}").exists() and Path("/proc/self").exists():
-            part.unlink(missing_ok=True)
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; rename it to `path` when the block succeeds.
+
+    A folder that is there already is replaced then. A crash leaves the old folder or none, never
+    half of one. Raises UserError where the disk refuses.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with disk_errors(path, "write"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            part.mkdir()
+            new = part / "new"
+            new.mkdir()
+            yield new
+            for written in filter(Path.is_file, new.rglob("*")):
+                with written.open("rb") as file:
+                    os.fsync(file.fileno())
+            old = part / "old"
+            if path.exists():  # a folder cannot be renamed over one that holds something
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        except OSError as error:
+            if str(part) in str(error.filename):  # a name that means nothing to a reader
+                error.filename = None
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -170,6 +222,11 @@ def sha256_of(path: Path) -> str:
 def manifest_path(file: Path) -> Path:
     """The manifest that stands beside an exported file: its name with `.json` behind."""
     return file.with_name(file.name + ".json")
+
+
+def proof_path(file: Path) -> Path:
+    """What `validate` found out about an exported file, beside it: `<file>.proof.json`."""
+    return file.with_name(file.name + ".proof.json")
 
 
 def write_manifest(file: Path, facts: Json) -> Json:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
 from cifar_deploy import cli
@@ -248,6 +250,114 @@ def test_the_module_runs_and_help_is_light() -> None:
     assert done.stdout.strip().endswith("[]")
     module = [sys.executable, "-m", "cifar_deploy", "--version"]
     assert subprocess.run(module, capture_output=True, text=True).stdout.strip() == "0.1.0"
+
+
+# --- engines, on a machine without a GPU ---------------------------------------------------------
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+ENGINE = Path("models/simple_cnn/simple_cnn.fp32.tensorrt-rtx.engine")
+
+
+@pytest.fixture
+def engine(run: Run) -> Path:
+    """An engine of the workshop's model, made by the program."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("TensorRT for RTX has no wheel for this platform")
+    options = ("--flavour", "tensorrt-rtx", "--batch-profile", "1/8/64")
+    answer = run("export", "simple_cnn", "--format", "trt", *options)
+    assert answer.status == 0, answer.err
+    assert f"{ENGINE}  " in answer.err
+    assert ", built in " in answer.err
+    return ENGINE
+
+
+@no_gpu
+def test_engines_are_built_without_a_gpu_and_the_choice_is_told(run: Run) -> None:
+    arguments = ("export", "simple_cnn", "--format", "trt", "--precision", "fp16", "--json")
+    answer = run(*arguments, "--compute-capability", "8.6", "8.9", "12.0")
+    assert answer.status == 0, answer.err
+    assert answer.err.startswith("TensorRT for RTX ")
+    assert "no CUDA device here; tensorrt-rtx builds without one" in answer.err
+    (manifest,) = json.loads(answer.out)
+    assert manifest["targets"] == ["8.6", "8.9", "12.0"]
+    assert manifest["precision"] == "fp16"
+    assert Path("models/simple_cnn", manifest["file"]).is_file()
+
+
+@no_gpu
+def test_validate_says_why_an_engine_cannot_run_and_judges_the_rest(run: Run, engine: Path) -> None:
+    arguments = ("validate", "simple_cnn", "--max-drop", "5", "--no-latency", "--json", "-")
+    answer = run(*arguments)
+    assert answer.status == 1  # nobody has proved the engine
+    (model,) = json.loads(answer.out)["models"]
+    verdicts = {Path(row["file"]).name: row["verdict"] for row in model["rows"][1:]}
+    assert verdicts == {
+        "simple_cnn.fp16.onnx": "PASS",
+        "simple_cnn.fp32.onnx": "PASS",
+        engine.name: "UNUSABLE",
+    }
+    assert model["rows"][-1]["reason"].endswith("runs on a CUDA GPU; none is here")
+    assert (
+        run(*arguments[:1], *Path("models/simple_cnn").glob("*.onnx"), *arguments[2:]).status == 0
+    )
+
+
+@no_gpu
+def test_predict_says_that_an_engine_needs_a_gpu(
+    engine: Path, refused: Callable[..., str], workshop: Path
+) -> None:
+    picture = next((workshop / "pictures/test").rglob("*.png"))
+    assert "runs on a CUDA GPU; none is here" in refused("predict", engine, picture)
+
+
+@pytest.mark.parametrize("command", [("validate",), ("predict", "--trust")])
+def test_engines_that_are_not_what_was_exported(
+    command: tuple[str, ...], engine: Path, refused: Callable[..., str], workshop: Path
+) -> None:
+    picture = next((workshop / "pictures/test").rglob("*.png"))
+    arguments = (engine, picture) if command[0] == "predict" else (engine,)
+    beside = Path(f"{engine}.json")
+    whole, facts = engine.read_bytes(), beside.read_text()
+    engine.write_bytes(whole[:-5])
+    assert "was changed or cut short" in refused(command[0], *arguments)
+    engine.write_bytes(whole)
+    beside.unlink()
+    assert "has no manifest" in refused(command[0], *arguments)
+    beside.write_text(facts.replace('"tensorrt-rtx"', '"tensorrt"'))
+    assert "is an engine of tensorrt-rtx" in refused(*command, *arguments)
+    manifest = {**json.loads(facts), "weights_sha256": "0" * 64}
+    beside.write_text(json.dumps(manifest))
+    if command[0] == "validate":
+        assert "from other weights" in refused(*command, *arguments)
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--flavour", "tensorrt"), "on the GPU it is for"),
+        (("--flavour", "trt"), "it can be auto, tensorrt or tensorrt-rtx"),
+        (("--batch-profile", "0/1/2"), "at least 1 image"),
+        (("--batch-profile", "1/8/4"), "min <= opt <= max"),
+        (("--workspace", "0"), "in MiB"),
+        (("--strip-weights",), "only with a CUDA device"),
+        (("--export-layer-info",), "only with a CUDA device"),
+        (("--compute-capability", "9.0"), "builds for"),
+        (("--hardware-compatibility", "ampere+"), "is TensorRT's"),
+        (("--version-compatible",), "is TensorRT's"),
+        (("--builder-optimization-level", "7"), "from 0 to 5"),
+    ],
+)
+def test_builds_that_cannot_be(
+    options: tuple[str, ...], reason: str, refused: Callable[..., str]
+) -> None:
+    assert reason in refused("export", "simple_cnn", "--format", "trt", *options)
+
+
+def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None:
+    assert "go with --format trt" in refused("export", "simple_cnn", "--workspace", "64")
+    assert "go with --format trt" in refused("export", "--compute-capability", "8.6", "8.9")
+    assert "8.6 is no model" in refused("export", "simple_cnn", "8.6")
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ more than one stem, and returns an untrained `nn.Module` that maps normalised im
 import difflib
 import importlib
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cifar_deploy import store
 from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +39,13 @@ def canonical(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), [*NETWORKS, *ALIASES], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "`cifar-deploy models` lists them"
     raise UserError(f"no network is called {name!r}; {hint}")
+
+
+def folder(model: str) -> store.ModelFolder:
+    """The folder of a model given by name, alias or path. Raises UserError for an unknown name."""
+    if "/" in model or Path(model, store.CARD).is_file():
+        return store.ModelFolder(Path(model))
+    return store.ModelFolder(store.models_root() / canonical(model))
 
 
 def build(name: str, num_classes: int = 10, stem: str = "cifar") -> "nn.Module":

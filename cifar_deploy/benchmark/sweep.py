@@ -18,7 +18,7 @@ from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.benchmark.watch import Span, Watch, describe, summary
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.load import open_file
+from cifar_deploy.runtimes.load import open_runtime
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder
@@ -95,12 +95,16 @@ class Benchmark:
 
 
 def contenders(
-    work: Sequence[tuple[ModelFolder, Sequence[Path], bool]], device: torch.device, compiled: bool
+    work: Sequence[tuple[ModelFolder, Sequence[Path], bool]],
+    device: torch.device,
+    compiled: bool,
+    trust: bool = False,
 ) -> tuple[list[Contender], list[Failure]]:
     """What takes part: of each folder the files and, where the flag says so, PyTorch.
 
     PyTorch runs in fp32, and on a GPU also in fp16 where a file does; with `compiled` each of them
-    also through torch.compile. A file that this machine cannot run becomes a failure.
+    also through torch.compile. `trust`: engines without a matching manifest too. A file that this
+    machine cannot run becomes a failure.
     """
     found: list[Contender] = []
     failures = []
@@ -108,7 +112,7 @@ def contenders(
         opened = []
         for file in files:
             try:
-                opened.append(Contender(folder.name, file.name, open_file(file, device)[0]))
+                opened.append(Contender(folder.name, file.name, open_runtime(file, device, trust)))
             except UserError as error:
                 failures.append(Failure(folder.name, file.name, str(error)))
         if with_pytorch:

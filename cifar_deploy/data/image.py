@@ -1,6 +1,8 @@
 """One image file, of any size and format that Pillow reads, as the networks take it."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +21,31 @@ def read_image(path: Path) -> Images:
     # Read first: below, an OSError then speaks of the image and not of the disk.
     with disk_errors(path, "read"):
         file = path.open("rb")
+    with file, _decoding(str(path)), Image.open(file) as image:
+        return to_array(ImageOps.exif_transpose(image))
+
+
+def from_pillow(image: Image.Image, name: str) -> Images:
+    """What `read_image` would give for the file that `image` was opened from; `name` for errors.
+
+    Pillow decodes a file when its pixels are first asked for, which may be here.
+    """
+    with _decoding(name):
+        return to_array(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn what Pillow makes of bytes that are no image into a UserError."""
     try:
         # Pillow refuses what is twice its limit; below it only warns, as of odd palettes.
-        with file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
-                return to_array(ImageOps.exif_transpose(image))
+            yield
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image in a format that Pillow reads") from None
+        raise UserError(f"{name} is not an image in a format that Pillow reads") from None
     except Exception as error:  # on foreign bytes decoders raise whatever they stumble over
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        raise UserError(f"{name} cannot be read as an image: {error}") from error
 
 
 def to_array(image: Image.Image) -> Images:

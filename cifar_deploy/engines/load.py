@@ -23,13 +23,17 @@ class Opened:
         self.manifest = manifest
 
 
-def open_engine(path: Path, device: "torch.device", trust: bool = False) -> Opened:
+def open_engine(
+    path: Path, device: "torch.device", trust: bool = False, known: Json | None = None
+) -> Opened:
     """Check the engine in `path` against its manifest and this machine, and deserialise it.
+
+    `known` is its manifest where the bytes have been checked already (in a package).
 
     Raises UserError, in one line, for what `manifest.read` and `manifest.refusal` find, for what
     the library's own validity check finds (TensorRT for RTX has one), and where it refuses.
     """
-    manifest = manifests.read(path, trust)
+    manifest = manifests.read(path, trust) if known is None else known
     name = str(manifest["flavour"])
     # Without a GPU its absence is the reason to tell, whatever is installed.
     gpu = gpu_of(device)

@@ -4,6 +4,7 @@ An engine is code for one library version and some GPUs. The manifest names them
 refusal is a sentence; the sha256 in it decides whether the bytes may be deserialised at all.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +79,23 @@ def refusal(manifest: Json, version: str, gpu: Gpu | None) -> str | None:
 def _fits(flavour: str, built: str, version: str, version_compatible: bool) -> bool:
     """Whether an engine built with one version may be loaded by another.
 
-    TensorRT: the same version up to the patch, or the same major one where the engine is version
-    compatible. TensorRT for RTX: the same major and minor one; its validity check knows better.
-    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/advanced.html
+    TensorRT: the very same version; a version-compatible engine by later ones of its major
+    version, and one of 10 by 11. TensorRT for RTX: the same major and minor version; whatever
+    else there is, its own validity check knows.
+    https://docs.nvidia.com/deeplearning/tensorrt/11.1.0/inference-library/engine-compatibility.html
     """
-    parts = 1 if version_compatible else 3 if flavour == TENSORRT else 2
-    return built.split(".")[:parts] == version.split(".")[:parts]
+    there, here = _numbers(built), _numbers(version)
+    if flavour == RTX:
+        return there[:2] == here[:2]
+    if version_compatible:
+        return there <= here and (there[:1] == here[:1] or (there[0], here[0]) == (10, 11))
+    return there == here
+
+
+def _numbers(version: str) -> list[int]:
+    """ "10.13.2.6" as numbers; what follows them, as in "11.0.0.dev", does not count."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return [int(part) for part in found[0].split(".")] if found else [0]
 
 
 def _other_gpu(built: Json, compatibility: object, gpu: Gpu) -> str | None:

@@ -17,17 +17,20 @@ from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import EXPORTED, Json, ModelFolder, read_manifest
 
 
-def open_runtime(path: Path, device: torch.device, trust: bool = False) -> Runtime:
+def open_runtime(
+    path: Path, device: torch.device, trust: bool = False, known: Json | None = None
+) -> Runtime:
     """An exported file in the runtime of its kind.
 
     Raises UserError for a file of another kind, or one that its runtime refuses. `trust` lets an
-    engine without a matching manifest through.
+    engine without a matching manifest through; `known` is the manifest of one whose bytes have
+    been checked already.
     """
     _known(path)
     if path.suffix == ".engine":
         from cifar_deploy.runtimes.tensorrt import TensorRT
 
-        return TensorRT(path, device, trust)
+        return TensorRT(path, device, trust, known)
     return OnnxRuntime(path, device)
 
 

@@ -7,6 +7,7 @@ import torch
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.cuda import cuda_errors
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -46,7 +47,8 @@ class PyTorch:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
 
         def run(batch: Images) -> Logits:
-            result: Logits = self._run(torch.from_numpy(batch).to(self.device)).cpu().numpy()
+            with cuda_errors(self._name, torch.device(self.device), len(batch)):
+                result: Logits = self._run(torch.from_numpy(batch).to(self.device)).cpu().numpy()
             return result
 
         return in_batches(run, images)

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.engines.load import gpu_of, open_engine
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.cuda import cuda_errors
 from cifar_deploy.runtimes.protocol import BATCH, Bound, Logits
-from cifar_deploy.store import sha256_of
-
-MIB = 1 << 20
+from cifar_deploy.store import Json, sha256_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class _Lane:
         if self.graph is not None:
             self.graph.replay()
         elif not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise RuntimeError("TensorRT could not enqueue")
+            raise UserError("TensorRT could not enqueue an inference; see `cifar-deploy doctor`")
         return self.result
 
 
@@ -43,13 +42,15 @@ class TensorRT:
     """An engine, loaded. Safe to call from several Python threads: each gets contexts of its own.
 
     Raises UserError, before the library sees a byte, where the engine is not the one its manifest
-    speaks of or cannot run on `device`; `trust` waives the first.
+    speaks of or cannot run on `device`; `trust` waives the first. `known`: see `open_engine`.
     """
 
-    def __init__(self, path: Path, device: torch.device, trust: bool = False) -> None:
+    def __init__(
+        self, path: Path, device: torch.device, trust: bool = False, known: Json | None = None
+    ) -> None:
         self._path = path
         self._device = device
-        opened = open_engine(path, device, trust)
+        opened = open_engine(path, device, trust, known)
         self._opened = opened  # the engine lives as long as its runtime and its logger
         self._engine, self._trt = opened.engine, opened.flavour.module
         self.runtime = str(opened.flavour)
@@ -161,7 +162,7 @@ class TensorRT:
                 and context.execute_async_v3(side.cuda_stream)
             )
             if not ready:
-                raise RuntimeError(self._reason("it could not be started"))
+                raise self._failed("cannot run")
             side.synchronize()
             graph = None
             if self._kernels:
@@ -178,7 +179,7 @@ class TensorRT:
         else:
             context = self._engine.create_execution_context()
         if context is None:
-            raise torch.cuda.OutOfMemoryError(self._reason("no context"))
+            raise torch.OutOfMemoryError(self._reason("no context"))
         return context
 
     def _capture(self, context: Any, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
@@ -187,43 +188,24 @@ class TensorRT:
         try:
             # Other threads may go on with their own work meanwhile.
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                if not context.execute_async_v3(side.cuda_stream):
-                    raise RuntimeError(self._reason("it could not be captured"))
+                captured = context.execute_async_v3(side.cuda_stream)
         except RuntimeError:
+            captured = False
+        if not captured:
             torch.cuda.synchronize(self._device)
             return None
         return graph
 
+    def _failed(self, what: str) -> UserError:
+        return UserError(f"{self._path}: {self.runtime} {what}: {self._reason('no reason given')}")
+
     def _reason(self, fallback: str) -> str:
         return " ".join((self._opened.flavour.log.errors() or [fallback])[0].split())[:300]
 
-    @contextlib.contextmanager
-    def _cuda(self, batch: int) -> Iterator[None]:
-        """What CUDA refuses, as a `UserError`."""
-        try:
-            with torch.cuda.device(self._device):
-                yield
-        except torch.cuda.OutOfMemoryError as error:
-            need = (int(self._engine.device_memory_size_v2) + batch * SIZE * SIZE * 3) / MIB
-            raise UserError(
-                f"{self._path}: the GPU's memory does not hold a batch of {batch}: the engine "
-                f"needs {need:,.0f} MiB to run, {_free(self._device)}; use a smaller batch, or "
-                "close what else runs there"
-            ) from error
-        except RuntimeError as error:  # torch's and ours; a GPU that is gone is one of them
-            line = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{self._path}: the GPU failed during a run ({line}); "
-                "see `cifar-deploy doctor`, and start again"
-            ) from error
-
-
-def _free(device: torch.device) -> str:
-    try:
-        free, total = torch.cuda.mem_get_info(device)
-    except RuntimeError:
-        return "and the GPU does not say what is free"
-    return f"{free / MIB:,.0f} of {total / MIB:,.0f} MiB are free"
+    def _cuda(self, batch: int) -> AbstractContextManager[None]:
+        """Work on the device; what it refuses is a `UserError`."""
+        need = int(self._engine.device_memory_size_v2) + batch * SIZE * SIZE * 3
+        return cuda_errors(str(self._path), self._device, batch, need)
 
 
 class _Kernels:

@@ -1,0 +1,1 @@
+"""Folders and archives that stand alone: an exported file and what runs it, without Python."""

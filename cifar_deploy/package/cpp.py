@@ -1,0 +1,96 @@
+"""A folder that a C++ program embeds: `cifar_deploy::Classifier::load` reads its manifest.txt."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.package import manifest, texts
+from cifar_deploy.package.source import Source
+from cifar_deploy.package.vectors import Vectors
+from cifar_deploy.package.write import Contents
+from cifar_deploy.store import shipped
+
+FILES = {"onnx": "model.onnx", "tensorrt": "model.engine", "tensorrt-rtx": "model.engine"}
+# Of the C++ library: the headers, what finds the runtimes, and the program. The project that builds
+# it is ours.
+HEADERS = "include"
+LIBRARY = {
+    "cmake/CifarDeploy.cmake": "cmake/CifarDeploy.cmake",
+    "classify.cpp": "examples/classify.cpp",
+}
+
+
+def contents(source: Source, vectors: Vectors) -> Contents:
+    """The package: model, manifests, labels, test vectors, headers, and a CMake project.
+
+    Raises UserError where a name cannot stand in the manifest.
+    """
+    labels = texts.labels(source)
+    images = vectors.images.tobytes()
+    logits = vectors.logits.astype("<f4").tobytes()
+    entries = [
+        *_entries(source, labels),
+        ("vectors_from", vectors.made_by),
+        ("vectors_count", len(vectors.images)),
+        ("vectors_sha256", f"{_sha256(images)} {_sha256(logits)}"),
+    ]
+    said = {
+        **texts.facts(source),
+        "file": FILES[source.backend],
+        "vectors": vectors,
+        "upper": source.backend.upper().replace("-", "_"),  # as the CMake option has it
+    }
+    return {
+        manifest.NAME: manifest.text(entries).encode(),
+        "labels.txt": labels,
+        FILES[source.backend]: source.data,
+        "vectors/images.rgb": images,
+        "vectors/logits.f32": logits,
+        "README.md": texts.render("cpp.README.md.j2", **said),
+        "CMakeLists.txt": texts.render("CMakeLists.txt.j2", **said),
+        **_library(),
+        **texts.common(source, vectors),
+    }
+
+
+def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
+    """What the C++ library reads, in the order of its format."""
+    smallest, largest = source.batches
+    yield "format", manifest.FORMAT
+    yield "model", source.folder.name
+    yield "network", source.network
+    yield "precision", source.precision
+    yield "backend", source.backend
+    yield "file", FILES[source.backend]
+    yield "bytes", len(source.data)
+    yield "sha256", source.sha256
+    yield "input", source.input
+    yield "output", source.output
+    yield "height", SIZE
+    yield "width", SIZE
+    yield "classes", len(source.classes)
+    for name in source.classes:
+        manifest.text([("class", name)])  # a line of labels.txt each
+    yield "labels", "labels.txt"
+    yield "labels_sha256", _sha256(labels)
+    yield "min_batch", smallest
+    yield "max_batch", largest
+    yield "fixed_batch", source.fixed_batch
+    if engine := source.engine:
+        yield "tensorrt", engine.tensorrt
+        yield "compute_capability", engine.capability
+        yield "profiles", " ".join(f"{p.min}:{p.opt}:{p.max}" for p in engine.profiles)
+
+
+def _library() -> Contents:
+    """The header-only library and the program, from where they came with cifar-deploy."""
+    found = {name: shipped(f"cpp/{path}").read_bytes() for name, path in LIBRARY.items()}
+    home = shipped(f"cpp/{HEADERS}")
+    for path in sorted(filter(Path.is_file, home.rglob("*"))):
+        found[f"{HEADERS}/{path.relative_to(home).as_posix()}"] = path.read_bytes()
+    return found
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

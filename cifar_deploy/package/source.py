@@ -1,0 +1,226 @@
+"""What is packaged: an exported file, its manifest, and the proof that it is as good."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_deploy.engines.flavour import AUTO, NAMES, RTX
+from cifar_deploy.engines.options import Profile
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.runtimes import onnx_interface
+from cifar_deploy.store import (
+    Json,
+    ModelFolder,
+    manifest_path,
+    proof_path,
+    read_card,
+    read_json,
+    read_manifest,
+)
+
+PASS = "PASS"  # validate's word for a proved file
+PROOF_NUMBERS = (
+    *("accuracy", "reference_accuracy"),
+    *("upper_bound_of_loss_points", "margin_points"),
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What only an engine has."""
+
+    tensorrt: str  # the version that built it, and that it needs
+    capability: str  # compute capabilities that it runs on, or "any"
+    profiles: tuple[Profile, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An exported file as it is packaged. `data` are its bytes; `manifest` speaks of them."""
+
+    folder: ModelFolder
+    path: Path
+    data: bytes
+    manifest: Json
+    proof: Json | None  # of exactly these bytes
+    backend: str  # "onnx", "tensorrt" or "tensorrt-rtx"
+    network: str
+    precision: str
+    classes: tuple[str, ...]
+    input: str
+    output: str
+    fixed_batch: int  # 0: any
+    engine: Engine | None
+
+    @property
+    def proved(self) -> bool:
+        """Whether `validate` gave these bytes a PASS."""
+        return self.proof is not None and self.proof.get("verdict") == PASS
+
+    @property
+    def sha256(self) -> str:
+        """Of `data`."""
+        return str(self.manifest["sha256"])
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """The smallest and the largest batch; 0 for no limit."""
+        if self.fixed_batch:
+            return self.fixed_batch, self.fixed_batch
+        if self.engine:
+            profiles = self.engine.profiles
+            return min(p.min for p in profiles), max(p.max for p in profiles)
+        return 1, 0
+
+
+def is_stale(folder: ModelFolder, precision: str) -> bool:
+    """Whether the ONNX file is missing, or is of other weights than those that are there now.
+
+    Raises UserError where the model or the file is damaged.
+    """
+    file = folder.onnx(precision)
+    weights = read_card(folder)["weights"]["sha256"]
+    return not file.exists() or _manifest_of(file, folder).get("weights_sha256") != weights
+
+
+def find(folder: ModelFolder, format: str, precision: str, flavour: str = AUTO) -> Source:
+    """The exported file of a trained model in `format` ("onnx" or "trt"), an engine of `flavour`.
+
+    Raises UserError where there is none, it is of earlier weights, damaged, or its manifest lacks
+    something.
+    """
+    weights = read_card(folder)["weights"]["sha256"]
+    path = folder.onnx(precision) if format == "onnx" else _engine(folder, precision, flavour)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run: cifar-deploy export {folder.name}")
+    manifest = _manifest_of(path, folder)
+    if manifest.get("weights_sha256") != weights:
+        raise UserError(
+            f"{path} was exported from other weights than those that are there now; export it again"
+        )
+    with disk_errors(path, "read"):
+        data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        raise UserError(f"{path} was changed while it was read; try again")
+    try:
+        return _source(folder, path, data, manifest)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{manifest_path(path)} lacks what a package needs ({error!r}); export it again"
+        ) from error
+
+
+def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Source:
+    engine = None
+    if path.suffix == ".onnx":  # the graph itself says it, and cannot be wrong
+        facts, backend = onnx_interface.inspect(path), "onnx"
+    else:
+        facts, backend = manifest, manifest["flavour"]
+        if manifest.get("stripped"):
+            raise UserError(
+                f"{path} was stripped of its weights and cannot stand alone; export it without "
+                "--strip-weights"
+            )
+        engine = Engine(str(manifest["tensorrt"]), _capability(manifest), _profiles(manifest))
+    (given,), (answer,) = facts["inputs"], facts["outputs"]
+    batch = given["shape"][0]
+    classes = tuple(map(str, manifest["classes"]))
+    if answer["shape"][-1] != len(classes):
+        raise ValueError(f"{len(classes)} classes")
+    return Source(
+        folder=folder,
+        path=path,
+        data=data,
+        manifest=manifest,
+        proof=_proof(path, manifest["sha256"]),
+        backend=backend,
+        network=str(manifest["network"]),
+        precision=str(manifest["precision"]),
+        classes=classes,
+        input=str(given["name"]),
+        output=str(answer["name"]),
+        fixed_batch=batch if isinstance(batch, int) and batch > 0 else 0,
+        engine=engine,
+    )
+
+
+def _profiles(manifest: Json) -> tuple[Profile, ...]:
+    sizes = [[int(p[key]) for key in ("min", "opt", "max")] for p in manifest["profiles"]]
+    profiles = tuple(Profile(*size) for size in sizes)
+    if not profiles or not all(1 <= p.min <= p.opt <= p.max for p in profiles):
+        raise ValueError(f"profiles {manifest['profiles']}")
+    return profiles
+
+
+def _capability(manifest: Json) -> str:
+    """The GPUs that an engine runs on: the named targets, the one it was built on, or any."""
+    if manifest["flavour"] not in NAMES:
+        raise ValueError(f"flavour {manifest['flavour']}")
+    if targets := manifest.get("targets"):
+        return " ".join(targets)
+    if manifest["flavour"] == RTX:  # built without a GPU: for all that are supported
+        return "any"
+    if manifest.get("hardware_compatibility") == "ampere+":  # TensorRT itself tells then
+        return "any"
+    return str(manifest["gpu"]["compute_capability"])
+
+
+def _proof(path: Path, sha256: str) -> Json | None:
+    """The proof beside `path`, if it is of exactly these bytes.
+
+    Raises UserError where it lacks what a README says of it.
+    """
+    file = proof_path(path)
+    if not file.exists():
+        return None
+    proof = read_json(file)
+    if proof.get("sha256") != sha256:
+        return None
+    data = proof.get("data")
+    whole = (
+        all(isinstance(proof.get(key), str) for key in ("verdict", "runtime", "provider"))
+        and all(isinstance(proof.get(key), int | float) for key in PROOF_NUMBERS)
+        and isinstance(data, dict)
+        and isinstance(data.get("images"), int)
+        and isinstance(data.get("name"), str)
+    )
+    if not whole:
+        raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path.parent.name}")
+    return proof
+
+
+def require_proof(source: Source) -> None:
+    """Raise UserError unless `validate` gave exactly this file a PASS."""
+    name = source.folder.name
+    if source.proved:
+        return
+    if source.proof:
+        why = f"did not pass: {source.proof.get('verdict')}; see `cifar-deploy validate {name}`"
+    elif proof_path(source.path).exists():
+        why = f"was exported anew since it was judged; run: cifar-deploy validate {name}"
+    else:
+        why = f"is not proved on the whole test set; run: cifar-deploy validate {name}"
+    raise UserError(f"{source.path} {why}\n--unproved packages it all the same, and says so")
+
+
+def _manifest_of(file: Path, folder: ModelFolder) -> Json:
+    manifest = read_manifest(file)
+    if manifest is None:
+        raise UserError(f"{file} has no manifest beside it; run: cifar-deploy export {folder.name}")
+    return manifest
+
+
+def _engine(folder: ModelFolder, precision: str, flavour: str) -> Path:
+    """The engine of a flavour, or of the only flavour that is there."""
+    if flavour not in (AUTO, *NAMES):
+        raise UserError(f"--flavour {flavour}: it can be {', '.join((AUTO, *NAMES))}")
+    wanted = NAMES if flavour == AUTO else (flavour,)
+    there = [name for name in wanted if folder.engine(precision, name).exists()]
+    if not there:
+        raise UserError(
+            f"{folder.engine(precision, wanted[0])} does not exist; run: cifar-deploy export "
+            f"{folder.name} --format trt --precision {precision}"
+        )
+    if len(there) > 1:
+        raise UserError(f"{folder.path} has engines of {' and '.join(there)}; name one: --flavour")
+    return folder.engine(precision, there[0])

@@ -1,0 +1,78 @@
+"""The texts of a package, from the templates in this room; what every kind of package carries."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from cifar_deploy import __version__, architectures
+from cifar_deploy.engines import flavour
+from cifar_deploy.package.source import Source
+from cifar_deploy.package.vectors import Vectors
+from cifar_deploy.package.write import Contents
+from cifar_deploy.store import read_card, shipped
+
+
+def render(template: str, **values: Any) -> bytes:
+    """The text that `template` gives with `values`, in UTF-8."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # pbtxt takes the same escapes as JSON, but no \\u for what UTF-8 can say.
+    environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
+    return environment.get_template(template).render(**values).encode()
+
+
+def labels(source: Source) -> bytes:
+    """`labels.txt`: a class name a line."""
+    return "".join(f"{name}\n" for name in source.classes).encode()
+
+
+def common(source: Source, vectors: Vectors | None) -> Contents:
+    """Manifest, proof, licence and notices."""
+    contents = {
+        "manifest.json": _json(source.manifest),
+        "LICENSE": shipped("LICENSE").read_bytes(),
+        "NOTICE": _notice(source, vectors),
+    }
+    if source.proof:
+        contents["proof.json"] = _json(source.proof)
+    return contents
+
+
+def facts(source: Source) -> dict[str, Any]:
+    """What every README says."""
+    smallest, largest = source.batches
+    title = flavour.TITLES.get(source.backend, "ONNX")
+    return {
+        "source": source,
+        "model": source.folder.name,
+        "proof": source.proof,
+        "title": title,
+        "kind": f"{title} engine" if source.engine else title,
+        "smallest": smallest,
+        "largest": largest,
+        "version": __version__,
+    }
+
+
+def _notice(source: Source, vectors: Vectors | None) -> bytes:
+    home = architectures.NETWORKS.get(source.network)
+    origin = (importlib.import_module(home).__doc__ or "") if home else ""
+    return render(
+        "NOTICE.j2",
+        origin=origin.strip().splitlines()[0] if origin.strip() else "",
+        trained_on=read_card(source.folder)["data"]["name"],
+        vectors=vectors,
+        **facts(source),
+    )
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,57 @@
+"""A model repository for Triton Inference Server, as Kubernetes and KServe load it too.
+
+The configuration's fields: the server's docs/user_guide/model_configuration.md, and the ModelConfig
+message of its model_config.proto, with which the tests parse it.
+"""
+
+from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.errors import UserError
+from cifar_deploy.package import texts
+from cifar_deploy.package.manifest import text
+from cifar_deploy.package.source import Source
+from cifar_deploy.package.write import Contents
+from cifar_deploy.runtimes.protocol import BATCH
+
+PLATFORMS = {"onnx": ("onnxruntime_onnx", "onnxruntime"), "tensorrt": ("tensorrt_plan", "tensorrt")}
+FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
+
+
+def contents(source: Source) -> Contents:
+    """The repository: `<model>/config.pbtxt`, `<model>/1/model.*`, labels, and a README beside.
+
+    Raises UserError for an engine that Triton cannot serve.
+    """
+    if source.backend not in PLATFORMS:
+        raise UserError(
+            f"{source.path}: Triton's TensorRT backend loads no engines of TensorRT for RTX; "
+            "package one of --flavour tensorrt, or --format onnx"
+        )
+    smallest, largest = source.batches
+    if smallest > 1 and not source.fixed_batch:
+        raise UserError(
+            f"{source.path} takes batches from {smallest} on, Triton sends single images too; "
+            "export an engine whose profile begins at 1"
+        )
+    name = source.folder.name
+    text([("model", name), *(("class", label) for label in source.classes)])  # refuses line breaks
+    platform, backend = PLATFORMS[source.backend]
+    # A file of one batch size is served as it is: Triton then takes that batch as a plain shape.
+    batch = [source.fixed_batch] if source.fixed_batch else []
+    said = {
+        **texts.facts(source),
+        "engine": source.engine,
+        "platform": platform,
+        "backend": backend,
+        "file": FILES[source.backend],
+        # Of an ONNX file, which has no limit, the largest batch that `validate` runs.
+        "max_batch_size": 0 if batch else largest or BATCH,
+        "input_dims": [*batch, SIZE, SIZE, 3],
+        "output_dims": [*batch, len(source.classes)],
+    }
+    return {
+        f"{name}/config.pbtxt": texts.render("config.pbtxt.j2", **said),
+        f"{name}/labels.txt": texts.labels(source),
+        f"{name}/1/{FILES[source.backend]}": source.data,
+        "README.md": texts.render("triton.README.md.j2", **said),
+        **texts.common(source, None),
+    }

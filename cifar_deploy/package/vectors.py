@@ -1,0 +1,59 @@
+"""Test vectors: images, and the logits that the packaged file answered with here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cifar_deploy.architectures import weights
+from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.device import pick
+from cifar_deploy.errors import UserError
+from cifar_deploy.package.source import Source
+from cifar_deploy.runtimes.load import open_runtime
+from cifar_deploy.runtimes.protocol import Logits, Runtime
+from cifar_deploy.runtimes.pytorch import PyTorch
+
+COUNT = 64
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Images, uint8 [n, 32, 32, 3], and logits, float32 [n, classes], and whose they are."""
+
+    images: Images
+    logits: Logits
+    made_by: str
+    data: str  # the data set's name
+
+
+def make(source: Source, dataset: Dataset) -> Vectors:
+    """64 test images, evenly spread over the test set, and the logits of the packaged file.
+
+    They come from the file in the runtime that `validate` uses: an ONNX file in ONNX Runtime on
+    the CPU, where the same file gives the same bits, an engine on the GPU. Where the engine cannot
+    run here they are those of the PyTorch reference.
+    """
+    count = min(COUNT, len(dataset.test))
+    images = np.ascontiguousarray(
+        dataset.test.images[np.arange(count) * len(dataset.test) // count]
+    )
+    runtime: Runtime
+    if source.backend == "onnx":
+        runtime = open_runtime(source.path, pick("cpu"))
+    else:
+        try:
+            runtime = open_runtime(source.path, pick("auto"))
+        except UserError:
+            runtime = PyTorch(weights.load(source.folder), pick("cpu"))
+    made_by = f"{runtime.runtime} {runtime.provider}"
+    return Vectors(images, _logits(runtime, images, source.fixed_batch), made_by, dataset.name)
+
+
+def _logits(runtime: Runtime, images: Images, fixed_batch: int) -> Logits:
+    """Logits of `images`, in the batch size that the file takes if it takes but one."""
+    if not fixed_batch:
+        return runtime.logits(images)
+    rounds = -(-len(images) // fixed_batch)
+    filled = np.resize(images, (rounds * fixed_batch, *images.shape[1:]))
+    batches = np.split(filled, rounds)
+    return np.concatenate([runtime.logits(batch) for batch in batches])[: len(images)]

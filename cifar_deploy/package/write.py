@@ -1,0 +1,72 @@
+"""A package on disk: a folder or a .tar.gz, whole or not at all, the same bytes every time."""
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.store import atomic_folder, atomic_path, read_json
+
+Contents = dict[str, bytes]  # path in the package, with /, and the file's bytes
+
+# 1980: GNU tar warns of 1970, and zip knows nothing before.
+TIME = 315_532_800
+ARCHIVE = ".tar.gz"
+
+
+def check_target(out: Path, force: bool) -> None:
+    """Raise UserError where `out` is taken, or is no name that a folder or archive can have."""
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out}: name the folder, or a file ending in {ARCHIVE}")
+    with disk_errors(out, "write"):
+        _check(out, force)
+
+
+def _check(out: Path, force: bool) -> None:
+    if out.name.endswith(ARCHIVE):
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder; a name ending in {ARCHIVE} is an archive")
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder, or a file ending in {ARCHIVE}")
+    elif out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; remove it, name another with --out, or give --force")
+    if out.is_dir() and not _is_ours(out):
+        raise UserError(f"{out} is no package; --force replaces only packages")
+
+
+def _is_ours(folder: Path) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and "weights_sha256" in read_json(manifest)
+
+
+def write(contents: Contents, out: Path, name: str) -> None:
+    """Write `contents` as the folder `out`, or as an archive of a folder `name` at `out`.
+
+    Raises UserError where the disk refuses.
+    """
+    if out.name.endswith(ARCHIVE):
+        with atomic_path(out) as part:
+            part.write_bytes(_archive(contents, name))
+        return
+    with atomic_folder(out) as part:
+        for path, data in contents.items():
+            file = part / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+
+
+def _archive(contents: Contents, name: str) -> bytes:
+    """Sorted, nobody's, of one time: nothing in it tells when, where or by whom it was made."""
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=TIME) as squeezed,
+        tarfile.open(fileobj=squeezed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for path in sorted(contents):
+            entry = tarfile.TarInfo(f"{name}/{path}")
+            entry.size, entry.mtime, entry.mode = len(contents[path]), TIME, 0o644
+            archive.addfile(entry, io.BytesIO(contents[path]))
+    return packed.getvalue()

@@ -1,0 +1,43 @@
+"""What CUDA refuses during a run, told as a user's error."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from cifar_deploy.errors import UserError
+
+MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) -> Iterator[None]:
+    """Run on `device`; `what` is running a batch there, and is known to need `need` bytes.
+
+    Raises UserError where the GPU's memory is exhausted, with the need and what is free, and where
+    the GPU fails or is gone.
+    """
+    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    try:
+        with guard:
+            yield
+    except torch.OutOfMemoryError as error:
+        known = f"it needs {need / MIB:,.0f} MiB, " if need else ""
+        raise UserError(
+            f"{what}: the GPU's memory does not hold a batch of {batch}: {known}{_free(device)}; "
+            "use a smaller batch, or close what else runs there"
+        ) from error
+    except torch.AcceleratorError as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{what}: the GPU failed during a run ({line}); see `cifar-deploy doctor`, and start "
+            "again"
+        ) from error
+
+
+def _free(device: torch.device) -> str:
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:
+        return "and the GPU does not say what is free"
+    return f"{free / MIB:,.0f} of {total / MIB:,.0f} MiB are free"

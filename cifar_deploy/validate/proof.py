@@ -1,0 +1,53 @@
+"""The proof that stands beside an exported file: what was judged, on what, with which verdict."""
+
+import datetime
+from pathlib import Path
+
+from cifar_deploy.store import Json, proof_path, sha256_of, write_json
+from cifar_deploy.validate.judge import Judged, Judgement
+
+
+def write(judgement: Judgement, judged: dict[Path, str], test_images: int) -> list[Path]:
+    """Write `<file>.proof.json` beside every file of a model's own that was judged in full.
+
+    `judged` has the files that lie beside the weights they were judged against, each with the
+    sha256 it had before. Nothing is written unless all `test_images` of the data set that the model
+    was trained on were used (`validate --images` and other data prove nothing), nor for a file that
+    has changed meanwhile or could not be run here. Returns what was written. Raises UserError where
+    the disk refuses.
+    """
+    data = judgement.facts["data"]
+    if not data["same_as_training"] or data["images"] != test_images:
+        return []
+    written = []
+    for row in judgement.rows[1:]:
+        file = Path(row.file)
+        if file in judged and sha256_of(file) == judged[file]:
+            write_json(proof_path(file), _proof(judgement, row, judged[file]))
+            written.append(proof_path(file))
+    return written
+
+
+def _proof(judgement: Judgement, row: Judged, sha256: str) -> Json:
+    """Accuracies as shares; bound and margin in percentage points, as in `validate --json`."""
+    comparison, reference = row.comparison, judgement.rows[0]
+    assert comparison
+    return {
+        "file": Path(row.file).name,
+        "sha256": sha256,
+        "verdict": row.verdict,
+        "accuracy": row.accuracy,
+        "reference": reference.runtime,
+        "reference_accuracy": reference.accuracy,
+        "lost": comparison.lost,
+        "gained": comparison.gained,
+        "upper_bound_of_loss_points": 100 * comparison.upper,
+        "margin_points": 100 * comparison.margin,
+        "weights_sha256": judgement.facts["weights_sha256"],
+        "data": judgement.facts["data"],
+        "runtime": row.runtime,
+        "provider": row.provider,
+        "device": judgement.facts["device"],
+        "versions": judgement.facts["versions"],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,173 @@
+# Defines cifar_deploy::cifar_deploy: the headers, and the runtimes that are found here. The source
+# tree, an installation and a package all use this file.
+#
+# Each runtime is looked for (AUTO), demanded (ON) or left alone (OFF):
+#   CIFAR_DEPLOY_WITH_OPENVINO      path: OpenVINO_DIR
+#   CIFAR_DEPLOY_WITH_ONNXRUNTIME   path: ONNXRUNTIME_ROOT
+#   CIFAR_DEPLOY_WITH_TENSORRT      path: TENSORRT_ROOT, CUDAToolkit_ROOT
+#   CIFAR_DEPLOY_WITH_TENSORRT_RTX  path: TENSORRT_RTX_ROOT, CUDAToolkit_ROOT
+
+if(TARGET cifar_deploy::cifar_deploy)
+  return()
+endif()
+
+foreach(_cd_name OPENVINO ONNXRUNTIME TENSORRT TENSORRT_RTX)
+  set(CIFAR_DEPLOY_WITH_${_cd_name} AUTO CACHE STRING "Runtime ${_cd_name}: AUTO, ON or OFF")
+  set_property(CACHE CIFAR_DEPLOY_WITH_${_cd_name} PROPERTY STRINGS AUTO ON OFF)
+endforeach()
+
+# The headers lie in ../include of the source tree and of a package, else where they were installed.
+set(_cd_include "${CMAKE_CURRENT_LIST_DIR}/../include")
+if(NOT EXISTS "${_cd_include}/cifar_deploy/classifier.hpp")
+  set(_cd_include "${CIFAR_DEPLOY_INCLUDE_DIR}")
+endif()
+get_filename_component(_cd_include "${_cd_include}" ABSOLUTE)
+
+add_library(cifar_deploy::cifar_deploy INTERFACE IMPORTED GLOBAL)
+target_include_directories(cifar_deploy::cifar_deploy INTERFACE "${_cd_include}")
+target_compile_features(cifar_deploy::cifar_deploy INTERFACE cxx_std_17)
+set(_cd_found "")
+
+# Says that a runtime is missing and which path to set; an error where it was demanded.
+function(_cd_missing name option hint)
+  if("${${option}}" STREQUAL "AUTO")
+    message(STATUS "cifar_deploy: without ${name}. To use it: ${hint}")
+  else()
+    message(FATAL_ERROR "cifar_deploy: ${option} is ON, and ${name} was not found. ${hint}")
+  endif()
+endfunction()
+
+macro(_cd_use name definition)
+  target_compile_definitions(cifar_deploy::cifar_deploy INTERFACE ${definition}=1)
+  list(APPEND _cd_found "${name}")
+endmacro()
+
+# Targets of find_package are known in one directory only; the program that links us may be above.
+macro(_cd_globally)
+  foreach(_cd_target ${ARGN})
+    if(TARGET ${_cd_target})
+      get_target_property(_cd_aliased ${_cd_target} ALIASED_TARGET)
+      get_target_property(_cd_global ${_cd_target} IMPORTED_GLOBAL)
+      get_property(_cd_here DIRECTORY PROPERTY IMPORTED_TARGETS)
+      if(NOT _cd_aliased AND NOT _cd_global AND "${_cd_target}" IN_LIST _cd_here)
+        set_target_properties(${_cd_target} PROPERTIES IMPORTED_GLOBAL TRUE)
+      endif()
+    endif()
+  endforeach()
+endmacro()
+
+function(_cd_library target location include)
+  add_library(${target} UNKNOWN IMPORTED GLOBAL)
+  set_target_properties(${target} PROPERTIES IMPORTED_LOCATION "${location}")
+  target_include_directories(${target} INTERFACE "${include}")
+  target_link_libraries(cifar_deploy::cifar_deploy INTERFACE ${target})
+endfunction()
+
+find_package(Threads QUIET)
+if(TARGET Threads::Threads)
+  _cd_globally(Threads::Threads)
+  target_link_libraries(cifar_deploy::cifar_deploy INTERFACE Threads::Threads)
+endif()
+
+# --- OpenVINO ---------------------------------------------------------------------------------
+if(CIFAR_DEPLOY_WITH_OPENVINO)
+  find_package(OpenVINO QUIET COMPONENTS Runtime)
+  if(TARGET openvino::runtime)
+    _cd_globally(openvino::runtime TBB::tbb TBB::tbbmalloc TBB::tbbmalloc_proxy)
+    target_link_libraries(cifar_deploy::cifar_deploy INTERFACE openvino::runtime)
+    _cd_use("OpenVINO ${OpenVINO_VERSION}" CIFAR_DEPLOY_HAS_OPENVINO)
+  else()
+    _cd_missing("OpenVINO" CIFAR_DEPLOY_WITH_OPENVINO
+      "Set OpenVINO_DIR to the folder that holds OpenVINOConfig.cmake; of the PyPI wheel it is what `python -c \"import openvino.utils as u; print(u.get_cmake_path())\"` prints.")
+  endif()
+endif()
+
+# --- ONNX Runtime -----------------------------------------------------------------------------
+if(CIFAR_DEPLOY_WITH_ONNXRUNTIME)
+  find_path(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h
+    HINTS "${ONNXRUNTIME_ROOT}" ENV ONNXRUNTIME_ROOT
+    PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session)
+  find_library(CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY NAMES onnxruntime libonnxruntime.so.1
+    HINTS "${ONNXRUNTIME_ROOT}" ENV ONNXRUNTIME_ROOT
+    PATH_SUFFIXES lib lib64)
+  mark_as_advanced(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY)
+  if(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE AND CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY)
+    _cd_library(cifar_deploy::onnxruntime
+      "${CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY}" "${CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE}")
+    _cd_use("ONNX Runtime" CIFAR_DEPLOY_HAS_ONNXRUNTIME)
+  else()
+    _cd_missing("ONNX Runtime" CIFAR_DEPLOY_WITH_ONNXRUNTIME
+      "Set ONNXRUNTIME_ROOT to the folder of an ONNX Runtime release (with include/onnxruntime_cxx_api.h and lib/).")
+  endif()
+endif()
+
+# --- TensorRT, TensorRT for RTX ---------------------------------------------------------------
+macro(_cd_tensorrt name upper header_root)
+  find_path(CIFAR_DEPLOY_${upper}_INCLUDE NvInferRuntime.h
+    HINTS "${${header_root}}" ENV ${header_root} PATH_SUFFIXES include)
+  find_library(CIFAR_DEPLOY_${upper}_LIBRARY NAMES ${ARGN}
+    HINTS "${${header_root}}" ENV ${header_root} PATH_SUFFIXES lib lib64)
+  mark_as_advanced(CIFAR_DEPLOY_${upper}_INCLUDE CIFAR_DEPLOY_${upper}_LIBRARY)
+  find_package(CUDAToolkit QUIET)
+  if(CIFAR_DEPLOY_${upper}_INCLUDE AND CIFAR_DEPLOY_${upper}_LIBRARY AND TARGET CUDA::cudart)
+    string(TOLOWER ${upper} _cd_lower)
+    _cd_library(cifar_deploy::${_cd_lower}
+      "${CIFAR_DEPLOY_${upper}_LIBRARY}" "${CIFAR_DEPLOY_${upper}_INCLUDE}")
+    _cd_globally(CUDA::cudart CUDA::toolkit)
+    target_link_libraries(cifar_deploy::cifar_deploy INTERFACE CUDA::cudart)
+    _cd_use("${name}" CIFAR_DEPLOY_HAS_${upper})
+  elseif(CIFAR_DEPLOY_${upper}_INCLUDE AND CIFAR_DEPLOY_${upper}_LIBRARY)
+    _cd_missing("the CUDA toolkit, which ${name} needs," CIFAR_DEPLOY_WITH_${upper}
+      "Set CUDAToolkit_ROOT to the toolkit's folder, as /usr/local/cuda.")
+  else()
+    _cd_missing("${name}" CIFAR_DEPLOY_WITH_${upper}
+      "Set ${header_root} to the folder of a ${name} release (with include/NvInferRuntime.h and lib/).")
+  endif()
+endmacro()
+
+set(_cd_rtx "${CIFAR_DEPLOY_WITH_TENSORRT_RTX}")
+if(CIFAR_DEPLOY_WITH_TENSORRT AND _cd_rtx AND NOT "${CIFAR_DEPLOY_WITH_TENSORRT}" STREQUAL "AUTO"
+   AND NOT "${_cd_rtx}" STREQUAL "AUTO")
+  message(FATAL_ERROR "cifar_deploy: a program holds TensorRT or TensorRT for RTX, not both: set "
+    "CIFAR_DEPLOY_WITH_TENSORRT or CIFAR_DEPLOY_WITH_TENSORRT_RTX to OFF.")
+endif()
+# RTX first where it alone was demanded.
+if(_cd_rtx AND NOT "${_cd_rtx}" STREQUAL "AUTO")
+  _cd_tensorrt("TensorRT for RTX" TENSORRT_RTX TENSORRT_RTX_ROOT tensorrt_rtx libtensorrt_rtx.so.1)
+else()
+  if(CIFAR_DEPLOY_WITH_TENSORRT)
+    _cd_tensorrt("TensorRT" TENSORRT TENSORRT_ROOT nvinfer nvinfer_11 nvinfer_10 libnvinfer.so.11
+      libnvinfer.so.10)
+  endif()
+  if(_cd_rtx AND NOT TARGET cifar_deploy::tensorrt)
+    _cd_tensorrt("TensorRT for RTX" TENSORRT_RTX TENSORRT_RTX_ROOT tensorrt_rtx
+      libtensorrt_rtx.so.1)
+  endif()
+endif()
+
+if(_cd_found)
+  string(REPLACE ";" ", " _cd_text "${_cd_found}")
+  message(STATUS "cifar_deploy: with ${_cd_text}")
+else()
+  message(WARNING "cifar_deploy: no runtime was found. Programs will build and refuse every "
+    "package; see above which path to set.")
+endif()
+
+# --- for the example programs -----------------------------------------------------------------
+# Gives `target` libpng and libjpeg where the system has them; it reads PPM without either.
+function(cifar_deploy_image_formats target)
+  find_package(PNG QUIET)
+  find_package(JPEG QUIET)
+  if(PNG_FOUND)
+    target_link_libraries(${target} PRIVATE PNG::PNG)
+    target_compile_definitions(${target} PRIVATE CLASSIFY_WITH_PNG=1)
+  else()
+    message(STATUS "cifar_deploy: ${target} reads no PNG: libpng (Debian: libpng-dev) was not found")
+  endif()
+  if(JPEG_FOUND)
+    target_link_libraries(${target} PRIVATE JPEG::JPEG)
+    target_compile_definitions(${target} PRIVATE CLASSIFY_WITH_JPEG=1)
+  else()
+    message(STATUS "cifar_deploy: ${target} reads no JPEG: libjpeg (Debian: libjpeg-dev) was not found")
+  endif()
+endfunction()

@@ -1,0 +1,474 @@
+// classify: the classes of image files, or the package's self-test. `classify --help`.
+//
+// Reads PPM and PGM, and PNG and JPEG where it was built with libpng and libjpeg, as
+// `cifar-deploy predict` does: turned as EXIF says, 16 bits cut to 8, transparency dropped.
+#include <cifar_deploy/classifier.hpp>
+#include <cifar_deploy/self_test.hpp>
+
+#include <algorithm>
+#include <array>
+#include <csetjmp>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#ifdef CLASSIFY_WITH_PNG
+#include <png.h>
+#endif
+#ifdef CLASSIFY_WITH_JPEG
+#include <jpeglib.h>
+#endif
+
+namespace classify {
+
+using cifar_deploy::Error;
+using cifar_deploy::ErrorCode;
+using Bytes = std::vector<std::uint8_t>;
+
+constexpr std::size_t largest_side = 65'535;       // pixels; the library takes no more either
+#ifndef CLASSIFY_MOST_PIXELS
+#define CLASSIFY_MOST_PIXELS 178'956'970  // as many as Pillow takes
+#endif
+constexpr std::size_t most_pixels = CLASSIFY_MOST_PIXELS;
+constexpr std::uintmax_t largest_file = 1U << 30;  // bytes
+
+struct Picture {
+    std::size_t width = 0;
+    std::size_t height = 0;
+    Bytes rgb;  // height x width x 3
+};
+
+[[noreturn]] void refuse(const std::string& why) { throw Error(ErrorCode::bad_argument, why); }
+
+// Makes room for the pixels. Throws Error for sizes that are none or too large.
+void set_size(Picture& picture, std::size_t width, std::size_t height) {
+    if (width == 0 || height == 0) refuse("its width or height is 0");
+    if (width > largest_side || height > largest_side || width * height > most_pixels) {
+        refuse("it is too large: " + std::to_string(width) + " x " + std::to_string(height));
+    }
+    picture.width = width;
+    picture.height = height;
+    picture.rgb.assign(width * height * 3, 0);
+}
+
+// --- EXIF ---------------------------------------------------------------------------------------
+
+// The orientation, 1 to 8, in a TIFF block; 1 where it says none.
+int orientation_in(const std::uint8_t* tiff, std::size_t size) {
+    if (size < 8) return 1;
+    const bool little = tiff[0] == 'I' && tiff[1] == 'I';
+    if (!little && !(tiff[0] == 'M' && tiff[1] == 'M')) return 1;
+    const auto number = [&](std::size_t at, std::size_t bytes) {
+        std::size_t value = 0;
+        for (std::size_t i = 0; i < bytes; ++i) {
+            value = value << 8 | tiff[little ? at + bytes - 1 - i : at + i];
+        }
+        return value;
+    };
+    const std::size_t table = number(4, 4);
+    if (table > size || size - table < 2) return 1;
+    const std::size_t entries = number(table, 2);
+    for (std::size_t i = 0; i < entries; ++i) {
+        const std::size_t entry = table + 2 + i * 12;
+        if (entry + 12 > size) break;
+        constexpr std::size_t orientation_tag = 0x0112;
+        if (number(entry, 2) == orientation_tag) {
+            const std::size_t value = number(entry + 8, 2);
+            return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
+        }
+    }
+    return 1;
+}
+
+// The picture as an EXIF orientation says it is to be seen.
+Picture turned(Picture picture, int orientation) {
+    if (orientation <= 1) return picture;
+    const bool sideways = orientation >= 5;
+    Picture result;
+    set_size(result, sideways ? picture.height : picture.width,
+             sideways ? picture.width : picture.height);
+    const bool right_to_left =
+        orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    const bool bottom_to_top =
+        orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    for (std::size_t y = 0; y < result.height; ++y) {
+        for (std::size_t x = 0; x < result.width; ++x) {
+            std::size_t from_x = sideways ? y : x;
+            std::size_t from_y = sideways ? x : y;
+            if (right_to_left) from_x = picture.width - 1 - from_x;
+            if (bottom_to_top) from_y = picture.height - 1 - from_y;
+            std::memcpy(&result.rgb[(y * result.width + x) * 3],
+                        &picture.rgb[(from_y * picture.width + from_x) * 3], 3);
+        }
+    }
+    return result;
+}
+
+// --- PPM, PGM -----------------------------------------------------------------------------------
+
+Picture read_pnm(const std::string& file) {
+    const bool colour = file[1] == '6';
+    std::size_t at = 2;
+    const auto number = [&] {
+        while (at < file.size() && (std::strchr(" \t\r\n\v\f", file[at]) || file[at] == '#')) {
+            if (file[at] == '#') {
+                while (at < file.size() && file[at] != '\n') ++at;
+            } else {
+                ++at;
+            }
+        }
+        std::size_t value = 0;
+        const std::size_t start = at;
+        for (; at < file.size() && file[at] >= '0' && file[at] <= '9'; ++at) {
+            value = value * 10 + static_cast<std::size_t>(file[at] - '0');
+            if (value > 1'000'000) refuse("a number in its header is too large");
+        }
+        if (at == start) refuse("its header is damaged");
+        return value;
+    };
+    Picture picture;
+    const std::size_t width = number();
+    const std::size_t height = number();
+    const std::size_t largest = number();
+    ++at;  // one blank
+    if (largest == 0 || largest > 255) refuse("it has not 8 bits a channel; convert it to PNG");
+    const std::size_t channels = colour ? 3 : 1;
+    if (width == 0 || height == 0 || width > largest_side || height > largest_side ||
+        at > file.size() || file.size() - at < width * height * channels) {
+        refuse("it is truncated, or its header is damaged");
+    }
+    set_size(picture, width, height);
+    for (std::size_t i = 0; i < picture.rgb.size(); ++i) {
+        const auto value = static_cast<std::uint8_t>(file[at + (colour ? i : i / 3)]);
+        const std::size_t scaled = (value * std::size_t{255} + largest / 2) / largest;
+        picture.rgb[i] = static_cast<std::uint8_t>(std::min<std::size_t>(scaled, 255));
+    }
+    return picture;
+}
+
+// --- PNG ----------------------------------------------------------------------------------------
+
+#ifdef CLASSIFY_WITH_PNG
+struct PngSource {
+    const std::string* file;
+    std::size_t at;
+    char message[200];
+};
+
+// libpng jumps out of its functions with longjmp: what stands between is plain C, without
+// destructors, and each step that can jump has its own function.
+void png_fail(png_structp png, png_const_charp text) {
+    auto* source = static_cast<PngSource*>(png_get_error_ptr(png));
+    std::snprintf(source->message, sizeof source->message, "%s", text);
+    png_longjmp(png, 1);
+}
+
+void png_ignore(png_structp, png_const_charp) {}
+
+void png_supply(png_structp png, png_bytep to, std::size_t size) {
+    auto* source = static_cast<PngSource*>(png_get_io_ptr(png));
+    if (size > source->file->size() - source->at) png_error(png, "it is truncated");
+    std::memcpy(to, source->file->data() + source->at, size);
+    source->at += size;
+}
+
+bool png_header(png_structp png, png_infop info) {
+    if (setjmp(png_jmpbuf(png))) return false;
+    png_set_user_limits(png, largest_side, largest_side);
+    png_read_info(png, info);
+    png_set_strip_16(png);
+    png_set_palette_to_rgb(png);
+    png_set_expand_gray_1_2_4_to_8(png);
+    png_set_gray_to_rgb(png);
+    png_set_strip_alpha(png);
+    static_cast<void>(png_set_interlace_handling(png));
+    png_read_update_info(png, info);
+    return true;
+}
+
+bool png_pixels(png_structp png, png_infop info, png_bytepp rows, int* orientation) {
+    if (setjmp(png_jmpbuf(png))) return false;
+    png_read_image(png, rows);
+    png_read_end(png, info);
+#ifdef PNG_eXIf_SUPPORTED
+    png_bytep exif = nullptr;
+    png_uint_32 size = 0;
+    if (png_get_eXIf_1(png, info, &size, &exif) != 0) *orientation = orientation_in(exif, size);
+#endif
+    return true;
+}
+
+Picture read_png(const std::string& file) {
+    struct Reader {
+        png_structp png = nullptr;
+        png_infop info = nullptr;
+        ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
+    } reader;
+    PngSource source{&file, 0, {}};
+    reader.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &source, png_fail, png_ignore);
+    if (reader.png != nullptr) reader.info = png_create_info_struct(reader.png);
+    if (reader.info == nullptr) refuse("libpng cannot start");
+    png_set_read_fn(reader.png, &source, png_supply);
+    if (!png_header(reader.png, reader.info)) refuse(source.message);
+    Picture picture;
+    set_size(picture, png_get_image_width(reader.png, reader.info),
+             png_get_image_height(reader.png, reader.info));
+    if (png_get_rowbytes(reader.png, reader.info) != picture.width * 3) {
+        refuse("it is of a kind of PNG that is not read here");
+    }
+    std::vector<png_bytep> rows(picture.height);
+    for (std::size_t y = 0; y < rows.size(); ++y) rows[y] = &picture.rgb[y * picture.width * 3];
+    int orientation = 1;
+    if (!png_pixels(reader.png, reader.info, rows.data(), &orientation)) refuse(source.message);
+    return turned(std::move(picture), orientation);
+}
+#endif
+
+// --- JPEG ---------------------------------------------------------------------------------------
+
+#ifdef CLASSIFY_WITH_JPEG
+struct JpegErrors {
+    jpeg_error_mgr manager;  // first: libjpeg hands back a pointer to it
+    std::jmp_buf out;
+    char message[JMSG_LENGTH_MAX];
+};
+
+void jpeg_fail(j_common_ptr jpeg) {
+    auto* errors = reinterpret_cast<JpegErrors*>(jpeg->err);
+    (*jpeg->err->format_message)(jpeg, errors->message);
+    std::longjmp(errors->out, 1);
+}
+
+// libjpeg goes on after damage, with grey; Pillow refuses a truncated file, and so do we.
+void jpeg_warn(j_common_ptr jpeg, int level) {
+    if (level < 0) jpeg_fail(jpeg);
+}
+
+bool jpeg_header(jpeg_decompress_struct* jpeg, JpegErrors* errors, const std::string& file) {
+    if (setjmp(errors->out)) return false;
+    jpeg_mem_src(jpeg, reinterpret_cast<const unsigned char*>(file.data()),
+                 static_cast<unsigned long>(file.size()));
+    constexpr int exif_marker = JPEG_APP0 + 1;
+    jpeg_save_markers(jpeg, exif_marker, 0xFFFF);
+    jpeg_read_header(jpeg, TRUE);
+    jpeg->out_color_space = JCS_RGB;
+    jpeg_start_decompress(jpeg);
+    return true;
+}
+
+bool jpeg_pixels(jpeg_decompress_struct* jpeg, JpegErrors* errors, std::uint8_t* to) {
+    if (setjmp(errors->out)) return false;
+    while (jpeg->output_scanline < jpeg->output_height) {
+        JSAMPROW row = to + std::size_t{jpeg->output_scanline} * jpeg->output_width * 3;
+        jpeg_read_scanlines(jpeg, &row, 1);
+    }
+    jpeg_finish_decompress(jpeg);
+    return true;
+}
+
+Picture read_jpeg(const std::string& file) {
+    JpegErrors errors{};
+    struct Reader {
+        jpeg_decompress_struct jpeg{};
+        ~Reader() { jpeg_destroy_decompress(&jpeg); }
+    } reader;
+    reader.jpeg.err = jpeg_std_error(&errors.manager);
+    errors.manager.error_exit = jpeg_fail;
+    errors.manager.emit_message = jpeg_warn;
+    if (setjmp(errors.out)) refuse("libjpeg cannot start");
+    jpeg_create_decompress(&reader.jpeg);
+    if (!jpeg_header(&reader.jpeg, &errors, file)) refuse(errors.message);
+    if (reader.jpeg.output_components != 3) refuse("it is not in RGB; convert it to PNG");
+    Picture picture;
+    set_size(picture, reader.jpeg.output_width, reader.jpeg.output_height);
+    int orientation = 1;
+    for (auto* marker = reader.jpeg.marker_list; marker != nullptr; marker = marker->next) {
+        if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {
+            orientation = orientation_in(marker->data + 6, marker->data_length - 6);
+            break;
+        }
+    }
+    if (!jpeg_pixels(&reader.jpeg, &errors, picture.rgb.data())) refuse(errors.message);
+    return turned(std::move(picture), orientation);
+}
+#endif
+
+// --- the program --------------------------------------------------------------------------------
+
+// The picture in the bytes of a file. Throws Error where it is none that can be read here.
+Picture decode(const std::string& file) {
+    const std::string_view bytes(file);
+    if (bytes.substr(0, 2) == "P6" || bytes.substr(0, 2) == "P5") return read_pnm(file);
+    if (bytes.substr(0, 8) == "\x89PNG\r\n\x1a\n") {
+#ifdef CLASSIFY_WITH_PNG
+        return read_png(file);
+#else
+        refuse("it is a PNG, and this program was built without libpng");
+#endif
+    }
+    if (bytes.substr(0, 3) == "\xff\xd8\xff") {
+#ifdef CLASSIFY_WITH_JPEG
+        return read_jpeg(file);
+#else
+        refuse("it is a JPEG, and this program was built without libjpeg");
+#endif
+    }
+    refuse("it is no PNG, JPEG, PPM or PGM");
+}
+
+Picture read_picture(const std::string& path) {
+    const std::string file = cifar_deploy::detail::read_file(path, largest_file);
+    try {
+        return decode(file);
+    } catch (const Error& error) {
+        throw Error(error.code(), path + " cannot be read as an image: " + error.what());
+    }
+}
+
+constexpr const char* usage =
+    "usage: classify FOLDER [options] IMAGE...\n"
+    "       classify FOLDER [options] --self-test\n"
+    "\n"
+    "FOLDER is what `cifar-deploy package MODEL --target cpp` wrote; without it, the folder\n"
+    "in which the program is started. Prints the likeliest classes of each image.\n"
+    "\n"
+    "  --self-test      run the package's test vectors: PASS, or the image that differs\n"
+    "  --top N          as many classes (3)\n"
+    "  --logits         print all logits too\n"
+    "  --backend NAME   auto, openvino, onnxruntime, tensorrt, tensorrt-rtx (auto)\n"
+    "  --device NAME    auto, cpu, cuda, cuda:N (auto)\n"
+    "  --threads N      of the CPU (as the runtime thinks right)\n"
+    "\n"
+    "Exit status: 0; 1 where the self-test fails; 2 for what you can mend.\n";
+
+struct Arguments {
+    std::string folder;
+    std::vector<std::string> images;
+    cifar_deploy::LoadOptions options;
+    std::size_t top = 3;
+    bool self_test = false;
+    bool logits = false;
+    bool help = false;
+};
+
+std::size_t natural(const std::string& option, const std::string& text) {
+    if (text.empty() || text.size() > 6 ||
+        text.find_first_not_of("0123456789") != std::string::npos || std::stoul(text) == 0) {
+        refuse(option + " " + text + ": give a number from 1 to 999999");
+    }
+    return std::stoul(text);
+}
+
+cifar_deploy::Backend backend_named(const std::string& name) {
+    using cifar_deploy::Backend;
+    const std::array<std::pair<const char*, Backend>, 5> names{{{"auto", Backend::automatic},
+                                                                {"openvino", Backend::openvino},
+                                                                {"onnxruntime", Backend::onnxruntime},
+                                                                {"tensorrt", Backend::tensorrt},
+                                                                {"tensorrt-rtx",
+                                                                 Backend::tensorrt_rtx}}};
+    for (const auto& [known, backend] : names) {
+        if (name == known) return backend;
+    }
+    refuse("--backend " + name + ": it can be auto, openvino, onnxruntime, tensorrt, tensorrt-rtx");
+}
+
+Arguments parse(int count, char** words) {
+    Arguments arguments;
+    std::vector<std::string> plain;
+    for (int i = 1; i < count; ++i) {
+        const std::string word = words[i];
+        const auto value = [&] {
+            if (++i >= count) refuse(word + " needs a value; see classify --help");
+            return std::string(words[i]);
+        };
+        if (word == "--help" || word == "-h") {
+            arguments.help = true;
+        } else if (word == "--self-test") {
+            arguments.self_test = true;
+        } else if (word == "--logits") {
+            arguments.logits = true;
+        } else if (word == "--top") {
+            arguments.top = natural(word, value());
+        } else if (word == "--threads") {
+            arguments.options.threads = static_cast<unsigned>(natural(word, value()));
+        } else if (word == "--backend") {
+            arguments.options.backend = backend_named(value());
+        } else if (word == "--device") {
+            arguments.options.device = value();
+        } else if (word.size() > 1 && word[0] == '-') {
+            refuse("there is no option " + word + "; see classify --help");
+        } else {
+            plain.push_back(word);
+        }
+    }
+    std::error_code ignored;
+    const bool named = !plain.empty() && (std::filesystem::is_directory(plain[0], ignored) ||
+                                          !std::filesystem::exists("manifest.txt", ignored));
+    arguments.folder = named ? plain[0] : ".";
+    arguments.images.assign(plain.begin() + (named ? 1 : 0), plain.end());
+    if (!arguments.help && !arguments.self_test && arguments.images.empty()) {
+        refuse("name an image, or give --self-test; see classify --help");
+    }
+    return arguments;
+}
+
+void print(const std::string& path, const cifar_deploy::Prediction& prediction,
+           const cifar_deploy::Classifier& classifier, const Arguments& arguments) {
+    const std::vector<float>& logits = prediction.logits;
+    std::vector<std::size_t> order(logits.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+    std::printf("%s:", path.c_str());
+    for (std::size_t i = 0; i < std::min(arguments.top, order.size()); ++i) {
+        const auto off = static_cast<double>(logits[order[i]] - logits[prediction.index]);
+        std::printf("%s %s %.1f %%", i == 0 ? "" : ",", classifier.labels()[order[i]].c_str(),
+                    100 * static_cast<double>(prediction.probability) * std::exp(off));
+    }
+    std::printf("\n");
+    if (!arguments.logits) return;
+    std::printf("  logits:");
+    for (const float logit : logits) std::printf(" %.7g", static_cast<double>(logit));
+    std::printf("\n");
+}
+
+int run(int count, char** words) {
+    const Arguments arguments = parse(count, words);
+    if (arguments.help) {
+        std::fputs(usage, stdout);
+        return 0;
+    }
+    auto classifier = cifar_deploy::Classifier::load(arguments.folder, arguments.options);
+    if (arguments.self_test) {
+        const auto result = cifar_deploy::self_test(classifier);
+        std::printf("%s (%s)\n", result.text.c_str(), classifier.runtime().c_str());
+        if (!result.passed) return 1;
+    }
+    for (const std::string& path : arguments.images) {
+        const Picture picture = read_picture(path);
+        print(path, classifier.classify(picture.rgb.data(), picture.width, picture.height),
+              classifier, arguments);
+    }
+    return 0;
+}
+
+}  // namespace classify
+
+#ifndef CLASSIFY_WITHOUT_MAIN
+int main(int count, char** words) {
+    try {
+        return classify::run(count, words);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "classify: %s\n", error.what());
+        return 2;
+    }
+}
+#endif

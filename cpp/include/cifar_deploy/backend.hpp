@@ -1,0 +1,87 @@
+// What the classifier needs of a runtime, and what a program may choose of one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "error.hpp"
+#include "manifest.hpp"
+
+namespace cifar_deploy {
+
+enum class Backend {
+    automatic,  // the manifest's: for onnx ONNX Runtime if compiled in, else OpenVINO
+    onnxruntime,
+    openvino,
+    tensorrt,
+    tensorrt_rtx,
+};
+
+struct LoadOptions {
+    Backend backend = Backend::automatic;
+    // "cpu"; "cuda" or "cuda:1" (ONNX Runtime, TensorRT); a device's name as OpenVINO has it.
+    // "auto" is the GPU for engines and the CPU for everything else.
+    std::string device = "auto";
+    unsigned threads = 0;  // of a CPU; 0: as many as the runtime thinks right
+};
+
+namespace detail {
+
+// A model in a runtime, with buffers of its own. Not for two threads at once.
+class Runtime {
+public:
+    Runtime() = default;
+    Runtime(const Runtime&) = delete;
+    Runtime& operator=(const Runtime&) = delete;
+    virtual ~Runtime() = default;
+
+    // Its name, version and device, for people.
+    virtual std::string describe() const = 0;
+
+    // The batch that `wanted` images are run as: that, or more where the file takes no such batch.
+    // 0 where it takes none so large.
+    virtual std::size_t batch_for(std::size_t wanted) const { return wanted; }
+
+    // Where to write `batch` images, uint8 [batch, height, width, 3]. A batch not larger than one
+    // before it needs no memory.
+    virtual std::uint8_t* input(std::size_t batch) = 0;
+
+    // Runs what was written; float32 [batch, classes], valid until the next call.
+    virtual const float* run(std::size_t batch) = 0;
+};
+
+// N of "cuda" (0) or "cuda:N"; -1 for anything else.
+inline int cuda_index(std::string_view device) {
+    if (device == "cuda") return 0;
+    if (device.substr(0, 5) != "cuda:" || device.size() == 5 || device.size() > 8) return -1;
+    int index = 0;
+    for (const char c : device.substr(5)) {
+        if (c < '0' || c > '9') return -1;
+        index = index * 10 + (c - '0');
+    }
+    return index;
+}
+
+// What a foreign library said, without its trailing blanks.
+inline std::string trimmed(std::string_view text) {
+    const std::size_t end = text.find_last_not_of(" \n\r\t.");
+    return std::string(text.substr(0, end == std::string_view::npos ? 0 : end + 1));
+}
+
+// "uint8 [batch, 32, 32, 3]", what a model must take.
+inline std::string wanted_interface(const Manifest& manifest) {
+    return "uint8 [batch, " + std::to_string(manifest.height) + ", " +
+           std::to_string(manifest.width) + ", 3] '" + manifest.input +
+           "' in and float32 [batch, " + std::to_string(manifest.classes) + "] '" +
+           manifest.output + "' out";
+}
+
+[[noreturn]] inline void fail_interface(const Manifest& manifest) {
+    fail(ErrorCode::bad_package, manifest.file + " has not the interface that manifest.txt names (" +
+                                     wanted_interface(manifest) + "); package the model again");
+}
+
+}  // namespace detail
+}  // namespace cifar_deploy

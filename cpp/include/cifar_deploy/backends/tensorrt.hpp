@@ -1,0 +1,345 @@
+// TensorRT 10 and later, and TensorRT for RTX, whose classes are the same: engines on NVIDIA GPUs.
+#pragma once
+
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../backend.hpp"
+
+namespace cifar_deploy::detail {
+
+inline void check_cuda(cudaError_t result, const char* what) {
+    if (result == cudaSuccess) return;
+    const auto code = result == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory
+                                                          : ErrorCode::runtime;
+    fail(code, std::string("CUDA: ") + what + ": " + cudaGetErrorString(result));
+}
+
+// Keeps TensorRT's last error for our own message; prints nothing.
+class TensorRtLog final : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, const nvinfer1::AsciiChar* text) noexcept override {
+        if (severity > Severity::kERROR || text == nullptr) return;
+        std::size_t i = 0;
+        for (; i + 1 < sizeof last_ && text[i] != '\0'; ++i) last_[i] = text[i];
+        last_[i] = '\0';
+    }
+
+    std::string last() const { return last_[0] == '\0' ? "it gave no reason" : trimmed(last_); }
+
+private:
+    char last_[512] = {};
+};
+
+// Makes a device the thread's current one, and the caller's own one again at the end.
+class CurrentDevice {
+public:
+    explicit CurrentDevice(int device) {
+        check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
+        if (before_ == device) {
+            before_ = -1;
+        } else {
+            check_cuda(cudaSetDevice(device), "cudaSetDevice");
+        }
+    }
+    CurrentDevice(const CurrentDevice&) = delete;
+    CurrentDevice& operator=(const CurrentDevice&) = delete;
+    ~CurrentDevice() {
+        if (before_ >= 0) static_cast<void>(cudaSetDevice(before_));
+    }
+
+private:
+    int before_ = -1;
+};
+
+struct FreeDevice {
+    void operator()(void* memory) const noexcept { static_cast<void>(cudaFree(memory)); }
+};
+struct FreePinned {
+    void operator()(void* memory) const noexcept { static_cast<void>(cudaFreeHost(memory)); }
+};
+struct DestroyStream {
+    void operator()(cudaStream_t stream) const noexcept {
+        static_cast<void>(cudaStreamDestroy(stream));
+    }
+};
+using DeviceMemory = std::unique_ptr<void, FreeDevice>;
+using PinnedMemory = std::unique_ptr<void, FreePinned>;
+
+inline DeviceMemory device_memory(std::size_t bytes) {
+    void* memory = nullptr;
+    check_cuda(cudaMalloc(&memory, bytes), "cudaMalloc");
+    return DeviceMemory(memory);
+}
+
+inline PinnedMemory pinned_memory(std::size_t bytes) {
+    void* memory = nullptr;
+    check_cuda(cudaMallocHost(&memory, bytes), "cudaMallocHost");
+    return PinnedMemory(memory);
+}
+
+// Whether an engine of version `built` ("10.13.3", with or without a build number) is one for the
+// library's version `here` ("10.13.3"). An engine is tied to the version that built it.
+inline bool same_tensorrt(const std::string& built, const std::string& here) {
+    return built == here || built.compare(0, here.size() + 1, here + '.') == 0;
+}
+
+class TensorRtRuntime final : public Runtime {
+public:
+    TensorRtRuntime(const Manifest& manifest, const std::string& model, const LoadOptions& options)
+        : pixels_(manifest.height * manifest.width * 3),
+          classes_(manifest.classes),
+          image_{manifest.height, manifest.width, 3},
+          input_(manifest.input),
+          output_(manifest.output) {
+        device_ = cuda_index(options.device == "auto" ? "cuda" : options.device);
+        if (device_ < 0) {
+            fail(ErrorCode::bad_argument,
+                 "device " + options.device + ": TensorRT takes auto, cuda or cuda:N");
+        }
+        check_version(manifest);
+        check_gpu(manifest);
+        const CurrentDevice current(device_);
+        runtime_.reset(nvinfer1::createInferRuntime(log_));
+        if (!runtime_) {
+            fail(ErrorCode::runtime, product() + " cannot start: " + log_.last());
+        }
+        engine_.reset(runtime_->deserializeCudaEngine(model.data(), model.size()));
+        if (!engine_) {
+            fail(ErrorCode::wrong_engine, product() + " cannot load " + manifest.file + ": " +
+                                              log_.last() +
+                                              "; export the engine again with this version and "
+                                              "for this GPU");
+        }
+        check_interface(manifest);
+        for (int i = 0; i < engine_->getNbOptimizationProfiles(); ++i) add_profile(i);
+        cudaStream_t stream = nullptr;
+        check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+        stream_.reset(stream);
+    }
+
+    ~TensorRtRuntime() override {
+        // Memory and stream go back on the device they are from.
+        int before = -1;
+        if (cudaGetDevice(&before) == cudaSuccess) static_cast<void>(cudaSetDevice(device_));
+        contexts_.clear();
+        stream_.reset();
+        device_images_.reset();
+        device_logits_.reset();
+        images_.reset();
+        logits_.reset();
+        engine_.reset();
+        runtime_.reset();
+        if (before >= 0) static_cast<void>(cudaSetDevice(before));
+    }
+
+    std::string describe() const override { return product() + ", " + gpu_; }
+
+    std::size_t batch_for(std::size_t wanted) const override {
+        const Shapes* best = profile_for(wanted);
+        return best == nullptr ? 0 : (wanted < best->min ? best->min : wanted);
+    }
+
+    std::uint8_t* input(std::size_t batch) override {
+        if (batch > room_) {
+            const CurrentDevice current(device_);
+            room_ = 0;
+            for (Shapes& context : contexts_) context.batch = 0;  // its addresses are the old ones
+            images_ = pinned_memory(batch * pixels_);
+            logits_ = pinned_memory(batch * classes_ * sizeof(float));
+            device_images_ = device_memory(batch * pixels_);
+            device_logits_ = device_memory(batch * classes_ * sizeof(float));
+            std::memset(images_.get(), 0, batch * pixels_);
+            room_ = batch;
+        }
+        return static_cast<std::uint8_t*>(images_.get());
+    }
+
+    const float* run(std::size_t batch) override {
+        const CurrentDevice current(device_);
+        nvinfer1::IExecutionContext& context = prepared(batch);
+        check_cuda(cudaMemcpyAsync(device_images_.get(), images_.get(), batch * pixels_,
+                                   cudaMemcpyHostToDevice, stream_.get()),
+                   "copying the images");
+        if (!context.enqueueV3(stream_.get())) refused(batch);
+        check_cuda(cudaMemcpyAsync(logits_.get(), device_logits_.get(),
+                                   batch * classes_ * sizeof(float), cudaMemcpyDeviceToHost,
+                                   stream_.get()),
+                   "copying the logits");
+        check_cuda(cudaStreamSynchronize(stream_.get()), "running the engine");
+        return static_cast<const float*>(logits_.get());
+    }
+
+private:
+    // A context for each profile, made at its first use and then kept.
+    struct Shapes {
+        int index = 0;
+        std::size_t min = 0;
+        std::size_t max = 0;
+        std::unique_ptr<nvinfer1::IExecutionContext> context;
+        std::size_t batch = 0;  // that its shapes and addresses are set for
+    };
+
+    static std::string version() {
+        return std::to_string(getInferLibMajorVersion()) + '.' +
+               std::to_string(getInferLibMinorVersion()) + '.' +
+               std::to_string(getInferLibPatchVersion());
+    }
+
+    static std::string product() {
+#ifdef CIFAR_DEPLOY_HAS_TENSORRT_RTX
+        return "TensorRT for RTX " + version();
+#else
+        return "TensorRT " + version();
+#endif
+    }
+
+    static void check_version(const Manifest& manifest) {
+        if (getInferLibMajorVersion() != NV_TENSORRT_MAJOR) {
+            fail(ErrorCode::runtime, "the program was built with the headers of TensorRT " +
+                                         std::to_string(NV_TENSORRT_MAJOR) + " and runs with " +
+                                         product() + "; let both be of the same version");
+        }
+        if (!same_tensorrt(manifest.tensorrt, version())) {
+            fail(ErrorCode::wrong_engine,
+                 manifest.file + " was built by TensorRT " + manifest.tensorrt +
+                     ", and an engine runs only with the version that built it; this program has " +
+                     product() + ": export the engine again, or use that version");
+        }
+    }
+
+    void check_gpu(const Manifest& manifest) {
+        int count = 0;
+        const cudaError_t result = cudaGetDeviceCount(&count);
+        if (result != cudaSuccess || device_ >= count) {
+            static_cast<void>(cudaGetLastError());  // else the next call would report it
+            fail(ErrorCode::wrong_engine,
+                 manifest.file + " needs an NVIDIA GPU, and CUDA sees " +
+                     (result == cudaSuccess
+                          ? std::to_string(count) + " here, not cuda:" + std::to_string(device_)
+                          : std::string("none here (") + cudaGetErrorString(result) + ")") +
+                     "; use an onnx package on a CPU");
+        }
+        cudaDeviceProp properties{};
+        check_cuda(cudaGetDeviceProperties(&properties, device_), "cudaGetDeviceProperties");
+        gpu_ = properties.name;
+        const std::string here =
+            std::to_string(properties.major) + '.' + std::to_string(properties.minor);
+        std::string targets;
+        for (const std::string& target : manifest.compute_capabilities) {
+            if (target == here) return;
+            targets += (targets.empty() ? "" : ", ") + target;
+        }
+        if (targets.empty()) return;
+        fail(ErrorCode::wrong_engine,
+             manifest.file + " was built for GPUs of compute capability " + targets + ", and " +
+                 gpu_ + " has " + here + "; export the engine on this GPU or for it");
+    }
+
+    void check_interface(const Manifest& manifest) const {
+        using nvinfer1::DataType;
+        using nvinfer1::TensorIOMode;
+        if (engine_->getNbIOTensors() != 2 ||
+            engine_->getTensorIOMode(input_.c_str()) != TensorIOMode::kINPUT ||
+            engine_->getTensorIOMode(output_.c_str()) != TensorIOMode::kOUTPUT ||
+            engine_->getTensorDataType(input_.c_str()) != DataType::kUINT8 ||
+            engine_->getTensorDataType(output_.c_str()) != DataType::kFLOAT) {
+            fail_interface(manifest);
+        }
+        const auto is = [](std::int64_t side, std::size_t wanted) {
+            return side >= 0 && static_cast<std::uint64_t>(side) == wanted;
+        };
+        const nvinfer1::Dims in = engine_->getTensorShape(input_.c_str());
+        const nvinfer1::Dims out = engine_->getTensorShape(output_.c_str());
+        if (in.nbDims != 4 || !is(in.d[1], image_[0]) || !is(in.d[2], image_[1]) ||
+            !is(in.d[3], image_[2]) || out.nbDims != 2 || !is(out.d[1], classes_)) {
+            fail_interface(manifest);
+        }
+    }
+
+    void add_profile(int index) {
+        using nvinfer1::OptProfileSelector;
+        const auto batch = [&](OptProfileSelector which) {
+            const auto dims = engine_->getProfileShape(input_.c_str(), index, which);
+            return dims.nbDims == 4 && dims.d[0] > 0 ? static_cast<std::size_t>(dims.d[0]) : 0;
+        };
+        Shapes shapes;
+        shapes.index = index;
+        shapes.min = batch(OptProfileSelector::kMIN);
+        shapes.max = batch(OptProfileSelector::kMAX);
+        if (shapes.min != 0 && shapes.max != 0) contexts_.push_back(std::move(shapes));
+    }
+
+    // The narrowest profile that takes `batch` images, or fewer than its least; null without one.
+    const Shapes* profile_for(std::size_t batch) const {
+        const Shapes* best = nullptr;
+        for (const Shapes& one : contexts_) {
+            if (batch <= one.max && (best == nullptr || one.max < best->max)) best = &one;
+        }
+        return best;
+    }
+
+    nvinfer1::IExecutionContext& prepared(std::size_t batch) {
+        const Shapes* found = profile_for(batch);
+        if (found == nullptr || batch < found->min || batch > room_) refused(batch);
+        Shapes& chosen = contexts_[static_cast<std::size_t>(found - contexts_.data())];
+        if (!chosen.context) {
+            chosen.context.reset(engine_->createExecutionContext());
+            if (!chosen.context ||
+                !chosen.context->setOptimizationProfileAsync(chosen.index, stream_.get())) {
+                chosen.context.reset();
+                refused(batch);
+            }
+            check_cuda(cudaStreamSynchronize(stream_.get()), "choosing the profile");
+        }
+        if (chosen.batch != batch) {
+            chosen.batch = 0;
+            nvinfer1::Dims shape{};
+            shape.nbDims = 4;
+            shape.d[0] = static_cast<std::int64_t>(batch);
+            for (std::size_t i = 0; i < image_.size(); ++i) {
+                shape.d[i + 1] = static_cast<std::int64_t>(image_[i]);
+            }
+            if (!chosen.context->setInputShape(input_.c_str(), shape) ||
+                !chosen.context->setTensorAddress(input_.c_str(), device_images_.get()) ||
+                !chosen.context->setTensorAddress(output_.c_str(), device_logits_.get())) {
+                refused(batch);
+            }
+            chosen.batch = batch;
+        }
+        return *chosen.context;
+    }
+
+    [[noreturn]] void refused(std::size_t batch) const {
+        fail(ErrorCode::runtime, product() + " cannot run a batch of " + std::to_string(batch) +
+                                     ": " + log_.last());
+    }
+
+    std::size_t pixels_;
+    std::size_t classes_;
+    std::array<std::size_t, 3> image_;
+    std::string input_;
+    std::string output_;
+    int device_ = 0;
+    std::string gpu_;
+    TensorRtLog log_;
+    std::unique_ptr<nvinfer1::IRuntime> runtime_;
+    std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    std::vector<Shapes> contexts_;
+    std::unique_ptr<CUstream_st, DestroyStream> stream_;
+    PinnedMemory images_;
+    PinnedMemory logits_;
+    DeviceMemory device_images_;
+    DeviceMemory device_logits_;
+    std::size_t room_ = 0;  // images that the buffers hold
+};
+
+}  // namespace cifar_deploy::detail

@@ -1,0 +1,62 @@
+// Reading files, each refusal with its reason.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <system_error>
+
+#include "error.hpp"
+#include "sha256.hpp"
+
+namespace cifar_deploy::detail {
+
+// The bytes of the regular file at `path`. Throws Error where there is none, or it has more than
+// `largest` bytes.
+inline std::string read_file(const std::filesystem::path& path, std::uintmax_t largest) {
+    std::error_code failure;
+    const auto status = std::filesystem::status(path, failure);
+    if (!std::filesystem::exists(status)) {
+        fail(ErrorCode::not_found, "cannot read " + path.string() + ": no such file");
+    }
+    if (!std::filesystem::is_regular_file(status)) {
+        fail(ErrorCode::not_found, "cannot read " + path.string() + ": it is not a file");
+    }
+    const std::uintmax_t size = std::filesystem::file_size(path, failure);
+    std::ifstream file(path, std::ios::binary);
+    if (failure || !file) {
+        fail(ErrorCode::not_found,
+             "cannot read " + path.string() + ": see that it exists and that you may read it");
+    }
+    if (size > largest) {
+        fail(ErrorCode::bad_package, path.string() + " has " + std::to_string(size) +
+                                         " bytes, more than the " + std::to_string(largest) +
+                                         " that it can have; package the model again");
+    }
+    std::string bytes(static_cast<std::size_t>(size), '\0');
+    file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    if (!file) {
+        fail(ErrorCode::not_found, "cannot read all of " + path.string() + "; try again");
+    }
+    return bytes;
+}
+
+// The bytes of a file of a package, which must be those that its manifest speaks of: not more than
+// `largest`, and with this sha256.
+inline std::string read_checked(const std::filesystem::path& path, std::uintmax_t largest,
+                                const std::string& sha256) {
+    std::error_code ignored;
+    const std::uintmax_t size = std::filesystem::file_size(path, ignored);
+    const bool too_large = !ignored && size > largest;
+    std::string bytes = too_large ? std::string() : read_file(path, largest);
+    if (too_large || sha256_hex(bytes) != sha256) {
+        fail(ErrorCode::changed_file,
+             path.string() + " is not the file that manifest.txt speaks of (sha256 differs): it "
+                             "was changed or cut short; copy the package anew or package again");
+    }
+    return bytes;
+}
+
+}  // namespace cifar_deploy::detail

@@ -1,0 +1,56 @@
+// What goes in and what comes out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace cifar_deploy {
+
+// 8-bit RGB, row by row without gaps: height x width x 3 bytes, which stay the caller's.
+struct Image {
+    const std::uint8_t* rgb = nullptr;
+    std::size_t width = 0;   // pixels, 1 to 65,535
+    std::size_t height = 0;  // pixels, 1 to 65,535
+};
+
+struct Prediction {
+    std::string label;          // the class name
+    std::size_t index = 0;      // its number
+    float probability = 0;      // softmax of its logit
+    std::vector<float> logits;  // of all classes, as the model gives them
+};
+
+// A pointer and a count, as std::span of C++20; made from whatever has data() and size().
+template <class T>
+class Span {
+public:
+    constexpr Span() noexcept = default;
+    constexpr Span(T* data, std::size_t size) noexcept : data_(data), size_(size) {}
+
+    template <std::size_t N>
+    constexpr Span(T (&array)[N]) noexcept : data_(array), size_(N) {}
+
+    template <class Container,
+              class = std::enable_if_t<std::is_convertible_v<
+                  std::remove_pointer_t<decltype(std::declval<Container&>().data())> (*)[],
+                  T (*)[]>>,
+              class = decltype(std::declval<Container&>().size())>
+    constexpr Span(Container&& container) noexcept
+        : data_(container.data()), size_(container.size()) {}
+
+    constexpr T* data() const noexcept { return data_; }
+    constexpr std::size_t size() const noexcept { return size_; }
+    constexpr T& operator[](std::size_t i) const noexcept { return data_[i]; }
+    constexpr T* begin() const noexcept { return data_; }
+    constexpr T* end() const noexcept { return data_ + size_; }
+
+private:
+    T* data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+}  // namespace cifar_deploy

@@ -1,0 +1,508 @@
+// Tests of the headers without a real runtime. Prints what fails; the exit status counts.
+#include <cifar_deploy/classifier.hpp>
+#include <cifar_deploy/self_test.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "fake_runtime.hpp"
+
+namespace {
+
+using cifar_deploy::Classifier;
+using cifar_deploy::Error;
+using cifar_deploy::ErrorCode;
+using cifar_deploy::Image;
+using cifar_deploy::Manifest;
+using cifar_deploy::Prediction;
+using cifar_deploy::Span;
+
+int failures = 0;
+
+void expect(bool holds, const char* what, int line) {
+    if (holds) return;
+    ++failures;
+    std::fprintf(stderr, "unit.cpp:%d: %s\n", line, what);
+}
+#define EXPECT(condition) expect(static_cast<bool>(condition), #condition, __LINE__)
+
+// Whether `work` throws an Error of this code whose text holds `said`.
+template <class Work>
+bool refuses(ErrorCode code, const std::string& said, Work&& work) {
+    try {
+        work();
+    } catch (const Error& error) {
+        if (error.code() == code && std::string(error.what()).find(said) != std::string::npos) {
+            return true;
+        }
+        std::fprintf(stderr, "code %d: %s\n", static_cast<int>(error.code()), error.what());
+    }
+    return false;
+}
+
+constexpr ErrorCode bad_argument = ErrorCode::bad_argument;
+constexpr ErrorCode bad_package = ErrorCode::bad_package;
+
+// --- sha256 -------------------------------------------------------------------------------------
+
+void test_sha256() {
+    using cifar_deploy::detail::sha256_hex;
+    // FIPS 180-4's examples.
+    EXPECT(sha256_hex("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    EXPECT(sha256_hex("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    EXPECT(sha256_hex("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq") ==
+           "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+    EXPECT(sha256_hex(std::string(1'000'000, 'a')) ==
+           "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+}
+
+// --- the manifest -------------------------------------------------------------------------------
+
+using Lines = std::vector<std::pair<std::string, std::string>>;
+
+Lines onnx_lines() {
+    const std::string sum(64, 'a');
+    return {{"format", "1"},       {"model", "tiny"},       {"network", "resnet18"},
+            {"precision", "fp32"}, {"backend", "onnx"},     {"file", "model.onnx"},
+            {"bytes", "12"},       {"sha256", sum},         {"input", "images"},
+            {"output", "logits"},  {"height", "32"},        {"width", "32"},
+            {"classes", "10"},     {"labels", "labels.txt"}, {"labels_sha256", sum},
+            {"min_batch", "1"},    {"max_batch", "0"},      {"fixed_batch", "0"}};
+}
+
+Lines engine_lines() {
+    Lines lines = onnx_lines();
+    lines[4].second = "tensorrt-rtx";
+    lines[5].second = "model.engine";
+    lines[16].second = "1024";
+    lines.push_back({"tensorrt", "1.7.1.116"});
+    lines.push_back({"compute_capability", "8.6 9.0"});
+    lines.push_back({"profiles", "1:128:1024 1:1:1"});
+    return lines;
+}
+
+std::string joined(const Lines& lines) {
+    std::string text;
+    for (const auto& [key, value] : lines) text += key + ' ' + value + '\n';
+    return text;
+}
+
+Lines with(Lines lines, const std::string& key, const std::string& value) {
+    for (auto& line : lines) {
+        if (line.first == key) line.second = value;
+    }
+    return lines;
+}
+
+Lines without(const Lines& lines, const std::string& key) {
+    Lines rest;
+    for (const auto& line : lines) {
+        if (line.first != key) rest.push_back(line);
+    }
+    return rest;
+}
+
+bool refused(const Lines& lines, const std::string& said) {
+    return refuses(bad_package, said, [&] {
+        cifar_deploy::parse_manifest(joined(lines), "a/manifest.txt");
+    });
+}
+
+void test_manifest() {
+    const Manifest onnx = cifar_deploy::parse_manifest(joined(onnx_lines()));
+    EXPECT(onnx.model == "tiny" && onnx.network == "resnet18" && onnx.precision == "fp32");
+    EXPECT(onnx.backend == "onnx" && !onnx.is_engine() && onnx.file == "model.onnx");
+    EXPECT(onnx.bytes == 12 && onnx.height == 32 && onnx.width == 32 && onnx.classes == 10);
+    EXPECT(onnx.min_batch == 1 && onnx.max_batch == 0 && onnx.fixed_batch == 0);
+    EXPECT(onnx.vectors_count == 0);
+
+    const Manifest engine = cifar_deploy::parse_manifest(joined(engine_lines()));
+    EXPECT(engine.is_engine() && engine.tensorrt == "1.7.1.116");
+    EXPECT(engine.compute_capabilities == (std::vector<std::string>{"8.6", "9.0"}));
+    EXPECT(engine.profiles.size() == 2 && engine.profiles[0].opt == 128);
+    const Manifest any =
+        cifar_deploy::parse_manifest(joined(with(engine_lines(), "compute_capability", "any")));
+    EXPECT(any.compute_capabilities.empty());
+
+    // Unknown keys, CRLF, a missing last newline and spaces in a value are fine.
+    std::string odd = "colour blue\n" + joined(with(onnx_lines(), "model", "a b  c"));
+    for (std::size_t i = 0; (i = odd.find('\n', i)) != std::string::npos; i += 2) {
+        odd.insert(i, 1, '\r');
+    }
+    odd.resize(odd.size() - 2);
+    EXPECT(cifar_deploy::parse_manifest(odd).model == "a b  c");
+
+    for (const auto& [key, value] : engine_lines()) {
+        EXPECT(refused(without(engine_lines(), key), "a/manifest.txt: " + key + " is missing"));
+        Lines twice = engine_lines();
+        twice.push_back({key, value});
+        EXPECT(refused(twice, key + " stands in it twice"));
+        EXPECT(refused(with(engine_lines(), key, ""), key));
+    }
+    const Lines lines = onnx_lines();
+    EXPECT(refused(with(lines, "format", "2"), "this library reads format 1"));
+    EXPECT(refused(with(lines, "backend", "tflite"), "backend 'tflite'"));
+    for (const char* name : {"../model.onnx", "/etc/passwd", "a\\b", "..", ".", "c:x"}) {
+        EXPECT(refused(with(lines, "file", name), "no plain file name"));
+        EXPECT(refused(with(lines, "labels", name), "no plain file name"));
+    }
+    for (const char* number : {"-1", "1.5", " 1", "1 ", "0x10", "99999999999999999999", "ten"}) {
+        EXPECT(refused(with(lines, "bytes", number), "bytes is"));
+        EXPECT(refused(with(lines, "classes", number), "classes is"));
+        EXPECT(refused(with(lines, "max_batch", number), "max_batch is"));
+    }
+    EXPECT(refused(with(lines, "height", "0"), "not between 1 and 4096"));
+    EXPECT(refused(with(lines, "width", "4097"), "not between 1 and 4096"));
+    EXPECT(refused(with(lines, "sha256", std::string(63, 'a')), "no sha256"));
+    EXPECT(refused(with(lines, "sha256", std::string(64, 'A')), "no sha256"));
+    EXPECT(refused(with(lines, "labels_sha256", std::string(64, 'g')), "no sha256"));
+    EXPECT(refused(with(lines, "fixed_batch", "4"), "not the same as min_batch"));
+    EXPECT(refused(with(engine_lines(), "min_batch", "2000"), "less than min_batch"));
+    for (const char* bad : {"1:2", "1", "3:2:4", "1:5:4", "0:1:2", "1:2:3:4", "::", "a:b:c"}) {
+        EXPECT(refused(with(engine_lines(), "profiles", bad), "profiles"));
+    }
+    EXPECT(refused(with(engine_lines(), "compute_capability", "sm_90"), "not as 9.0"));
+    Lines vectors = lines;
+    vectors.push_back({"vectors_count", "64"});
+    EXPECT(refused(vectors, "vectors_sha256 is missing"));
+    vectors.push_back({"vectors_sha256", std::string(64, 'b')});
+    EXPECT(refused(vectors, "has not two values"));
+    vectors.back().second += ' ' + std::string(64, 'c');
+    EXPECT(cifar_deploy::parse_manifest(joined(vectors)).vectors_logits_sha256 ==
+           std::string(64, 'c'));
+
+    EXPECT(refused({}, "format is missing"));
+    EXPECT(refuses(bad_package, "64 KiB", [] {
+        cifar_deploy::parse_manifest(std::string(64 * 1024 + 1, ' '));
+    }));
+    EXPECT(refuses(bad_package, "zero byte", [] {
+        cifar_deploy::parse_manifest(std::string("format 1\nmodel a\0b\n", 19));
+    }));
+    // A value from outside is shown cut and without control characters.
+    EXPECT(refused(with(lines, "backend", "\x1b[31m" + std::string(99, 'x')),
+                   "'?[31m" + std::string(35, 'x') + "...'"));
+}
+
+void test_labels() {
+    using cifar_deploy::detail::parse_labels;
+    const auto labels = parse_labels("cat\nsea lion\r\ndog", 3, "labels.txt");
+    EXPECT(labels == (std::vector<std::string>{"cat", "sea lion", "dog"}));
+    for (const char* text : {"", "cat\n", "cat\ndog\nfrog\n"}) {
+        EXPECT(refuses(bad_package, "has not the 2 class names",
+                       [&] { parse_labels(text, 2, "labels.txt"); }));
+    }
+    EXPECT(refuses(bad_package, "an empty line", [] { parse_labels("cat\n\n", 2, "labels.txt"); }));
+}
+
+// --- spans and statuses -------------------------------------------------------------------------
+
+static_assert(std::is_constructible_v<Span<const Image>, std::vector<Image>&>);
+static_assert(std::is_constructible_v<Span<const Image>, const std::vector<Image>&>);
+static_assert(std::is_constructible_v<Span<Prediction>, std::vector<Prediction>&>);
+static_assert(!std::is_constructible_v<Span<Prediction>, const std::vector<Prediction>&>);
+static_assert(!std::is_constructible_v<Span<const Image>, std::vector<Prediction>&>);
+static_assert(std::is_nothrow_move_constructible_v<Classifier>);
+static_assert(!std::is_copy_constructible_v<Classifier>);
+
+void test_status() {
+    const cifar_deploy::Status fine;
+    EXPECT(fine && fine.ok() && std::string(fine.message()).empty());
+    const cifar_deploy::Status long_text(ErrorCode::runtime, std::string(5000, 'x').c_str());
+    EXPECT(!long_text && std::string(long_text.message()).size() == 1023);
+    using cifar_deploy::detail::guarded;
+    EXPECT(guarded([] { throw std::bad_alloc(); }).code() == ErrorCode::out_of_memory);
+    EXPECT(guarded([] { throw std::out_of_range("x"); }).code() == ErrorCode::runtime);
+    EXPECT(guarded([] { throw 7; }).code() == ErrorCode::runtime);
+}
+
+// --- the classifier -----------------------------------------------------------------------------
+
+std::vector<std::uint8_t> picture(std::size_t width, std::size_t height, std::uint8_t first = 7) {
+    std::vector<std::uint8_t> rgb(width * height * 3);
+    for (std::size_t i = 0; i < rgb.size(); ++i) {
+        rgb[i] = static_cast<std::uint8_t>(first + i * 37);
+    }
+    return rgb;
+}
+
+void test_answers() {
+    Classifier classifier = fake_classifier();
+    const auto rgb = picture(32, 32);
+    const Prediction one = classifier.classify(rgb.data(), 32, 32);
+    EXPECT(one.logits == (std::vector<float>{7 / 8.F, 44 / 8.F, 81 / 8.F, 118 / 8.F}));
+    EXPECT(one.index == 3 && one.label == "frog");
+    double sum = 0;
+    for (const float logit : one.logits) sum += std::exp(static_cast<double>(logit) - 118 / 8.);
+    EXPECT(std::abs(static_cast<double>(one.probability) - 1 / sum) < 1e-6);
+    EXPECT(classifier.runtime() == "fake" && classifier.max_batch() == 8);
+
+    // A batch gives what the images give one by one, in order, whatever their sizes.
+    std::vector<std::vector<std::uint8_t>> pixels;
+    std::vector<Image> images;
+    for (std::size_t i = 0; i < 8; ++i) {
+        pixels.push_back(picture(20 + 9 * i, 50 - 5 * i, static_cast<std::uint8_t>(31 * i)));
+        images.push_back({pixels.back().data(), 20 + 9 * i, 50 - 5 * i});
+    }
+    std::vector<Prediction> predictions(8);
+    classifier.classify_batch(images, predictions);
+    for (std::size_t i = 0; i < 8; ++i) {
+        const auto alone = classifier.classify(images[i].rgb, images[i].width, images[i].height);
+        EXPECT(alone.logits == predictions[i].logits && alone.label == predictions[i].label);
+    }
+    classifier.classify_batch({}, {});  // nothing to do is no error
+
+    Prediction quiet;
+    EXPECT(classifier.try_classify(rgb.data(), 32, 32, quiet) && quiet.logits == one.logits);
+    EXPECT(classifier.try_classify_batch(images, predictions));
+    Classifier other = std::move(classifier);
+    EXPECT(other.classify(rgb.data(), 32, 32).index == 3);
+    // NOLINTNEXTLINE: what was moved from refuses, and does not crash.
+    EXPECT(refuses(bad_argument, "moved from", [&] { classifier.classify(rgb.data(), 32, 32); }));
+    EXPECT(classifier.try_classify(rgb.data(), 32, 32, quiet).code() == bad_argument);
+}
+
+void test_sizes_that_the_file_takes() {
+    Manifest fixed = fake_manifest();
+    fixed.min_batch = fixed.max_batch = fixed.fixed_batch = 4;
+    FakeRuntime* runtime = nullptr;
+    Classifier classifier = fake_classifier(&runtime, fixed);
+    const auto rgb = picture(32, 32);
+    const std::vector<Image> images(5, Image{rgb.data(), 32, 32});
+    std::vector<Prediction> predictions(5);
+    const Span<const Image> three(images.data(), 3);
+    classifier.classify_batch(three, {predictions.data(), 3});
+    EXPECT(runtime->ran.back() == 4);
+    EXPECT(predictions[2].index == 3 && predictions[3].logits.empty());
+    EXPECT(refuses(bad_argument, "5 images are more than the file takes at once (4)",
+                   [&] { classifier.classify_batch(images, predictions); }));
+    runtime->most = 2;  // less than the manifest promised
+    EXPECT(refuses(bad_argument, "smaller batches",
+                   [&] { classifier.classify_batch(three, {predictions.data(), 3}); }));
+}
+
+void test_bad_arguments() {
+    Classifier classifier = fake_classifier();
+    const auto rgb = picture(32, 32);
+    const auto* const pixels = rgb.data();
+    constexpr std::size_t huge = std::numeric_limits<std::size_t>::max();
+    const auto refuses_image = [&](Image image, const char* said) {
+        Prediction untouched;
+        untouched.label = "as before";
+        const auto status =
+            classifier.try_classify(image.rgb, image.width, image.height, untouched);
+        return status.code() == bad_argument && untouched.label == "as before" &&
+               std::string(status.message()).find(said) != std::string::npos &&
+               refuses(bad_argument, said, [&] {
+                   classifier.classify(image.rgb, image.width, image.height);
+               });
+    };
+    EXPECT(refuses_image({nullptr, 32, 32}, "null pointer"));
+    EXPECT(refuses_image({pixels, 0, 32}, "0 x 32"));
+    EXPECT(refuses_image({pixels, 32, 0}, "32 x 0"));
+    EXPECT(refuses_image({pixels, huge, huge}, "overflow"));
+    EXPECT(refuses_image({pixels, huge / 2, 2}, "overflow"));
+    EXPECT(refuses_image({pixels, huge / 3 + 1, 1}, "overflow"));
+    EXPECT(refuses_image({pixels, static_cast<std::size_t>(-32), 1}, "overflow"));
+    EXPECT(refuses_image({pixels, 65'536, 1}, "65535"));
+    EXPECT(refuses_image({pixels, 1, std::size_t{1} << 40}, "65535"));
+
+    std::vector<Image> images(9, Image{pixels, 32, 32});
+    std::vector<Prediction> predictions(9);
+    EXPECT(refuses(bad_argument, "9 images are more than the file takes at once (8)",
+                   [&] { classifier.classify_batch(images, predictions); }));
+    predictions.resize(8);
+    EXPECT(refuses(bad_argument, "9 images and 8 predictions",
+                   [&] { classifier.classify_batch(images, predictions); }));
+    EXPECT(refuses(bad_argument, "null pointer",
+                   [&] { classifier.classify_batch({nullptr, 8}, predictions); }));
+    images.resize(8);
+    EXPECT(refuses(bad_argument, "null pointer",
+                   [&] { classifier.classify_batch(images, {nullptr, 8}); }));
+    images[5].rgb = nullptr;
+    predictions[0].label = "as before";
+    EXPECT(refuses(bad_argument, "image 5",
+                   [&] { classifier.classify_batch(images, predictions); }));
+    EXPECT(predictions[0].label == "as before");
+
+    FakeRuntime* runtime = nullptr;
+    Classifier broken = fake_classifier(&runtime);
+    runtime->broken = true;
+    EXPECT(refuses(ErrorCode::runtime, "no finite number",
+                   [&] { broken.classify(pixels, 32, 32); }));
+    Classifier unlimited = fake_classifier(nullptr, fake_manifest(32, 0));
+    images.assign(100, Image{pixels, 32, 32});
+    predictions.resize(100);
+    unlimited.classify_batch(images, predictions);
+    EXPECT(predictions[99].index == 3);
+}
+
+// --- load ---------------------------------------------------------------------------------------
+
+namespace fs = std::filesystem;
+
+void write(const fs::path& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary) << bytes;
+}
+
+void test_load(const fs::path& home) {
+    const auto load = [&] { Classifier::load(home.string()); };
+    const auto refuses_load = [&](ErrorCode code, const std::string& said) {
+        std::optional<Classifier> none;
+        const auto status = Classifier::try_load(home.string(), none);
+        return status.code() == code && !none && refuses(code, said, load);
+    };
+    fs::remove_all(home);
+    EXPECT(refuses_load(ErrorCode::not_found, "is no folder"));
+    fs::create_directories(home);
+    EXPECT(refuses_load(ErrorCode::not_found, "has no manifest.txt"));
+    fs::create_directory(home / "manifest.txt");
+    EXPECT(refuses_load(ErrorCode::not_found, "it is not a file"));
+    fs::remove(home / "manifest.txt");
+
+    const std::string labels = "a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n";
+    const std::string model = "twelve bytes";
+    using cifar_deploy::detail::sha256_hex;
+    Lines lines = with(with(onnx_lines(), "sha256", sha256_hex(model)), "labels_sha256",
+                       sha256_hex(labels));
+    write(home / "manifest.txt", joined(lines));
+    EXPECT(refuses_load(ErrorCode::not_found, "labels.txt: no such file"));
+    write(home / "labels.txt", "x" + labels);
+    EXPECT(refuses_load(ErrorCode::changed_file, "labels.txt is not the file"));
+    write(home / "labels.txt", labels);
+    EXPECT(refuses_load(ErrorCode::not_found, "model.onnx: no such file"));
+    for (const std::string& changed : {std::string("twelve bytez"), std::string("twelve byte"),
+                                       std::string("twelve bytes and more"), std::string()}) {
+        write(home / "model.onnx", changed);
+        EXPECT(refuses_load(ErrorCode::changed_file, "model.onnx is not the file"));
+    }
+    write(home / "manifest.txt", std::string(70'000, 'x'));
+    EXPECT(refuses_load(ErrorCode::bad_package, "has 70000 bytes"));
+
+    // Now all is whole, and which runtime is wanted decides.
+    write(home / "model.onnx", model);
+    write(home / "manifest.txt", joined(lines));
+    cifar_deploy::LoadOptions options;
+    options.backend = cifar_deploy::Backend::tensorrt;
+    EXPECT(refuses(bad_argument, "is an ONNX file",
+                   [&] { Classifier::load(home.string(), options); }));
+#if !defined(CIFAR_DEPLOY_HAS_OPENVINO) && !defined(CIFAR_DEPLOY_HAS_ONNXRUNTIME)
+    EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_OPENVINO=ON"));
+#endif
+#if !defined(CIFAR_DEPLOY_HAS_ONNXRUNTIME)
+    options.backend = cifar_deploy::Backend::onnxruntime;
+    EXPECT(refuses(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_ONNXRUNTIME=ON",
+                   [&] { Classifier::load(home.string(), options); }));
+#endif
+#if !defined(CIFAR_DEPLOY_HAS_TENSORRT) && !defined(CIFAR_DEPLOY_HAS_TENSORRT_RTX)
+    Lines engine = with(lines, "file", "model.onnx");
+    for (const auto& [key, value] : engine_lines()) {
+        if (key == "tensorrt" || key == "compute_capability" || key == "profiles") {
+            engine.push_back({key, value});
+        }
+    }
+    write(home / "manifest.txt", joined(with(engine, "backend", "tensorrt-rtx")));
+    EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_TENSORRT_RTX=ON"));
+    write(home / "manifest.txt", joined(with(engine, "backend", "tensorrt")));
+    EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_TENSORRT=ON"));
+    EXPECT(refuses(bad_argument, "runs in no other backend",
+                   [&] { Classifier::load(home.string(), options); }));
+#endif
+    fs::remove_all(home);
+}
+
+// --- self-test ----------------------------------------------------------------------------------
+
+void test_self_test(const fs::path& home) {
+    fs::create_directories(home / "vectors");
+    Manifest manifest = fake_manifest(2);
+    manifest.vectors_count = 3;
+    const auto rgb = picture(2, 6);  // three images of 2 x 2
+    const std::string images(rgb.begin(), rgb.end());
+    std::string logits;
+    for (std::size_t i = 0; i < 3; ++i) {
+        for (std::size_t c = 0; c < 4; ++c) {
+            const float logit = static_cast<float>(rgb[i * 12 + c]) / 8;
+            logits.append(reinterpret_cast<const char*>(&logit), 4);  // this machine: little-endian
+        }
+    }
+    write(home / "vectors" / "images.rgb", images);
+    using cifar_deploy::detail::sha256_hex;
+    manifest.vectors_images_sha256 = sha256_hex(images);
+    const auto test = [&](const std::string& wanted, const std::string& precision) {
+        write(home / "vectors" / "logits.f32", wanted);
+        manifest.vectors_logits_sha256 = sha256_hex(wanted);
+        manifest.precision = precision;
+        auto runtime = std::make_unique<FakeRuntime>(12, 4);
+        runtime->ran.reserve(8);
+        Classifier classifier(home.string(), manifest, {"cat", "dog", "bird", "frog"},
+                              std::move(runtime));
+        return cifar_deploy::self_test(classifier);
+    };
+    const auto changed = [&](std::size_t at, float by) {
+        std::string other = logits;
+        float value = 0;
+        other.copy(reinterpret_cast<char*>(&value), 4, at * 4);
+        value += by;
+        other.replace(at * 4, 4, reinterpret_cast<const char*>(&value), 4);
+        return other;
+    };
+    auto result = test(logits, "fp32");
+    EXPECT(result.passed && result.images == 3 && result.text.find("PASS: 3 images") == 0);
+    EXPECT(test(changed(6, 0.0009F), "fp32").passed);
+    result = test(changed(6, 0.0011F), "fp32");
+    EXPECT(!result.passed && result.text.find("image 1 differs: the logit of bird") !=
+                                 std::string::npos);
+    EXPECT(test(changed(6, 0.04F), "fp16").passed);
+    EXPECT(!test(changed(6, 6.0F), "fp16").passed);
+    EXPECT(!test(changed(6, std::numeric_limits<float>::quiet_NaN()), "fp16").passed);
+    EXPECT(refuses(bad_package, "has not the sizes",
+                   [&] { test(logits.substr(0, 44), "fp32"); }));
+    write(home / "vectors" / "images.rgb", "other");
+    EXPECT(refuses(ErrorCode::changed_file, "images.rgb is not the file",
+                   [&] { test(logits, "fp32"); }));
+    manifest.vectors_count = 0;
+    EXPECT(refuses(ErrorCode::not_found, "no test vectors", [&] { test(logits, "fp32"); }));
+    fs::remove_all(home);
+}
+
+// --- a real package -----------------------------------------------------------------------------
+
+void test_package(const std::string& folder) {
+    Classifier classifier = Classifier::load(folder);
+    const auto result = cifar_deploy::self_test(classifier);
+    EXPECT(result.passed && result.images == 64);
+    const auto rgb = picture(50, 40);
+    const auto alone = classifier.classify(rgb.data(), 50, 40);
+    std::vector<Prediction> predictions(5);
+    classifier.classify_batch(std::vector<Image>(5, Image{rgb.data(), 50, 40}), predictions);
+    EXPECT(predictions[4].index == alone.index);
+}
+
+}  // namespace
+
+// unit [SCRATCH FOLDER [PACKAGE]]
+int main(int count, char** words) {
+    const fs::path home = count > 1 ? fs::path(words[1]) : fs::temp_directory_path();
+    if (count > 2) test_package(words[2]);
+    test_sha256();
+    test_manifest();
+    test_labels();
+    test_status();
+    test_answers();
+    test_sizes_that_the_file_takes();
+    test_bad_arguments();
+    test_load(home / "cifar_deploy_unit_load");
+    test_self_test(home / "cifar_deploy_unit_vectors");
+    if (failures != 0) std::fprintf(stderr, "%d failed\n", failures);
+    return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,286 @@
+"""What the C++ library answers, beside Python."""
+
+import hashlib
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from building import CPP, Packed, need, pixels_of, run
+from PIL import Image
+
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.image import read_image, to_array
+
+# TBB would load a library in a way that ASan forbids.
+LENIENT = {"ASAN_OPTIONS": "detect_leaks=0", "TBB_ENABLE_SANITIZERS": "1"}
+
+
+def test_the_library_is_clean_under_asan_and_ubsan(
+    sanitized: Path, packed: Callable[[str], Packed], tmp_path: Path
+) -> None:
+    # The tests of the headers, leaks looked for; then a package, where the runtime may leak.
+    assert run(sanitized, tmp_path).stderr == b""
+    whole = run(sanitized, tmp_path, packed("fp32").folder, **LENIENT)
+    assert whole.stderr == b""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_cpp_and_python_agree_on_1000_real_images(
+    precision: str, built: Path, packed: Callable[[str], Packed], real_data: Dataset
+) -> None:
+    package = packed(precision)
+    images = real_data.test.images[-1000:]
+    command = (built / "probe", "logits", package.folder, "auto", 64)
+    raw = run(*command, given=images.tobytes()).stdout
+    found = np.frombuffer(raw, np.float32).reshape(1000, 10)
+    wanted = package.logits(images)
+    assert np.array_equal(found.argmax(1), wanted.argmax(1))
+    accuracy = float((found.argmax(1) == real_data.test.labels[-1000:]).mean())
+    assert accuracy > 0.9  # else two wrong answers could be the same
+    assert np.abs(found - wanted).max() < (1e-3 if precision == "fp32" else 0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_self_test_passes(precision: str, built: Path, packed: Callable[[str], Packed]) -> None:
+    done = run(built / "classify", packed(precision).folder, "--self-test")
+    assert done.stdout.startswith(b"PASS: 64 images, logits within 0.0")
+    assert b"ONNX Runtime" in done.stdout  # the vectors' runtime
+    assert b"OpenVINO" in done.stdout  # the one that ran
+
+
+def test_self_test_names_the_image_that_differs(built: Path, copied: Path) -> None:
+    logits = np.fromfile(copied / "vectors" / "logits.f32", "<f4")
+    logits[37 * 10 + 4] += 0.01
+    old = hashlib.sha256((copied / "vectors" / "logits.f32").read_bytes()).hexdigest()
+    logits.tofile(copied / "vectors" / "logits.f32")
+    done = run(built / "classify", copied, "--self-test", status=2)
+    assert b"logits.f32 is not the file that manifest.txt speaks of" in done.stderr
+    manifest = copied / "manifest.txt"
+    new = hashlib.sha256((copied / "vectors" / "logits.f32").read_bytes()).hexdigest()
+    manifest.write_text(manifest.read_text().replace(old, new))
+    done = run(built / "classify", copied, "--self-test", status=1)
+    assert done.stdout.startswith(b"FAIL: image 37 differs: the logit of deer is")
+
+
+def test_sha256_is_pythons(built: Path) -> None:
+    random = np.random.default_rng(1)
+    for size in (0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_000):
+        data = random.bytes(size)
+        found = run(built / "probe", "sha256", given=data).stdout.decode().strip()
+        assert found == hashlib.sha256(data).hexdigest(), size
+
+
+SIZES = [(1, 1), (2, 5), (31, 33), (32, 7), (7, 32), (32, 32), (33, 32), (64, 64), (100, 75)]
+SIZES += [(640, 480), (480, 640), (1920, 9), (3, 2000), (1023, 769)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_resizing_is_pythons(width: int, height: int, built: Path) -> None:
+    random = np.random.default_rng(width * height)
+    noise = random.integers(0, 256, (height, width, 3), np.uint8)
+    board = np.zeros((height, width, 3), np.uint8)
+    board[::2, ::3] = 255  # overshoot and rounding show at the ends of the range
+    for image in (noise, board):
+        raw = run(built / "probe", "resize", width, height, given=image.tobytes()).stdout
+        wanted = to_array(Image.fromarray(image))
+        assert np.abs(pixels_of(raw)[0].astype(int) - wanted).max() <= 1
+
+
+def test_classify_batch_allocates_nothing(built: Path, packed: Callable[[str], Packed]) -> None:
+    # Heap allocations of the calling thread in 5 rounds of three batch sizes after a first round:
+    # with a runtime that takes none, and with OpenVINO beside the same calls of OpenVINO alone.
+    done = run(built / "probe", "allocations", packed("fp32").folder, "openvino")
+    counted = json.loads(done.stdout)
+    assert counted["rounds"] == 5
+    assert counted["load"] > 1000  # what OpenVINO allocates is counted
+    assert counted["fake"] == 0
+    assert counted["fake_resized"] == 0
+    assert counted["ours"] == counted["bare"]
+    assert counted["ours_resized"] == counted["bare"]
+
+
+# --- classify -----------------------------------------------------------------------------------
+
+
+def logits_of(said: bytes) -> list[list[float]]:
+    return [
+        [float(word) for word in line.split()[1:]]
+        for line in said.decode().splitlines()
+        if line.startswith("  logits:")
+    ]
+
+
+def test_classify_reads_images_as_predict_does(
+    built: Path, packed: Callable[[str], Packed], real_data: Dataset, tmp_path: Path
+) -> None:
+    package = packed("fp32")
+    picture = Image.fromarray(real_data.test.images[3]).resize((90, 61), Image.Resampling.BICUBIC)
+    made: dict[str, tuple[Image.Image, dict[str, object]]] = {
+        "rgb.png": (picture, {}),
+        "grey.png": (picture.convert("L"), {}),
+        "bit.png": (picture.convert("1"), {}),
+        "palette.png": (picture.quantize(16), {}),
+        "alpha.png": (picture.convert("RGBA"), {}),
+        "rgb.ppm": (picture, {}),
+        "grey.pgm": (picture.convert("L"), {}),
+        "rgb.jpg": (picture, {"quality": 95, "subsampling": 0}),
+        "progressive.jpg": (picture, {"progressive": True, "subsampling": 0}),
+        "grey.jpg": (picture.convert("L"), {}),
+    }
+    for turn in range(1, 9):
+        exif = picture.getexif()
+        exif[0x0112] = turn
+        made[f"turned{turn}.png"] = (picture, {"exif": exif})
+        made[f"turned{turn}.jpg"] = (picture, {"exif": exif, "subsampling": 0})
+    for name, (image, options) in made.items():
+        image.save(tmp_path / name, **options)  # type: ignore[arg-type]
+    files = [tmp_path / name for name in made]
+    done = run(built / "classify", package.folder, "--logits", "--top", 10, *files)
+    wanted = package.logits(np.stack([read_image(file) for file in files]))
+    # Decoders of different age may differ by a level here and there.
+    off = np.abs(np.array(logits_of(done.stdout)) - wanted).max(1)
+    assert off.max() < 0.25, dict(zip(made, off.round(4), strict=True))
+    exact = [i for i, name in enumerate(made) if not name.endswith("jpg")]
+    assert off[exact].max() < 1e-3, dict(zip(made, off.round(4), strict=True))
+    first = done.stdout.decode().splitlines()[0]
+    assert first.startswith(f"{files[0]}: ")
+    shares = [float(word) for word in first.replace("%", "").split() if word[0].isdigit()]
+    assert sum(shares) == pytest.approx(100, abs=0.6)
+
+
+def test_what_is_no_image_is_told(
+    built: Path, packed: Callable[[str], Packed], tmp_path: Path
+) -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    png = buffer.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    jpg = buffer.getvalue()
+    for name, raw, said in (
+        ("empty.png", b"", "it is no PNG, JPEG, PPM or PGM"),
+        ("text.jpg", b"not an image", "it is no PNG, JPEG, PPM or PGM"),
+        ("cut.png", png[:9000], "truncated"),
+        ("cut.jpg", jpg[:9000], "Premature end of JPEG file"),
+        ("bad.png", png[:60] + bytes(40) + png[100:], "cannot be read as an image"),
+        ("cut.ppm", b"P6 9 9 255\n" + bytes(242), "truncated"),
+        ("huge.ppm", b"P6 99999 99999 255\n", "truncated, or its header"),
+        ("deep.ppm", b"P6 1 1 65535\n" + bytes(6), "8 bits"),
+    ):
+        (tmp_path / name).write_bytes(raw)
+        done = run(built / "classify", packed("fp32").folder, tmp_path / name, status=2)
+        text = done.stderr.decode()
+        assert text.startswith(f"classify: {tmp_path / name} cannot be read as an image: ")
+        assert said in text
+        assert text.count("\n") == 1
+    done = run(built / "classify", packed("fp32").folder, tmp_path / "nowhere.png", status=2)
+    assert done.stderr.decode().endswith("nowhere.png: no such file\n")
+
+
+# --- refusals of a built program ----------------------------------------------------------------
+
+
+def refused(built: Path, folder: Path, *options: object) -> str:
+    text = run(built / "classify", folder, "--self-test", *options, status=2).stderr.decode()
+    assert text.startswith("classify: ")
+    return text
+
+
+def test_load_refuses_what_is_not_whole(built: Path, copied: Path) -> None:
+    assert "is no folder" in refused(built, copied / "nowhere")
+    assert "is no folder" in refused(built, copied / "model.onnx")
+    model, manifest = copied / "model.onnx", copied / "manifest.txt"
+    whole, text = model.read_bytes(), manifest.read_text()
+    for bad in (whole[:-1], whole[:1000] + b"\0" + whole[1001:], b"", whole + b"x"):
+        if bad == whole:
+            continue
+        model.write_bytes(bad)
+        assert "sha256 differs" in refused(built, copied)
+    model.unlink()
+    assert "no such file" in refused(built, copied)
+    # Bytes that are no model, and whose sum is right, are the runtime's to refuse.
+    model.write_bytes(b"nonsense")
+    lines = dict(line.split(" ", 1) for line in text.splitlines())
+    lines["sha256"] = hashlib.sha256(b"nonsense").hexdigest()
+    manifest.write_text("".join(f"{key} {value}\n" for key, value in lines.items()))
+    assert "OpenVINO cannot load model.onnx" in refused(built, copied)
+    # A whole model whose manifest speaks of another interface.
+    model.write_bytes(whole)
+    for key, value in (("height", "64"), ("input", "pixels"), ("output", "scores")):
+        manifest.write_text(
+            "".join(
+                f"{k} {value if k == key else v}\n"
+                for k, v in (line.split(" ", 1) for line in text.splitlines())
+            )
+        )
+        assert "has not the interface that manifest.txt names" in refused(built, copied)
+    manifest.unlink()
+    assert "has no manifest.txt" in refused(built, copied)
+
+
+def test_load_names_what_is_not_compiled_in(built: Path, copied: Path) -> None:
+    said = refused(built, copied, "--backend", "onnxruntime")
+    assert "-DCIFAR_DEPLOY_WITH_ONNXRUNTIME=ON" in said
+    assert "TensorRT runs only once" in refused(built, copied, "--backend", "tensorrt")
+    assert "OpenVINO does not run on CUDA" in refused(built, copied, "--device", "cuda")
+    manifest = copied / "manifest.txt"
+    engine = manifest.read_text().replace("backend onnx", "backend tensorrt-rtx")
+    engine += "tensorrt 1.7.1.116\ncompute_capability any\nprofiles 1:128:1024\n"
+    manifest.write_text(engine)
+    assert "-DCIFAR_DEPLOY_WITH_TENSORRT_RTX=ON" in refused(built, copied)
+
+
+def test_wrong_options_are_told(built: Path, copied: Path) -> None:
+    for words, said in (
+        ((), "name an image"),
+        (("--top", "0"), "--top 0"),
+        (("--top",), "--top needs a value"),
+        (("--backend", "tflite"), "--backend tflite"),
+        (("--colour",), "there is no option --colour"),
+    ):
+        done = run(built / "classify", copied, *words, status=2)
+        assert said in done.stderr.decode()
+    assert b"usage: classify" in run(built / "classify", "--help").stdout
+
+
+def test_benchmark_gives_the_tables_terms(built: Path, packed: Callable[[str], Packed]) -> None:
+    folder = packed("fp32").folder
+    words = ("--batch", "1,4", "--seconds", "0.2", "--threads", "1")
+    found = json.loads(run(built / "benchmark", folder, *words, "--json", "--samples").stdout)
+    assert [timing["batch"] for timing in found["sweep"]] == [1, 4]
+    assert found["runtime"].startswith("OpenVINO")
+    for timing in found["sweep"]:
+        times = np.array(timing["times"])
+        assert timing["calls"] == len(times) >= 3
+        assert timing["min"] == pytest.approx(times.min(), rel=1e-4)
+        for q in (50, 90, 99):
+            assert timing[f"p{q}"] == pytest.approx(np.percentile(times, q), rel=1e-4)
+        per_second = 1000 * timing["batch"] / timing["p50"]
+        assert timing["images_per_second"] == pytest.approx(per_second, rel=1e-4)
+    table = run(built / "benchmark", folder, *words).stdout.decode()
+    columns = ["batch", "calls", "min", "p50", "p90", "p99", "images/s"]
+    assert table.splitlines()[1].split() == columns
+    for bad in (("--batch", "0"), ("--batch", "1,x"), ("--seconds", "-1"), ("--batch", "2000")):
+        run(built / "benchmark", folder, *bad, status=2)
+
+
+# --- fuzzing, a short run -----------------------------------------------------------------------
+
+
+def test_fuzzing_finds_nothing_in_seconds(tmp_path: Path) -> None:
+    need("cmake", "ninja")
+    if not any(shutil.which(f"clang++{tail}") for tail in ("", *(f"-{v}" for v in range(13, 26)))):
+        need("clang++")
+    command = (sys.executable, CPP / "fuzz" / "run.py", "--seconds", "2", "--work", tmp_path)
+    report = json.loads(run(*command).stdout)
+    assert [target["target"] for target in report["targets"]] == ["manifest", "image", "decode"]
+    for target in report["targets"]:
+        assert not target["crashed"]
+        assert target["executions"] > 100
+        assert target["coverage_edges"] > 100

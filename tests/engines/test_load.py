@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_deploy.engines import cache
+from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.load import Opened, deserialise, gpu_of, open_engine, refit
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import manifest_path, sha256_of, write_manifest
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def kept(tmp_path: Path, engine: bytes, rtx: Flavour) -> Path:
+    path = tmp_path / "tiny.fp32.tensorrt-rtx.engine"
+    path.write_bytes(engine)
+    write_manifest(path, {"flavour": rtx.name, "tensorrt": rtx.version, "targets": []})
+    return path
+
+
+def test_without_a_gpu_that_is_the_reason(kept: Path) -> None:
+    assert gpu_of(CPU) is None
+    with pytest.raises(UserError, match="runs on a CUDA GPU; none is here") as caught:
+        open_engine(kept, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_bytes_are_checked_before_the_machine(kept: Path) -> None:
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(UserError, match="sha256 differs"):
+        open_engine(kept, CPU)
+    manifest_path(kept).unlink()
+    with pytest.raises(UserError, match="has no manifest"):
+        open_engine(kept, CPU)
+    with pytest.raises(UserError, match="runs on a CUDA GPU"):
+        open_engine(kept, CPU, trust=True)
+
+
+@pytest.mark.parametrize("length", [0, 10, 64, 1000])
+def test_what_the_library_finds_invalid_is_told_in_a_line(
+    length: int, kept: Path, engine: bytes, rtx: Flavour
+) -> None:
+    with pytest.raises(UserError, match=f"{kept}: {rtx} ") as caught:
+        deserialise(rtx, engine[:length], kept, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_rubbish_is_malformed(kept: Path, rtx: Flavour) -> None:
+    with pytest.raises(UserError, match="invalid here: malformed engine; export it again"):
+        deserialise(rtx, b"rubbish " * 100, kept, {})
+
+
+def test_a_stripped_engine_wants_the_onnx_file_it_was_built_from(
+    tmp_path: Path, rtx: Flavour
+) -> None:
+    onnx = tmp_path / "tiny.fp32.onnx"
+    path = tmp_path / "tiny.fp32.tensorrt-rtx.engine"
+
+    def opened(sha256: str) -> Opened:
+        source = {"file": onnx.name, "sha256": sha256}
+        return Opened(rtx, None, None, {"stripped": True, "onnx": source})
+
+    with pytest.raises(UserError, match=r"has no weights in it, and .*tiny.fp32.onnx to refit"):
+        refit(opened("0" * 64), path)
+    onnx.write_bytes(b"another")
+    with pytest.raises(UserError, match=r"was built from another tiny.fp32.onnx"):
+        refit(opened("0" * 64), path)
+    outside = Opened(rtx, None, None, {"onnx": {"file": "../../etc/passwd"}})
+    with pytest.raises(UserError, match=f"and {tmp_path / 'passwd'} to refit"):
+        refit(outside, path)
+    # With the right file the library is asked, and only then.
+    with pytest.raises(TypeError, match="Refitter"):
+        refit(opened(sha256_of(onnx)), path)
+
+
+@pytest.mark.gpu
+def test_a_whole_engine_is_opened(kept: Path) -> None:
+    assert open_engine(kept, torch.device("cuda", 0)).engine.num_io_tensors == 2
+
+
+def test_a_cache_is_used_only_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "deep/kernels.cache"
+    assert cache.read(path) == b""
+    cache.write(path, b"first")
+    cache.write(path, b"kernels")
+    assert cache.read(path) == b"kernels"
+    path.write_bytes(b"changed")
+    assert cache.read(path) == b""
+    cache.write(path, b"kernels")
+    manifest_path(path).unlink()
+    assert cache.read(path) == b""
+
+
+def test_caches_lie_where_the_system_keeps_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / "cifar-deploy"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / ".cache/cifar-deploy"

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_deploy.engines.manifest import Gpu, read, refusal
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import manifest_path, write_manifest
+
+RTX = {"flavour": "tensorrt-rtx", "tensorrt": "1.7.1.116"}
+TRT = {
+    "flavour": "tensorrt",
+    "tensorrt": "10.13.2.6",
+    "gpu": {"name": "NVIDIA L4", "compute_capability": "8.9"},
+}
+L4, H100 = Gpu("NVIDIA L4", "8.9"), Gpu("NVIDIA H100", "9.0")
+ADA, TURING = Gpu("NVIDIA RTX 4090", "8.9"), Gpu("NVIDIA T4", "7.5")
+
+
+@pytest.fixture
+def kept(tmp_path: Path, engine: bytes) -> Path:
+    """An engine with its manifest."""
+    path = tmp_path / "tiny.fp32.tensorrt-rtx.engine"
+    path.write_bytes(engine)
+    write_manifest(path, RTX)
+    return path
+
+
+def test_the_manifest_of_a_whole_engine(kept: Path) -> None:
+    assert read(kept).items() >= RTX.items()
+
+
+def test_changed_bytes_are_told_and_trusted_only_on_demand(kept: Path) -> None:
+    raw = bytearray(kept.read_bytes())
+    raw[-1] ^= 1
+    kept.write_bytes(raw)
+    with pytest.raises(UserError, match="sha256 differs"):
+        read(kept)
+    assert read(kept, trust=True)["tensorrt"] == "1.7.1.116"
+
+
+def test_a_truncated_engine_is_told(kept: Path) -> None:
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(UserError, match="was changed or cut short; export it again"):
+        read(kept)
+
+
+def test_an_engine_without_a_manifest_is_not_loaded(kept: Path) -> None:
+    manifest_path(kept).unlink()
+    with pytest.raises(UserError, match=r"has no manifest .* or give --trust"):
+        read(kept)
+    assert read(kept, trust=True) == {"flavour": "tensorrt-rtx"}  # as its first bytes say
+
+
+def test_an_engine_of_the_other_flavour_is_told(kept: Path) -> None:
+    write_manifest(kept, {**RTX, "flavour": "tensorrt"})
+    with pytest.raises(UserError, match="is an engine of tensorrt-rtx, and its manifest says"):
+        read(kept)
+    with pytest.raises(UserError, match="is an engine of tensorrt-rtx"):
+        read(kept, trust=True)
+
+
+def test_a_foreign_manifest_is_told(kept: Path) -> None:
+    write_manifest(kept, {"flavour": "openvino"})
+    with pytest.raises(UserError, match="names no flavour of TensorRT"):
+        read(kept)
+
+
+def test_a_missing_engine_and_a_broken_manifest_are_told(kept: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*none.engine"):
+        read(kept.with_name("none.engine"))
+    manifest_path(kept).write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        read(kept)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "version", "gpu", "reason"),
+    [
+        (RTX, "", None, "an engine of TensorRT for RTX 1.7.1.116 runs on a CUDA GPU; none is"),
+        (RTX, "1.8.0.1", L4, "built with TensorRT for RTX 1.7.1.116, this is 1.8.0.1"),
+        ({**TRT, "tensorrt": "11.4.0.1"}, "10.13.2.6", L4, "11.4.0.1, this is 10.13.2.6"),
+        (TRT, "10.13.3.9", L4, "10.13.2.6, this is 10.13.3.9"),
+        (TRT, "10.13.2.9", L4, "10.13.2.6, this is 10.13.2.9"),
+        ({**TRT, "version_compatible": True}, "10.12.0.36", L4, "10.13.2.6, this is 10.12.0.36"),
+        ({**TRT, "version_compatible": True}, "12.0.0.1", L4, "10.13.2.6, this is 12.0.0.1"),
+        (TRT, "10.13.2.6", H100, "built for compute capability 8.9 .NVIDIA L4., this is 9.0"),
+        (TRT, "10.13.2.6", ADA, "built for NVIDIA L4, this is NVIDIA RTX 4090"),
+        (
+            {**TRT, "hardware_compatibility": "same-compute-capability"},
+            "10.13.2.6",
+            H100,
+            "compute capability 8.9 .* this is 9.0",
+        ),
+        (
+            {**TRT, "hardware_compatibility": "ampere+"},
+            "10.13.2.6",
+            TURING,
+            "built for Ampere and later, this is 7.5",
+        ),
+        (
+            {**RTX, "targets": ["8.6", "8.9"]},
+            "1.7.1.116",
+            H100,
+            r"built for compute capability 8.6, 8.9, this is 9.0 \(NVIDIA H100\); export it for 9",
+        ),
+    ],
+)
+def test_why_an_engine_cannot_run_here(
+    manifest: dict[str, Any], version: str, gpu: Gpu | None, reason: str
+) -> None:
+    import re
+
+    said = refusal(manifest, version, gpu)
+    assert said
+    assert re.search(reason, said)
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("manifest", "version", "gpu"),
+    [
+        (RTX, "1.7.1.116", H100),  # no targets: the library itself knows what it supports
+        (RTX, "1.7.2.1", ADA),
+        ({**RTX, "targets": ["8.6", "8.9"]}, "1.7.1.116", ADA),
+        (TRT, "10.13.2.6", L4),
+        ({**TRT, "version_compatible": True}, "10.15.0.1", L4),
+        ({**TRT, "version_compatible": True}, "11.1.0.106", L4),
+        ({**TRT, "hardware_compatibility": "same-compute-capability"}, "10.13.2.6", ADA),
+        ({**TRT, "hardware_compatibility": "ampere+"}, "10.13.2.6", H100),
+        ({"flavour": "tensorrt"}, "10.13.2.6", L4),  # trusted, nothing known
+    ],
+)
+def test_nothing_speaks_against_it(manifest: dict[str, Any], version: str, gpu: Gpu) -> None:
+    assert refusal(manifest, version, gpu) is None
+
+
+def test_the_manifest_beside_it_is_json(kept: Path) -> None:
+    assert json.loads(manifest_path(kept).read_text())["file"] == kept.name

@@ -1,0 +1,81 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.options import Options, Profile, check, target
+from cifar_deploy.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "profile"),
+    [
+        ("1/128/1024", Profile(1, 128, 1024)),
+        ("2:4:8", Profile(2, 4, 8)),
+        ("32", Profile(32, 32, 32)),
+        ("1/1/1", Profile(1, 1, 1)),
+    ],
+)
+def test_profiles_are_read(text: str, profile: Profile) -> None:
+    assert Profile.parse(text) == profile
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("0/1/2", "at least 1 image"),
+        ("0", "at least 1 image"),
+        ("8/4/16", "min <= opt <= max"),
+        ("1/8/4", "min <= opt <= max"),
+        ("1/2", "write min/opt/max"),
+        ("1/2/3/4", "write min/opt/max"),
+        ("", "write min/opt/max"),
+        ("-1/2/3", "write min/opt/max"),
+        ("a/b/c", "write min/opt/max"),
+        ("1/2/99999999", "is no batch"),
+    ],
+)
+def test_bad_profiles_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Profile.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"workspace": 0}, "--workspace 0: it is in MiB"),
+        ({"level": 6}, "goes from 0 to 5"),
+        ({"hardware_compatibility": "all"}, "it can be ampere"),
+        ({"version_compatible": True}, "--version-compatible is TensorRT's"),
+        ({"hardware_compatibility": "ampere+"}, "--hardware-compatibility is TensorRT's"),
+        ({"timing_cache": Path("t")}, "--timing-cache-file is TensorRT's"),
+        ({"strip_weights": True}, "--strip-weights: .* only with a CUDA device"),
+        ({"layer_info": True}, "--export-layer-info: .* only with a CUDA device"),
+        ({"compute_capabilities": ("9.0",)}, r"--compute-capability 9.0: .* 8.6, 8.9, 12.0"),
+        ({"compute_capabilities": ("8.6", "x")}, "--compute-capability x"),
+    ],
+)
+def test_what_rtx_cannot_do_without_a_gpu_is_refused(
+    asked: dict[str, Any], reason: str, rtx: Flavour
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        check(Options(**asked), rtx, gpu=False)
+
+
+def test_what_it_can_do_passes(rtx: Flavour) -> None:
+    check(Options(), rtx, gpu=False)
+    check(Options(workspace=64, level=5, compute_capabilities=("8.6", "12.0")), rtx, gpu=False)
+    check(Options(strip_weights=True, layer_info=True), rtx, gpu=True)
+
+
+def test_compute_capabilities_are_rtxs(rtx: Flavour) -> None:
+    other = Flavour("tensorrt", rtx.module)
+    with pytest.raises(UserError, match="--compute-capability is for tensorrt-rtx"):
+        check(Options(compute_capabilities=("8.6",)), other, gpu=True)
+    check(Options(version_compatible=True, hardware_compatibility="ampere+"), other, gpu=True)
+
+
+def test_a_target_is_the_librarys_own(rtx: Flavour) -> None:
+    assert target(rtx, "8.6") == rtx.module.ComputeCapability.SM86
+    assert target(rtx, "12.0") == rtx.module.ComputeCapability.SM120

@@ -1,0 +1,182 @@
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cifar_deploy import architectures
+from cifar_deploy.engines import flavour
+from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.options import Options, Profile
+from cifar_deploy.errors import UserError
+from cifar_deploy.export.engine import cuda_device, export_engine
+from cifar_deploy.export.onnx_file import PRECISIONS
+from cifar_deploy.store import ModelFolder, manifest_path, read_card, read_manifest, sha256_of
+
+if TYPE_CHECKING:
+    from conftest import Shelf
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Flavour:
+    """TensorRT for RTX, which builds engines without a GPU; it exists for Linux x86-64 only."""
+    try:
+        return flavour.load(flavour.RTX)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def small(shelf: "Shelf", tmp_path: Path) -> ModelFolder:
+    """A trained simple_cnn with its fp32 ONNX file, to be changed by the test."""
+    onnx = shelf.exported("simple_cnn", "fp32").path
+    there, copied = shelf.folder("simple_cnn"), ModelFolder(tmp_path / "simple_cnn")
+    copied.path.mkdir()
+    for file in (there.weights, there.card, onnx, manifest_path(onnx)):
+        shutil.copy(file, copied.path)
+    return copied
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", architectures.NETWORKS)
+def test_every_network_builds(name: str, precision: str, shelf: "Shelf", rtx: Flavour) -> None:
+    onnx = shelf.exported(name, precision).path
+    folder = shelf.folder(name)
+    path = export_engine(folder, precision, rtx, Options())
+    assert path == folder.path / f"{name}.{precision}.tensorrt-rtx.engine"
+    manifest = read_manifest(path)
+    assert manifest
+    # The engine holds the weights, in the file's precision.
+    assert manifest["bytes"] == path.stat().st_size > 0.95 * onnx.stat().st_size
+    source = read_manifest(onnx)
+    assert source
+    assert manifest["onnx"] == {"file": onnx.name, "sha256": sha256_of(onnx)}
+    for key in ("model", "network", "precision", "classes", "mean", "std", "weights_sha256"):
+        assert manifest[key] == source[key], key
+    assert manifest["inputs"] == [
+        {"name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3]}
+    ]
+    assert manifest["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
+    assert (manifest["format"], manifest["flavour"]) == ("tensorrt", "tensorrt-rtx")
+    assert manifest["tensorrt"] == rtx.version
+    assert manifest["profiles"] == [{"min": 1, "opt": 128, "max": 1024}]
+    assert manifest["gpu"] is None  # it is built for every GPU that the library supports
+    assert manifest["targets"] == []
+    assert manifest["build_seconds"] > 0
+    assert path in folder.exported()
+
+
+def test_options_stand_in_the_manifest(small: ModelFolder, rtx: Flavour) -> None:
+    options = Options(
+        profiles=(Profile(1, 1, 1), Profile(8, 64, 256)),
+        compute_capabilities=("8.6", "12.0"),
+        workspace=512,
+        level=4,
+        tf32=True,
+    )
+    manifest = read_manifest(export_engine(small, "fp32", rtx, options))
+    assert manifest
+    assert manifest["profiles"] == [
+        {"min": 1, "opt": 1, "max": 1},
+        {"min": 8, "opt": 64, "max": 256},
+    ]
+    assert manifest["targets"] == ["8.6", "12.0"]
+    assert manifest["workspace_mib"] == 512
+    assert manifest["builder_optimization_level"] == 4
+    assert manifest["tf32"] is True
+
+
+def test_the_onnx_file_is_made_where_it_is_missing(small: ModelFolder, rtx: Flavour) -> None:
+    assert not small.onnx("fp16").exists()
+    path = export_engine(small, "fp16", rtx, Options())
+    made = read_manifest(small.onnx("fp16"))
+    found = read_manifest(path)
+    assert made
+    assert found
+    assert found["onnx"]["sha256"] == made["sha256"]
+
+
+@pytest.mark.parametrize("state", ["of other weights", "cut short", "without a manifest"])
+def test_the_onnx_file_is_made_anew_where_it_is_no_good(
+    state: str, small: ModelFolder, rtx: Flavour
+) -> None:
+    onnx = small.onnx("fp32")
+    whole = sha256_of(onnx)
+    manifest = json.loads(manifest_path(onnx).read_text())
+    if state == "of other weights":
+        manifest_path(onnx).write_text(json.dumps({**manifest, "weights_sha256": "0" * 64}))
+    elif state == "cut short":
+        onnx.write_bytes(onnx.read_bytes()[:-10])
+    else:
+        manifest_path(onnx).unlink()
+    path = export_engine(small, "fp32", rtx, Options())
+    found = read_manifest(path)
+    assert found
+    assert sha256_of(onnx) == whole == found["onnx"]["sha256"]
+    assert found["weights_sha256"] == read_card(small)["weights"]["sha256"]
+
+
+def test_a_good_onnx_file_stays(small: ModelFolder, rtx: Flavour) -> None:
+    before = small.onnx("fp32").stat().st_mtime_ns
+    export_engine(small, "fp32", rtx, Options())
+    assert small.onnx("fp32").stat().st_mtime_ns == before
+
+
+def test_too_little_memory_is_told_with_the_need(shelf: "Shelf", rtx: Flavour) -> None:
+    shelf.exported("resnet18", "fp32")
+    folder = shelf.folder("resnet18")
+    engine = folder.engine("fp32", rtx.name)
+    before = engine.exists()
+    with pytest.raises(UserError, match=r"needs [1-9]\d* MiB to build .* raise --workspace"):
+        export_engine(folder, "fp32", rtx, Options(workspace=1))
+    assert engine.exists() == before
+
+
+def test_untrained_is_told(tmp_path: Path, rtx: Flavour) -> None:
+    with pytest.raises(UserError, match="has no trained weights"):
+        export_engine(ModelFolder(tmp_path / "none"), "fp32", rtx, Options())
+
+
+def test_a_stopped_build_writes_nothing(small: ModelFolder, rtx: Flavour) -> None:
+    class Impatient:
+        def start(self, phase: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def step(self, phase: str, done: int) -> None:
+            import time
+
+            time.sleep(0.02)
+
+        def finish(self, phase: str) -> None:
+            pass
+
+    before = sorted(small.path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        export_engine(small, "fp32", rtx, Options(), Impatient())
+    assert sorted(small.path.iterdir()) == before
+
+
+@pytest.mark.gpu
+def test_layers_are_written(small: ModelFolder, rtx: Flavour) -> None:
+    path = export_engine(small, "fp32", rtx, Options(layer_info=True))
+    layers = json.loads(path.with_suffix(".layers.json").read_text())
+    assert len(layers["Layers"]) > 0
+
+
+@pytest.mark.gpu
+def test_a_stripped_engine_is_small(shelf: "Shelf", rtx: Flavour) -> None:
+    shelf.exported("resnet18", "fp32")
+    folder = shelf.folder("resnet18")
+    path = export_engine(folder, "fp32", rtx, Options(strip_weights=True))
+    assert path.stat().st_size < 0.2 * folder.onnx("fp32").stat().st_size
+
+
+@pytest.mark.gpu
+def test_the_gpu_is_named() -> None:
+    gpu = cuda_device()
+    assert gpu
+    assert float(gpu.compute_capability) >= 7

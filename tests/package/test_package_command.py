@@ -1,0 +1,452 @@
+"""`cifar-deploy package`: what it writes, the same every time, and what it refuses."""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from workshop import NAME, Refused, Run, write_model
+
+from cifar_deploy import load
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+from cifar_deploy.package import write
+from cifar_deploy.store import ModelFolder, proof_path, sha256_of, write_manifest
+
+OURS = {
+    *("manifest.txt", "manifest.json", "proof.json", "labels.txt", "model.onnx"),
+    *("vectors/images.rgb", "vectors/logits.f32"),
+    *("CMakeLists.txt", "classify.cpp", "README.md", "LICENSE", "NOTICE"),
+}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def entries(package: Path) -> list[tuple[str, str]]:
+    lines = (package / "manifest.txt").read_text().splitlines()
+    return [(key, value) for key, _, value in (line.partition(" ") for line in lines)]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- what is written ----------------------------------------------------------------------------
+
+
+def test_the_cpp_package(run: Run, model: ModelFolder, dataset: Dataset) -> None:
+    answer = run("package", NAME)
+    assert answer.status == 0, answer
+    assert "NOT PROVED" not in answer.err
+    package = Path("simple_cnn-package")
+    found = files(package)
+    library = {name for name in found if name.startswith(("include/", "cmake/"))}
+    assert found.keys() - library == OURS
+    assert "include/cifar_deploy/classifier.hpp" in library
+    source = model.onnx("fp32").read_bytes()
+    assert found["model.onnx"] == source
+    assert found["labels.txt"].decode().splitlines() == list(dataset.classes)
+    manifest = json.loads(found["manifest.json"])
+    assert manifest == json.loads(Path(f"{model.onnx('fp32')}.json").read_text())
+    assert found["proof.json"] == proof_path(model.onnx("fp32")).read_bytes()
+    assert entries(package) == [
+        ("format", "1"),
+        ("model", "simple_cnn"),
+        ("network", "simple_cnn"),
+        ("precision", "fp32"),
+        ("backend", "onnx"),
+        ("file", "model.onnx"),
+        ("bytes", str(len(source))),
+        ("sha256", sha256(source)),
+        ("input", "images"),
+        ("output", "logits"),
+        ("height", "32"),
+        ("width", "32"),
+        ("classes", "10"),
+        ("labels", "labels.txt"),
+        ("labels_sha256", sha256(found["labels.txt"])),
+        ("min_batch", "1"),
+        ("max_batch", "0"),
+        ("fixed_batch", "0"),
+        ("vectors_from", f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider"),
+        ("vectors_count", "64"),
+        (
+            "vectors_sha256",
+            f"{sha256(found['vectors/images.rgb'])} {sha256(found['vectors/logits.f32'])}",
+        ),
+    ]
+    assert b"\r" not in found["manifest.txt"]
+
+
+def test_the_vectors_are_test_images_and_what_the_file_answers(run: Run, dataset: Dataset) -> None:
+    assert run("package", NAME, "--precision", "fp16").status == 0
+    package = Path("simple_cnn-package")
+    raw = (package / "vectors/images.rgb").read_bytes()
+    images = np.frombuffer(raw, np.uint8).reshape(64, 32, 32, 3)
+    wanted = [i * len(dataset.test) // 64 for i in range(64)]
+    assert np.array_equal(images, dataset.test.images[wanted])
+    logits = np.frombuffer((package / "vectors/logits.f32").read_bytes(), "<f4").reshape(64, 10)
+    session = onnxruntime.InferenceSession(package / "model.onnx")
+    assert np.abs(logits - session.run(["logits"], {"images": images})[0]).max() < 2e-3
+    assert np.ptp(logits, axis=0).min() > 0
+    assert dict(entries(package))["precision"] == "fp16"
+
+
+def test_the_texts_say_what_is_proved_and_where_things_come_from(run: Run) -> None:
+    assert run("package", NAME).status == 0
+    package = Path("simple_cnn-package")
+    readme, notice = (package / "README.md").read_text(), (package / "NOTICE").read_text()
+    proof = json.loads((package / "proof.json").read_text())
+    assert proof["verdict"] == "PASS"
+    assert f"{100 * proof['accuracy']:.2f} % of 500 test images" in readme
+    assert "where 1 are allowed" in readme
+    assert "unproved" not in readme
+    assert "PyTorch's 60-minute blitz" in notice
+    assert "64 test images" in notice
+    assert (package / "LICENSE").read_text().lstrip().startswith("Apache License")
+
+
+def test_the_same_inputs_give_the_same_bytes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for target in ("cpp", "triton"):
+        places = [tmp_path / "a" / target, tmp_path / "b" / f"{target}-again"]
+        for place, mask in zip(places, (0o022, 0o077), strict=True):
+            before = os.umask(mask)
+            try:
+                run("package", NAME, "--target", target, "--out", place)
+                answer = run("package", NAME, "--target", target, "--out", f"{place}.tar.gz")
+            finally:
+                os.umask(before)
+            assert answer.status == 0
+        assert files(places[0]) == files(places[1])
+        archives = [Path(f"{place}.tar.gz").read_bytes() for place in places]
+        assert archives[0] == archives[1]
+
+
+def test_the_archive_is_safe_and_holds_the_same(run: Run, tmp_path: Path) -> None:
+    assert run("package", NAME, "--out", "folder").status == 0
+    assert run("package", NAME, "--out", "some.tar.gz").status == 0
+    with tarfile.open("some.tar.gz") as archive:
+        members = archive.getmembers()
+        archive.extractall(tmp_path / "out", filter="data")
+    names = [member.name for member in members]
+    assert names == sorted(names)
+    for member in members:
+        assert member.isfile()
+        assert member.name.startswith("simple_cnn-package/")
+        assert ".." not in member.name.split("/")
+        facts = (member.uid, member.gid, member.uname, member.gname, member.mode, member.mtime)
+        assert facts == (0, 0, "", "", 0o644, write.TIME)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["simple_cnn-package"]
+    assert files(tmp_path / "out" / "simple_cnn-package") == files(Path("folder"))
+    head = Path("some.tar.gz").read_bytes()[:10]
+    assert head[3] == 0  # no name in the gzip header
+    assert int.from_bytes(head[4:8], "little") == write.TIME
+
+
+def test_json_tells_a_program(run: Run) -> None:
+    said = json.loads(run("package", NAME, "--target", "triton", "--json").out)
+    assert said["package"] == "simple_cnn-triton"
+    assert said["proved"] is True
+    assert said["contents"] == sorted(files(Path("simple_cnn-triton")))
+
+
+# --- the proof ----------------------------------------------------------------------------------
+
+
+def test_validate_leaves_a_proof_only_of_the_whole_test_set(run: Run, model: ModelFolder) -> None:
+    paths = [proof_path(model.onnx(precision)) for precision in ("fp32", "fp16")]
+    proof = json.loads(paths[0].read_text())
+    assert proof["sha256"] == sha256_of(model.onnx("fp32"))
+    assert proof["verdict"] == "PASS"
+    assert proof["data"]["images"] == 500
+    assert proof["margin_points"] == pytest.approx(1)
+    assert proof["runtime"].startswith("ONNX Runtime ")
+    for path in paths:
+        path.unlink()
+    run("validate", NAME, "--max-drop", "1", "--no-latency", "--images", "499")
+    assert not any(path.exists() for path in paths)
+    run("validate", model.onnx("fp16"), "--max-drop", "1", "--no-latency")
+    assert [path.exists() for path in paths] == [False, True]
+
+
+def test_a_proof_that_cannot_be_written_keeps_no_verdict_back(run: Run, model: ModelFolder) -> None:
+    for precision in ("fp32", "fp16"):
+        path = proof_path(model.onnx(precision))
+        path.unlink()
+        path.mkdir()
+    answer = run("validate", NAME, "--max-drop", "1", "--no-latency")
+    assert answer.status == 0
+    assert answer.out.count("PASS") == 2
+    assert "no proof was left beside the files: cannot write" in answer.err
+
+
+def test_a_proof_that_is_none(refused: Refused, model: ModelFolder) -> None:
+    path = proof_path(model.onnx("fp32"))
+    proof = json.loads(path.read_text())
+    for key in ("accuracy", "margin_points", "data", "provider"):
+        path.write_text(json.dumps({**proof, key: None}))
+        assert "is no whole proof; run: cifar-deploy validate simple_cnn" in refused(
+            "package", NAME
+        )
+
+
+def test_data_other_than_the_trainings_proves_nothing(run: Run, model: ModelFolder) -> None:
+    card = json.loads(model.card.read_text())
+    card["data"]["sha256"] = "0" * 64
+    model.card.write_text(json.dumps(card))
+    for path in model.path.glob("*.proof.json"):
+        path.unlink()
+    run("validate", NAME, "--max-drop", "1", "--no-latency")
+    assert not list(model.path.glob("*.proof.json"))
+
+
+def test_an_unproved_file_is_refused(run: Run, refused: Refused, model: ModelFolder) -> None:
+    proof_path(model.onnx("fp32")).unlink()
+    for target in ("cpp", "triton"):
+        said = refused("package", NAME, "--target", target)
+        assert "run: cifar-deploy validate simple_cnn" in said
+        assert "--unproved" in said
+    answer = run("package", NAME, "--unproved")
+    assert answer.status == 0
+    assert "NOT PROVED" in answer.err
+    assert "**This file is not proved.**" in Path("simple_cnn-package/README.md").read_text()
+    assert not Path("simple_cnn-package/proof.json").exists()
+
+
+def test_a_file_that_did_not_pass_is_refused(
+    run: Run, refused: Refused, model: ModelFolder
+) -> None:
+    assert run("validate", NAME, "--no-latency").status == 1  # 500 images prove no 0.05 points
+    assert "did not pass: INCONCLUSIVE" in refused("package", NAME)
+    assert run("package", NAME, "--unproved").status == 0
+    assert "**This file did not pass.**" in Path("simple_cnn-package/README.md").read_text()
+
+
+def test_a_proof_is_of_one_files_bytes(
+    refused: Refused, run: Run, model: ModelFolder, dataset: Dataset
+) -> None:
+    write_model(model, dataset, seed=2)
+    answer = run("package", NAME)
+    assert answer.status == 2
+    assert "MB" in answer.err  # exported anew: the weights have changed
+    assert "exported anew since it was judged" in answer.err
+    assert not Path("simple_cnn-package").exists()
+    assert "exported anew since it was judged" in refused("package", NAME)
+    assert run("validate", NAME, "--max-drop", "1", "--no-latency").status == 2  # fp16 is old
+    assert run("validate", model.onnx("fp32"), "--max-drop", "1", "--no-latency").status == 0
+    assert run("package", NAME).status == 0
+
+
+def test_what_is_missing_is_exported(run: Run, model: ModelFolder) -> None:
+    for path in model.path.glob("*.onnx*"):
+        path.unlink()
+    assert "is not proved" in run("package", NAME, "--precision", "fp16").err
+    assert [path.name for path in model.exported()] == ["simple_cnn.fp16.onnx"]
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_a_place_that_is_taken(refused: Refused, run: Run) -> None:
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("all I have")
+    Path("mine/manifest.json").write_text("{}")
+    Path("file").write_text("")
+    Path("odd.tar.gz").mkdir()
+    assert "mine exists" in refused("package", NAME, "--out", "mine")
+    assert "mine is no package" in refused("package", NAME, "--out", "mine", "--force")
+    assert "file is a file" in refused("package", NAME, "--out", "file", "--force")
+    assert "name the folder" in refused("package", NAME, "--out", ".", "--force")
+    assert "name the folder" in refused("package", NAME, "--out", "..")
+    assert "is a folder" in refused("package", NAME, "--out", "odd.tar.gz", "--force")
+    assert "File name too long" in refused("package", NAME, "--out", "x" * 300)
+    Path("empty").mkdir()
+    assert run("package", NAME, "--out", "empty", "--target", "triton").status == 0
+    assert "empty exists" in refused("package", NAME, "--out", "empty", "--target", "triton")
+    Path("empty/README.md").write_text("changed")
+    Path("empty/build").mkdir()
+    again = ("package", NAME, "--out", "empty", "--target", "triton", "--force")
+    assert run(*again).status == 0
+    assert "Triton" in Path("empty/README.md").read_text()
+    assert not Path("empty/build").exists()
+
+
+def test_a_model_that_is_not_there(refused: Refused, model: ModelFolder) -> None:
+    assert "did you mean resnet18?" in refused("package", "resnet81")
+    assert "run: cifar-deploy train vgg19" in refused("package", "vgg19")
+    with model.onnx("fp32").open("ab") as out:
+        out.write(b"\0")
+    assert "does not match its manifest" in refused("package", NAME)
+    Path(f"{model.onnx('fp16')}.json").unlink()
+    assert "has no manifest" in refused("package", NAME, "--precision", "fp16")
+
+
+def test_a_manifest_without_what_is_needed(refused: Refused, model: ModelFolder) -> None:
+    file = Path(f"{model.onnx('fp32')}.json")
+    manifest = json.loads(file.read_text())
+    for change in ({"classes": ["cat"]}, {"classes": None}):
+        file.write_text(json.dumps({**manifest, **change}))
+        assert "lacks what a package needs" in refused("package", NAME)
+    file.write_text(json.dumps({**manifest, "classes": [*manifest["classes"][:9], "a\nb"]}))
+    for target in ("cpp", "triton"):
+        assert "can hold no such name" in refused("package", NAME, "--target", target)
+    proof_path(model.onnx("fp16")).write_text("[]")
+    assert "proof.json" in refused("package", NAME, "--precision", "fp16")
+
+
+def test_no_data_for_the_vectors(
+    refused: Refused, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_DATA", "nowhere")
+    assert "nowhere does not exist" in refused("package", NAME)
+    assert run("package", NAME, "--target", "triton").status == 0  # which needs none
+
+
+def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
+    contents = {"a.txt": b"first", "b" * 300: b"a name that no file system takes"}
+    with pytest.raises(UserError, match=r"cannot write .*new: File name too long"):
+        write.write(contents, tmp_path / "new", "new")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for name in ("new", "new.tar.gz"):
+        with pytest.raises(UserError, match="cannot write"):
+            write.write({"a.txt": b""}, tmp_path / "file" / name, "new")
+
+
+def test_a_replaced_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "package"
+    write.write({"a.txt": b"old"}, out, "package")
+    with pytest.raises(UserError):
+        write.write({"a.txt": b"new", "b" * 300: b""}, out, "package")
+    assert files(out) == {"a.txt": b"old"}
+    killed = tmp_path / ".package.999999999.part" / "new"  # of a process that is gone
+    killed.mkdir(parents=True)
+    write.write({"b.txt": b"new"}, out, "package")
+    assert files(out) == {"b.txt": b"new"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+# --- engines ------------------------------------------------------------------------------------
+
+
+def test_an_engine_is_packaged_as_its_manifest_says(
+    run: Run, refused: Refused, engine: Callable[..., Path], model: ModelFolder
+) -> None:
+    command = ("package", NAME, "--format", "trt", "--precision", "fp16")
+    said = refused(*command)
+    assert "cifar-deploy export simple_cnn --format trt --precision fp16" in said
+    path = engine()
+    assert "is not proved" in refused(*command)
+    answer = run(*command, "--unproved")
+    assert answer.status == 0, answer
+    package = Path("simple_cnn-package")
+    assert (package / "model.engine").read_bytes() == path.read_bytes()
+    found = dict(entries(package))
+    assert found["backend"] == "tensorrt"
+    assert found["file"] == "model.engine"
+    assert found["tensorrt"] == "10.13.3.9"
+    assert found["compute_capability"] == "9.0"
+    assert found["profiles"] == "1:128:1024"
+    assert (found["min_batch"], found["max_batch"]) == ("1", "1024")
+    assert found["vectors_from"].startswith("PyTorch ")  # no GPU, and no engine in truth
+    # Python opens it as its own manifest says, and not as rubbish.
+    with pytest.raises(UserError, match="runs on a CUDA GPU; none is here"):
+        load(package, "cpu")
+    (package / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"not the manifest of model\.engine"):
+        load(package, "cpu")
+    assert "10.13.3.9" in (package / "README.md").read_text()
+
+
+def test_the_gpus_of_an_engine(run: Run, engine: Callable[..., Path]) -> None:
+    cases = [
+        ("tensorrt-rtx", {"targets": ["8.6", "8.9"]}, "8.6 8.9"),
+        ("tensorrt-rtx", {"gpu": None}, "any"),
+        ("tensorrt", {"hardware_compatibility": "ampere+"}, "any"),
+    ]
+    for flavour, facts, wanted in cases:
+        path = engine(flavour, **facts)
+        command = ("package", NAME, "--format", "trt", "--precision", "fp16", "--unproved")
+        assert run(*command, "--force").status == 0
+        found = dict(entries(Path("simple_cnn-package")))
+        assert (found["backend"], found["compute_capability"]) == (flavour, wanted)
+        path.unlink()
+
+
+def test_engines_that_cannot_be_packaged(refused: Refused, engine: Callable[..., Path]) -> None:
+    command = ("package", NAME, "--format", "trt", "--precision", "fp16", "--unproved")
+    assert "--flavour" in refused("package", NAME, "--flavour", "tensorrt")
+    engine("tensorrt-rtx")
+    assert "no engines of TensorRT for RTX" in refused(*command, "--target", "triton")
+    path = engine("tensorrt", profiles=[{"min": 2, "opt": 8, "max": 16}])
+    assert "name one: --flavour" in refused(*command)
+    ours = (*command, "--flavour", "tensorrt")
+    assert "whose profile begins at 1" in refused(*ours, "--target", "triton")
+    for facts in ({"profiles": []}, {"profiles": [{"min": 4, "opt": 1, "max": 8}]}, {"gpu": None}):
+        engine("tensorrt", **facts)
+        assert "lacks what a package needs" in refused(*ours)
+    assert "it can be auto, tensorrt" in refused(*command, "--flavour", "rtx")
+    engine("tensorrt", stripped=True)
+    assert "without --strip-weights" in refused(*ours)
+    engine("tensorrt", weights_sha256="0" * 64)
+    assert "other weights" in refused(*ours)
+    engine("tensorrt")
+    path.write_bytes(b"another")
+    assert "does not match its manifest" in refused(*ours)
+
+
+# --- a batch that is fixed ----------------------------------------------------------------------
+
+
+def fix_batch(model: ModelFolder, batch: int) -> None:
+    path = model.onnx("fp32")
+    manifest = json.loads(Path(f"{path}.json").read_text())
+    graph = onnx.load(path)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(graph, path)
+    del manifest["file"], manifest["bytes"], manifest["sha256"]
+    write_manifest(path, manifest)
+
+
+def test_a_fixed_batch_is_told_to_the_reader(run: Run, model: ModelFolder) -> None:
+    fix_batch(model, 24)
+    answer = run("package", NAME, "--unproved")
+    assert answer.status == 0, answer
+    package = Path("simple_cnn-package")
+    found = dict(entries(package))
+    assert (found["min_batch"], found["max_batch"], found["fixed_batch"]) == ("24", "24", "24")
+    assert len((package / "vectors/logits.f32").read_bytes()) == 64 * 10 * 4
+
+
+@pytest.mark.gpu
+def test_an_engine_is_proved_and_packaged_where_there_is_a_gpu(
+    run: Run, model: ModelFolder, dataset: Dataset
+) -> None:
+    assert run("export", NAME, "--format", "trt", "--precision", "fp16").status == 0
+    (path,) = model.path.glob("*.engine")
+    assert run("validate", path, "--max-drop", "1", "--no-latency").status == 0
+    assert json.loads(proof_path(path).read_text())["runtime"].startswith("TensorRT")
+    answer = run("package", NAME, "--format", "trt", "--precision", "fp16")
+    assert answer.status == 0, answer
+    package = Path("simple_cnn-package")
+    assert dict(entries(package))["vectors_from"].startswith("TensorRT")
+    wanted = np.frombuffer((package / "vectors/logits.f32").read_bytes(), "<f4").reshape(64, 10)
+    images = np.frombuffer((package / "vectors/images.rgb").read_bytes(), np.uint8)
+    loaded = load(package)
+    assert loaded.classes == dataset.classes
+    assert np.abs(loaded.logits(images.reshape(64, 32, 32, 3)) - wanted).max() < 1e-2

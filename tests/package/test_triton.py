@@ -1,0 +1,109 @@
+"""The Triton repository, read with the server's own definition of its configuration."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from google.protobuf import text_format
+from test_package_command import fix_batch
+from tritonclient.grpc import model_config_pb2
+from workshop import NAME, Run
+
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.runtimes.protocol import BATCH
+from cifar_deploy.store import ModelFolder
+
+REPOSITORY = Path("simple_cnn-triton")
+
+
+def config() -> Any:
+    """The configuration of the packaged model; a field the server does not know is an error."""
+    text = (REPOSITORY / NAME / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_an_onnx_file(run: Run, model: ModelFolder, dataset: Dataset) -> None:
+    assert run("package", NAME, "--target", "triton").status == 0
+    found = sorted(p.relative_to(REPOSITORY).as_posix() for p in REPOSITORY.rglob("*"))
+    assert found == sorted(
+        [
+            *(NAME, f"{NAME}/config.pbtxt", f"{NAME}/labels.txt"),
+            *(f"{NAME}/1", f"{NAME}/1/model.onnx"),
+            *("LICENSE", "NOTICE", "README.md", "manifest.json", "proof.json"),
+        ]
+    )
+    file = REPOSITORY / NAME / "1" / "model.onnx"
+    assert file.read_bytes() == model.onnx("fp32").read_bytes()
+    said = config()
+    assert said.name == NAME
+    assert (said.platform, said.backend) == ("onnxruntime_onnx", "onnxruntime")
+    assert said.max_batch_size == BATCH
+    assert said.version_policy.latest.num_versions == 1
+    assert said.HasField("dynamic_batching")
+    (group,) = said.instance_group
+    assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_AUTO)
+    # Names, types and shapes are those of the file, whose batch the server adds in front.
+    session = onnxruntime.InferenceSession(file)
+    types = {
+        "tensor(uint8)": model_config_pb2.TYPE_UINT8,
+        "tensor(float)": model_config_pb2.TYPE_FP32,
+    }
+    for ours, theirs in (
+        (said.input, session.get_inputs()),
+        (said.output, session.get_outputs()),
+    ):
+        assert [(t.name, t.data_type, list(t.dims)) for t in ours] == [
+            (t.name, types[t.type], t.shape[1:]) for t in theirs
+        ]
+    labels = REPOSITORY / NAME / said.output[0].label_filename
+    assert labels.read_text().splitlines() == list(dataset.classes)
+    (warmup,) = said.model_warmup
+    assert warmup.batch_size == 1
+    assert list(warmup.inputs) == ["images"]
+    given = warmup.inputs["images"]
+    assert (given.data_type, list(given.dims)) == (model_config_pb2.TYPE_UINT8, [32, 32, 3])
+    assert given.random_data
+
+
+def test_an_engine(run: Run, engine: Callable[..., Path]) -> None:
+    sizes = [{"min": 1, "opt": 1, "max": 8}, {"min": 1, "opt": 128, "max": 256}]
+    path = engine(profiles=sizes)
+    command = ("package", NAME, "--target", "triton", "--format", "trt", "--precision", "fp16")
+    assert run(*command, "--unproved").status == 0
+    assert (REPOSITORY / NAME / "1" / "model.plan").read_bytes() == path.read_bytes()
+    said = config()
+    assert (said.platform, said.backend) == ("tensorrt_plan", "tensorrt")
+    assert said.max_batch_size == 256
+    (group,) = said.instance_group
+    assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert list(group.profile) == ["0", "1"]
+    readme = (REPOSITORY / "README.md").read_text()
+    assert "10.13.3.9" in readme
+    assert "**This file is not proved.**" in readme
+
+
+def test_a_fixed_batch_is_a_plain_shape(run: Run, model: ModelFolder) -> None:
+    fix_batch(model, 4)
+    assert run("package", NAME, "--target", "triton", "--unproved").status == 0
+    said = config()
+    # The server batches only files whose first dimension is open.
+    assert said.max_batch_size == 0
+    assert not said.HasField("dynamic_batching")
+    assert list(said.input[0].dims) == [4, 32, 32, 3]
+    assert list(said.output[0].dims) == [4, 10]
+    assert list(said.model_warmup[0].inputs["images"].dims) == [4, 32, 32, 3]
+
+
+def test_the_readme_names_the_repository(run: Run) -> None:
+    assert run("package", NAME, "--target", "triton").status == 0
+    readme = (REPOSITORY / "README.md").read_text()
+    assert re.search(r'-v "\$PWD:/models:ro" \S+/tritonserver:\d\d\.\d\d-py3', readme)
+    assert "tritonserver --model-repository=/models" in readme
+    assert f"localhost:8000/v2/models/{NAME}/ready" in readme
+    (python,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    compile(python, "README.md", "exec")
+    names = re.search(r"(?m)^  name: (.+)$", readme)
+    assert names
+    assert names[1] == "simple-cnn"  # Kubernetes takes no underscore

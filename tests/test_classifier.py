@@ -1,0 +1,287 @@
+"""`from cifar_deploy import load`: what it loads, what it takes, what it answers."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cifar_deploy
+from cifar_deploy import Classifier, Prediction, UserError, architectures, load
+from cifar_deploy.architectures import weights
+from cifar_deploy.data import cifar10
+from cifar_deploy.data.dataset import Images
+from cifar_deploy.data.image import read_image
+from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.package import cpp, source
+from cifar_deploy.package.vectors import Vectors
+from cifar_deploy.package.write import write
+from cifar_deploy.store import ModelFolder, sha256_of, write_json
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """An untrained simple_cnn whose logits are far apart, saved and exported."""
+    made = ModelFolder(tmp_path_factory.mktemp("models") / "simple_cnn")
+    torch.manual_seed(5)
+    network = architectures.build("simple_cnn")
+    with torch.no_grad():
+        list(network.parameters())[-2].mul_(20)
+    facts = {
+        "network": "simple_cnn",
+        "stem": "cifar",
+        "classes": list(cifar10.CLASSES),
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.25, 0.3],
+    }
+    weights.save(made.weights, network.state_dict(), facts)
+    stored = {"sha256": sha256_of(made.weights)}
+    write_json(
+        made.card, {"network": "simple_cnn", "weights": stored, "data": {"name": "CIFAR-10"}}
+    )
+    export_onnx(made, "fp32")
+    return made
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def classifier(folder: ModelFolder) -> Classifier:
+    return load(folder.onnx("fp32"), device="cpu")
+
+
+@pytest.fixture
+def package(folder: ModelFolder, images: Images, tmp_path: Path) -> Path:
+    found = source.find(folder, "onnx", "fp32")
+    vectors = Vectors(images, np.zeros((7, 10), np.float32), "nothing", "noise")
+    write(cpp.contents(found, vectors), tmp_path / "package", "package")
+    return tmp_path / "package"
+
+
+# --- answers ------------------------------------------------------------------------------------
+
+
+def test_a_prediction_says_what_the_logits_say(classifier: Classifier, images: Images) -> None:
+    found = classifier.predict(images)
+    logits = classifier.logits(images)
+    shares = torch.from_numpy(logits).double().softmax(1).numpy()
+    assert len(found) == 7
+    for prediction, row, share in zip(found, logits, shares, strict=True):
+        assert isinstance(prediction, Prediction)
+        assert prediction.index == row.argmax()
+        assert prediction.label == cifar10.CLASSES[prediction.index]
+        assert prediction.probability == pytest.approx(share.max())
+        assert np.array_equal(prediction.logits, row)
+        assert prediction.probabilities == pytest.approx(share)
+        order = np.argsort(-row)[:3]
+        assert [name for name, _ in prediction.top(3)] == [cifar10.CLASSES[i] for i in order]
+        assert [p for _, p in prediction.top(3)] == pytest.approx(share[order])
+    assert len({prediction.index for prediction in found}) > 1
+    assert "logits" not in repr(found[0])
+
+
+def test_every_kind_of_picture_gets_the_same_answer(
+    classifier: Classifier, images: Images, tmp_path: Path
+) -> None:
+    wanted = classifier.logits(images)
+    paths = [tmp_path / f"{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    kinds: list[Any] = [
+        images,
+        list(images),
+        tuple(paths),
+        [str(path) for path in paths],
+        (Image.open(path) for path in paths),
+        torch.from_numpy(images),
+        [images[0], paths[1], str(paths[2]), Image.fromarray(images[3]), images[4:6], images[6]],
+        images[::-1][::-1],  # not contiguous
+    ]
+    for kind in kinds:
+        assert np.allclose(classifier.logits(kind), wanted, atol=1e-4), type(kind)
+    singles: list[Any] = [images[0], paths[0], str(paths[0]), Image.fromarray(images[0])]
+    for single in singles:
+        (prediction,) = classifier.predict(single)
+        assert np.allclose(prediction.logits, wanted[0], atol=1e-4), type(single)
+    assert classifier.predict([]) == []
+    assert classifier.logits(images[:0]).shape == (0, 10)
+
+
+def test_other_sizes_are_resized_as_files_are(classifier: Classifier, tmp_path: Path) -> None:
+    large = np.random.default_rng(1).integers(0, 256, (2, 50, 90, 3), np.uint8)
+    path = tmp_path / "large.png"
+    Image.fromarray(large[1]).save(path)
+    wanted = classifier.logits(read_image(path))
+    for picture in (large[1], Image.fromarray(large[1]), path):
+        assert np.allclose(classifier.logits(picture), wanted, atol=1e-4)
+    assert np.allclose(classifier.logits(large)[1:], wanted, atol=1e-4)
+    grey = Image.fromarray(large[0]).convert("LA")
+    assert len(classifier.predict(grey)) == 1
+
+
+def test_an_opened_image_is_turned_as_its_file_is(classifier: Classifier, tmp_path: Path) -> None:
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:16] = 255
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(half).save(path, exif=exif, quality=95)
+    with Image.open(path) as opened:
+        turned = classifier.logits(opened)
+    assert np.allclose(turned, classifier.logits(path))
+    assert not np.allclose(turned, classifier.logits(half), atol=1e-2)
+
+
+# --- what is loaded -----------------------------------------------------------------------------
+
+
+def test_everything_that_can_be_named(
+    folder: ModelFolder, package: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(folder.path.parent))
+    wanted = load(folder.onnx("fp32"), "cpu").logits(images)
+    named = {
+        "simple_cnn": "PyTorch",
+        str(folder.path): "PyTorch",
+        folder.path: "PyTorch",
+        str(folder.onnx("fp32")): "ONNX Runtime",
+        package: "ONNX Runtime",
+        f"{package}/": "ONNX Runtime",
+    }
+    for name, runtime in named.items():
+        loaded = load(name, device="cpu")
+        assert runtime in repr(loaded)
+        assert loaded.classes == cifar10.CLASSES
+        assert np.allclose(loaded.logits(images), wanted, atol=1e-3), name
+
+
+def test_the_command_predicts_with_the_same_code(
+    folder: ModelFolder, package: Path, images: Images, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(images[0]).save(path)
+    command = [sys.executable, "-m", "cifar_deploy", "predict", str(package), str(path)]
+    command += ["--device", "cpu", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (prediction,) = load(package, "cpu").predict(path)
+    assert json.loads(done.stdout)[0]["top"] == [
+        {"class": name, "probability": pytest.approx(share, abs=1e-5)}
+        for name, share in prediction.top(3)
+    ]
+
+
+def test_the_public_face_is_there_without_loading_it() -> None:
+    assert set(cifar_deploy.__all__) <= set(dir(cifar_deploy))
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        _ = cifar_deploy.lod  # type: ignore[attr-defined]
+    assert issubclass(UserError, Exception)
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def test_what_is_no_picture(classifier: Classifier, images: Images, tmp_path: Path) -> None:
+    text = tmp_path / "note.png"
+    text.write_text("not a picture")
+    cut = io.BytesIO()
+    Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(cut, "BMP")
+    cases: list[tuple[Any, str]] = [
+        (tmp_path / "gone.png", "gone.png"),
+        (str(text), "is not an image"),
+        (Image.open(io.BytesIO(cut.getvalue()[:9000])), "cannot be read as an image"),
+        (images.astype(np.float32), r"float32 \[7, 32, 32, 3\]; arrays are uint8"),
+        (images.transpose(0, 3, 1, 2), r"uint8 \[7, 3, 32, 32\]"),
+        (images[0, :, :, 0], r"uint8 \[32, 32\]"),
+        (images[:, :0], r"uint8 \[7, 0, 32, 3\]"),
+        (np.zeros((1, 1, 32, 32, 3), np.uint8), r"uint8 \[1, 1, 32, 32, 3\]"),
+        (torch.zeros(32, 32, 3, requires_grad=True), "Tensor"),
+        (b"\x89PNG", "a bytes is no picture"),
+        (None, "a NoneType is no picture"),
+        ([images[0], 7], "a int is no picture"),
+        ({"a.png": 1}, "a dict is no picture"),
+    ]
+    for picture, said in cases:
+        with pytest.raises(UserError, match=said):
+            classifier.predict(picture)
+
+
+def test_what_cannot_be_loaded(
+    folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(tmp_path))
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "a.tar.gz").write_text("")
+    cases = [
+        ("resnet81", "did you mean resnet18"),
+        ("resnet18", "cifar-deploy train resnet18"),
+        (tmp_path / "gone.onnx", "gone.onnx"),
+        (tmp_path / "a.txt", "no exported format"),
+        (tmp_path / "a.tar.gz", "no exported format"),
+        (tmp_path, "no trained weights"),
+    ]
+    for name, said in cases:
+        with pytest.raises(UserError, match=said):
+            load(name)
+    with pytest.raises(UserError, match="--device tpu"):
+        load(folder.path, device="tpu")
+
+
+def change(line: str, into: str) -> Callable[[Path], None]:
+    def change(package: Path) -> None:
+        path = package / "manifest.txt"
+        text = path.read_text()
+        assert line in text
+        path.write_text(text.replace(line, into))
+
+    return change
+
+
+def append(name: str, data: bytes) -> Callable[[Path], None]:
+    def append(package: Path) -> None:
+        with (package / name).open("ab") as out:
+            out.write(data)
+
+    return append
+
+
+def test_labels_that_are_no_text(package: Path) -> None:
+    labels = package / "labels.txt"
+    before = sha256_of(labels)
+    labels.write_bytes(b"\xff\n" * 10)
+    change(before, sha256_of(labels))(package)
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        load(package)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (append("model.onnx", b"\0"), "model.onnx is not the file that manifest.txt speaks of"),
+        (append("labels.txt", b"zebra\n"), "labels.txt is not the file"),
+        (append("manifest.txt", b"file other.onnx\n"), "file stands in it twice"),
+        (append("manifest.txt", b"\xff"), "is no manifest"),
+        (append("manifest.txt", b"x" * 65536), "more than 65536 bytes"),
+        (change("format 1", "format 2"), "its format is 2"),
+        (change("file model.onnx", "file ../model.onnx"), "no plain file name"),
+        (change("file model.onnx", "file a\0b"), "no plain file name"),
+        (change("file model.onnx", "file include"), "Is a directory"),
+        (change("labels labels.txt\n", "labels model.onnx\n"), "model.onnx is not the file"),
+        (change("file model.onnx\n", ""), "file is missing"),
+        (change("file model.onnx", "file gone.onnx"), "gone.onnx"),
+        (change("classes 10", "classes 9"), "has 10 names"),
+    ],
+)
+def test_a_damaged_package(package: Path, damage: Callable[[Path], None], said: str) -> None:
+    damage(package)
+    with pytest.raises(UserError, match=said):
+        load(package)

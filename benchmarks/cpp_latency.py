@@ -3,9 +3,9 @@
     cmake -S cpp -B build/cpp -D OpenVINO_DIR=... -D ONNXRUNTIME_ROOT=... && cmake --build build/cpp
     python benchmarks/cpp_latency.py PACKAGE build/cpp/bin/benchmark --json FILE
 
-PACKAGE is what `cifar-deploy package MODEL --target cpp` wrote. In each round C++ and Python run one
-after the other for --seconds, every other round Python first, with as many threads: what the
-machine does otherwise falls on both. A call in C++ goes from pixels to a filled prediction, with
+PACKAGE is what `cifar-deploy package MODEL --target cpp` wrote. C++ and Python take turns
+of a few calls, each with as many threads, so that what else the machine does falls on both; a pair
+of turns gives one ratio. A call in C++ goes from pixels to a filled prediction, with
 softmax and label; a call in Python from a uint8 array to the logits, in the cheapest way that the
 runtime's Python package has.
 """
@@ -27,7 +27,8 @@ import numpy as np
 from cifar_deploy.device import cpu_name
 
 Call = Callable[[], object]
-WARM_UP = 20  # calls; the C++ program goes on until its times are steady
+WARM_UP = 50  # calls
+CALLS_A_TURN = 9
 
 
 def openvino_call(model: Path, threads: int, image: np.ndarray) -> tuple[str, Call]:
@@ -66,66 +67,86 @@ def onnxruntime_call(model: Path, threads: int, image: np.ndarray) -> tuple[str,
 CALLS = {"openvino": openvino_call, "onnxruntime": onnxruntime_call}
 
 
-def from_python(call: Call, seconds: float) -> list[float]:
-    """Times of calls for about `seconds`, in milliseconds."""
-    for _ in range(WARM_UP):
-        call()
+def from_python(call: Call, calls: int) -> list[float]:
+    """Times of `calls` calls, in milliseconds."""
     times = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    for _ in range(calls):
         start = time.perf_counter_ns()
         call()
         times.append((time.perf_counter_ns() - start) / 1e6)
     return times
 
 
-def from_cpp(program: Path, package: Path, backend: str, threads: int, seconds: float) -> Any:
-    """What the program `benchmark` measured, as it writes it."""
-    command = [program, package, "--backend", backend, "--threads", threads, "--batch", 1]
-    command += ["--seconds", seconds, "--json", "--samples"]
-    words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr.strip())
-    return json.loads(done.stdout)
+class FromCpp:
+    """The program `benchmark`, which times as many calls as it is told to."""
+
+    def __init__(self, given: argparse.Namespace, backend: str) -> None:
+        command = [given.program, given.package, "--backend", backend, "--on-request"]
+        command += ["--threads", given.threads, "--batch", 1]
+        self._process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, calls: int) -> list[float]:
+        """Times of `calls` calls, in milliseconds."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{calls}\n")
+        self._process.stdin.flush()
+        times = [float(word) for word in self._process.stdout.readline().split()]
+        if len(times) != calls:
+            sys.exit(f"{self._process.args!r} ended early")
+        return times
+
+    def close(self) -> None:
+        """End the program."""
+        self._process.communicate()
 
 
 def summary(times: list[float]) -> dict[str, float]:
     """Percentiles of a call, in milliseconds."""
     p50, p90, p99 = np.percentile(times, (50, 90, 99))
-    found = {"calls": len(times), "min": min(times), "p50": p50, "p90": p90, "p99": p99}
-    return {key: round(float(value), 4) for key, value in found.items()}
+    found = {"min": min(times), "p50": p50, "p90": p90, "p99": p99}
+    return {"calls": len(times), **{key: round(float(value), 4) for key, value in found.items()}}
 
 
 def compare(given: argparse.Namespace, backend: str) -> dict[str, Any]:
-    """Both ways of one runtime, in interleaved rounds."""
+    """Both ways of one runtime, in turns."""
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     runtime, call = CALLS[backend](given.package / "model.onnx", given.threads, image)
-    cpp: list[float] = []
-    python: list[float] = []
-    ratios = []
-    load = []
-    for number in range(given.rounds):
-        load.append(os.getloadavg()[0])
-        here: list[float] = []
-        if number % 2:
-            here = from_python(call, given.seconds)
-        found = from_cpp(given.program, given.package, backend, given.threads, given.seconds)
-        if not number % 2:
-            here = from_python(call, given.seconds)
-        there = found["sweep"][0]["times"]
-        ratios.append(statistics.median(there) / statistics.median(here))
-        cpp += there
-        python += here
+    cpp = FromCpp(given, backend)
+    ways: dict[str, Callable[[int], list[float]]] = {
+        "cpp": cpp,
+        "python": lambda calls: from_python(call, calls),
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    medians: dict[str, list[float]] = {way: [] for way in ways}
+    load = [os.getloadavg()[0]]
+    for way in ways.values():
+        way(WARM_UP)
+    for number in range(given.turns):
+        for name in sorted(ways, reverse=bool(number % 2)):
+            ways[name](1)  # the other way's threads come to rest
+            found = ways[name](CALLS_A_TURN)
+            times[name] += found
+            medians[name].append(statistics.median(found))
+    cpp.close()
+    load.append(os.getloadavg()[0])
+    pairs = np.array(medians["cpp"]) / np.array(medians["python"])
+    # The median ratio and its 95 % interval, from resampled turns.
+    resampled = np.random.default_rng(0).choice(pairs, (2000, len(pairs)))
+    low, high = np.percentile(np.median(resampled, 1), (2.5, 97.5))
     return {
         "backend": backend,
-        "cpp_runtime": found["runtime"],
-        "python_runtime": runtime,
-        "cpp_ms": summary(cpp),
-        "python_ms": summary(python),
-        "p50_cpp_over_python": {
-            "median_of_rounds": round(statistics.median(ratios), 4),
-            "rounds": [round(ratio, 4) for ratio in ratios],
+        "runtime": runtime,
+        "cpp_ms": summary(times["cpp"]),
+        "python_ms": summary(times["python"]),
+        "cpp_over_python": {
+            "median_of_turns": round(float(np.median(pairs)), 4),
+            "interval_95": [round(float(low), 4), round(float(high), 4)],
         },
         "load_average_1_min": [round(value, 2) for value in load],
     }
@@ -138,8 +159,7 @@ def main() -> None:
     parser.add_argument("program", type=Path, help="cpp/'s benchmark, built with the backends")
     parser.add_argument("--backend", action="append", choices=list(CALLS), help="(both)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=2.0, help="a round and side (2)")
+    parser.add_argument("--turns", type=int, default=200, help="of each way (200)")
     parser.add_argument("--json", type=Path, help="write the result here as well")
     given = parser.parse_args()
     manifest = dict(
@@ -152,6 +172,8 @@ def main() -> None:
         "file_sha256": manifest["sha256"],
         "cpu": cpu_name(),
         "threads": given.threads,
+        "turns": given.turns,
+        "calls_a_turn": CALLS_A_TURN,
         "results": [compare(given, backend) for backend in given.backend or CALLS],
     }
     text = json.dumps(report, indent=2) + "\n"

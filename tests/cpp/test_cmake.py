@@ -23,7 +23,7 @@ FIND = "find_package(cifar_deploy 0.1 REQUIRED)"
 SUBDIRECTORY = 'add_subdirectory("${CPP}" cifar_deploy)'
 FETCH = """
 include(FetchContent)
-FetchContent_Declare(cifar_deploy SOURCE_DIR "${CPP}")
+FetchContent_Declare(cifar_deploy SOURCE_DIR "${CPP}/.." SOURCE_SUBDIR cpp)
 FetchContent_MakeAvailable(cifar_deploy)
 """
 

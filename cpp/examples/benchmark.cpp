@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <iostream>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@ namespace {
 
 using cifar_deploy::Error;
 using cifar_deploy::ErrorCode;
+using Clock = std::chrono::steady_clock;
 
 constexpr const char* usage =
     "usage: benchmark FOLDER [options]\n"
@@ -27,7 +29,8 @@ constexpr const char* usage =
     "  --batch N,N,...  batch sizes (1,8,32,128)\n"
     "  --seconds S      a batch size (2)\n"
     "  --json           for programs: times in milliseconds\n"
-    "  --samples        with --json, every single time too\n"
+    "  --on-request     read a number of calls a line, print their times in ms, until the end\n"
+    "                   of the input; with the first batch size (for comparisons in turns)\n"
     "  --backend NAME   openvino or onnxruntime; else the package's own\n"
     "  --device NAME    auto, cpu, cuda, cuda:N (auto)\n"
     "  --threads N      of the CPU (as the runtime thinks right)\n";
@@ -38,14 +41,13 @@ struct Arguments {
     double seconds = 2;
     cifar_deploy::LoadOptions options;
     bool json = false;
-    bool samples = false;
+    bool on_request = false;
     bool help = false;
 };
 
 struct Timing {
     std::size_t batch = 0;
     std::vector<double> sorted;  // milliseconds a call
-    std::vector<double> times;   // the same, in order
 
     // As numpy.percentile: linear between the two nearest.
     double percentile(double q) const {
@@ -89,8 +91,8 @@ Arguments parse(int count, char** words) {
             arguments.help = true;
         } else if (word == "--json") {
             arguments.json = true;
-        } else if (word == "--samples") {
-            arguments.samples = true;
+        } else if (word == "--on-request") {
+            arguments.on_request = true;
         } else if (word == "--seconds") {
             arguments.seconds = positive(word, value(), 3600);
         } else if (word == "--threads") {
@@ -128,26 +130,40 @@ Arguments parse(int count, char** words) {
     return arguments;
 }
 
-Timing measure(cifar_deploy::Classifier& classifier, std::size_t batch, double seconds) {
-    using Clock = std::chrono::steady_clock;
-    const auto& manifest = classifier.manifest();
-    const std::size_t pixels = manifest.height * manifest.width * 3;
-    std::vector<std::uint8_t> rgb(batch * pixels);
-    std::uint32_t state = 1;  // noise, the same every time
-    for (auto& value : rgb) {
-        state = state * 1664525U + 1013904223U;
-        value = static_cast<std::uint8_t>(state >> 24);
+// A batch of noise, the same every time, and room for what comes of it.
+class Workload {
+public:
+    Workload(cifar_deploy::Classifier& classifier, std::size_t batch)
+        : classifier_(classifier), images_(batch), predictions_(batch) {
+        const auto& manifest = classifier.manifest();
+        const std::size_t pixels = manifest.height * manifest.width * 3;
+        rgb_.resize(batch * pixels);
+        std::uint32_t state = 1;
+        for (auto& value : rgb_) {
+            state = state * 1664525U + 1013904223U;
+            value = static_cast<std::uint8_t>(state >> 24);
+        }
+        for (std::size_t i = 0; i < batch; ++i) {
+            images_[i] = {rgb_.data() + i * pixels, manifest.width, manifest.height};
+        }
     }
-    std::vector<cifar_deploy::Image> images(batch);
-    for (std::size_t i = 0; i < batch; ++i) {
-        images[i] = {rgb.data() + i * pixels, manifest.width, manifest.height};
-    }
-    std::vector<cifar_deploy::Prediction> predictions(batch);
-    const auto one = [&] {
+
+    // One call, in milliseconds.
+    double operator()() {
         const auto start = Clock::now();
-        classifier.classify_batch(images, predictions);
+        classifier_.classify_batch(images_, predictions_);
         return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-    };
+    }
+
+private:
+    cifar_deploy::Classifier& classifier_;
+    std::vector<std::uint8_t> rgb_;
+    std::vector<cifar_deploy::Image> images_;
+    std::vector<cifar_deploy::Prediction> predictions_;
+};
+
+Timing measure(cifar_deploy::Classifier& classifier, std::size_t batch, double seconds) {
+    Workload one(classifier, batch);
     const auto after = [](double s) {
         return Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                   std::chrono::duration<double>(s));
@@ -166,12 +182,19 @@ Timing measure(cifar_deploy::Classifier& classifier, std::size_t batch, double s
     }
     Timing timing;
     timing.batch = batch;
-    for (const auto end = after(seconds); timing.times.size() < 3 || Clock::now() < end;) {
-        timing.times.push_back(one());
+    for (const auto end = after(seconds); timing.sorted.size() < 3 || Clock::now() < end;) {
+        timing.sorted.push_back(one());
     }
-    timing.sorted = timing.times;
     std::sort(timing.sorted.begin(), timing.sorted.end());
     return timing;
+}
+
+void serve(cifar_deploy::Classifier& classifier, std::size_t batch) {
+    Workload one(classifier, batch);
+    for (std::size_t calls = 0; std::cin >> calls;) {
+        for (; calls != 0; --calls) std::cout << one() << (calls == 1 ? "" : " ");
+        std::cout << std::endl;
+    }
 }
 
 // `text` as a JSON string.
@@ -193,8 +216,7 @@ std::string quoted(const std::string& text) {
     return result + '"';
 }
 
-void print_json(const cifar_deploy::Classifier& classifier, const std::vector<Timing>& timings,
-                bool samples) {
+void print_json(const cifar_deploy::Classifier& classifier, const std::vector<Timing>& timings) {
     const auto& manifest = classifier.manifest();
     std::printf("{\n  \"model\": %s,\n  \"precision\": %s,\n  \"runtime\": %s,\n  \"sweep\": [",
                 quoted(manifest.model).c_str(), quoted(manifest.precision).c_str(),
@@ -203,15 +225,8 @@ void print_json(const cifar_deploy::Classifier& classifier, const std::vector<Ti
     for (const Timing& t : timings) {
         std::printf("%s\n    {\"batch\": %zu, \"calls\": %zu, \"min\": %.6g, \"p50\": %.6g, "
                     "\"p90\": %.6g, \"p99\": %.6g, \"images_per_second\": %.6g",
-                    comma, t.batch, t.times.size(), t.sorted.front(), t.percentile(50),
+                    comma, t.batch, t.sorted.size(), t.sorted.front(), t.percentile(50),
                     t.percentile(90), t.percentile(99), t.images_per_second());
-        if (samples) {
-            std::printf(", \"times\": [");
-            for (std::size_t i = 0; i < t.times.size(); ++i) {
-                std::printf("%s%.6g", i == 0 ? "" : ", ", t.times[i]);
-            }
-            std::printf("]");
-        }
         std::printf("}");
         comma = ",";
     }
@@ -225,7 +240,7 @@ void print_table(const cifar_deploy::Classifier& classifier, const std::vector<T
     std::printf("%6s %7s %9s %9s %9s %9s %10s\n", "batch", "calls", "min", "p50", "p90", "p99",
                 "images/s");
     for (const Timing& t : timings) {
-        std::printf("%6zu %7zu %9.3f %9.3f %9.3f %9.3f %10.0f\n", t.batch, t.times.size(),
+        std::printf("%6zu %7zu %9.3f %9.3f %9.3f %9.3f %10.0f\n", t.batch, t.sorted.size(),
                     t.sorted.front(), t.percentile(50), t.percentile(90), t.percentile(99),
                     t.images_per_second());
     }
@@ -241,12 +256,16 @@ int main(int count, char** words) {
             return 0;
         }
         auto classifier = cifar_deploy::Classifier::load(arguments.folder, arguments.options);
+        if (arguments.on_request) {
+            serve(classifier, arguments.batches.front());
+            return 0;
+        }
         std::vector<Timing> timings;
         for (const std::size_t batch : arguments.batches) {
             timings.push_back(measure(classifier, batch, arguments.seconds));
         }
         if (arguments.json) {
-            print_json(classifier, timings, arguments.samples);
+            print_json(classifier, timings);
         } else {
             print_table(classifier, timings);
         }

@@ -2,7 +2,7 @@
 //   probe sha256                      of the input, in hexadecimal
 //   probe resize W H                  an RGB image W x H to 32 x 32
 //   probe logits FOLDER BACKEND N     images of 32 x 32, N at a time, to float32 logits
-//   probe allocations FOLDER BACKEND  heap allocations of classify_batch and of the bare runtime
+//   probe allocations FOLDER BACKEND  heap allocations of classify_batch once warm
 #include <cifar_deploy/classifier.hpp>
 
 #include <algorithm>
@@ -28,8 +28,8 @@ using cifar_deploy::Span;
 
 constexpr std::size_t side = 32;
 constexpr std::size_t pixels = side * side * 3;
-constexpr std::size_t calls = 5;
-const std::vector<std::size_t> batches{1, 3, 2};  // each is run in turn, again and again
+constexpr std::size_t calls = 2;
+const std::vector<std::size_t> batches{3, 1, 2};  // each is run in turn, again and again
 
 std::string standard_input() {
     return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
@@ -73,92 +73,45 @@ int logits(const std::string& folder, const std::string& backend, std::size_t ba
     return 0;
 }
 
-// Allocations of `calls` rounds of `work` over the batch sizes, after one round to warm up.
 template <class Work>
-std::size_t counted(Work&& work) {
-    for (const std::size_t batch : batches) work(batch);
-    const std::size_t before = allocations;
-    for (std::size_t i = 0; i < calls; ++i) {
-        for (const std::size_t batch : batches) work(batch);
-    }
-    return allocations - before;
+Allocations during(Work&& work) {
+    allocations = {};
+    counting = true;
+    work();
+    counting = false;
+    return allocations;
 }
 
-std::size_t counted(Classifier& classifier, std::size_t image_side) {
+// Allocations of `calls` rounds over the batch sizes, after one round to warm up.
+Allocations counted(Classifier& classifier, std::size_t image_side) {
     const std::vector<std::uint8_t> rgb(image_side * image_side * 3, 77);
     const std::vector<Image> images(3, Image{rgb.data(), image_side, image_side});
     std::vector<Prediction> predictions(3);
-    return counted([&](std::size_t batch) {
-        classifier.classify_batch({images.data(), batch}, {predictions.data(), batch});
+    const auto round = [&] {
+        for (const std::size_t batch : batches) {
+            classifier.classify_batch({images.data(), batch}, {predictions.data(), batch});
+        }
+    };
+    round();
+    return during([&] {
+        for (std::size_t i = 0; i < calls; ++i) round();
     });
 }
 
-// The same calls of the runtime without the library, for what it allocates on this thread itself.
-std::size_t counted_bare(const std::string& folder, const std::string& backend) {
-    const auto model = cifar_deploy::detail::read_file(folder + "/model.onnx", 1U << 30);
-#ifdef CIFAR_DEPLOY_HAS_OPENVINO
-    if (backend == "openvino") {
-        ov::Core core;
-        auto compiled = core.compile_model(
-            core.read_model(model, ov::Tensor()), "CPU",
-            ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
-            ov::hint::inference_precision(ov::element::f32), ov::inference_num_threads(1));
-        auto request = compiled.create_infer_request();
-        std::vector<ov::Tensor> in(4);
-        std::vector<ov::Tensor> out(4);
-        for (const std::size_t batch : batches) {
-            in[batch] = ov::Tensor(ov::element::u8, {batch, side, side, 3});
-            out[batch] = ov::Tensor(ov::element::f32, {batch, 10});
-        }
-        return counted([&](std::size_t batch) {
-            request.set_input_tensor(in[batch]);
-            request.set_output_tensor(out[batch]);
-            request.infer();
-        });
-    }
-#endif
-#ifdef CIFAR_DEPLOY_HAS_ONNXRUNTIME
-    if (backend == "onnxruntime") {
-        const Ort::Env env(ORT_LOGGING_LEVEL_FATAL);
-        Ort::SessionOptions settings;
-        settings.SetIntraOpNumThreads(1);
-        Ort::Session session(env, model.data(), model.size(), settings);
-        const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-        std::vector<std::uint8_t> images(3 * pixels);
-        std::vector<float> results(30);
-        std::vector<Ort::Value> in;
-        std::vector<Ort::Value> out;
-        for (std::int64_t batch = 0; batch < 4; ++batch) {
-            const std::int64_t from[] = {batch, 32, 32, 3};
-            const std::int64_t to[] = {batch, 10};
-            in.push_back(Ort::Value::CreateTensor<std::uint8_t>(memory, images.data(),
-                                                                images.size(), from, 4));
-            out.push_back(
-                Ort::Value::CreateTensor<float>(memory, results.data(), results.size(), to, 2));
-        }
-        const char* const input = "images";
-        const char* const output = "logits";
-        return counted([&](std::size_t batch) {
-            session.Run(Ort::RunOptions{nullptr}, &input, &in[batch], 1, &output, &out[batch], 1);
-        });
-    }
-#endif
-    std::fprintf(stderr, "no %s\n", backend.c_str());
-    std::exit(2);
+void print(const char* name, const Allocations& found, const char* end) {
+    std::printf("\"%s\": {\"program\": %zu, \"others\": %zu}%s", name, found.program, found.others,
+                end);
 }
 
 int report_allocations(const std::string& folder, const std::string& backend) {
     Classifier fake = fake_classifier();
-    const std::size_t start = allocations;
-    // With more threads this one takes a varying share of the runtime's work, and of its memory.
-    LoadOptions options = options_for(backend);
-    options.threads = 1;
-    Classifier classifier = Classifier::load(folder, options);
-    const std::size_t load = allocations - start;
-    std::printf("{\"rounds\": %zu, \"fake\": %zu, \"fake_resized\": %zu, \"load\": %zu, ", calls,
-                counted(fake, side), counted(fake, 200), load);
-    std::printf("\"ours\": %zu, \"ours_resized\": %zu, \"bare\": %zu}\n", counted(classifier, side),
-                counted(classifier, 100), counted_bare(folder, backend));
+    Classifier classifier = Classifier::load(folder, options_for(backend));
+    std::printf("{");
+    print("making_one", during([] { fake_classifier(); }), ", ");
+    print("fake", counted(fake, side), ", ");
+    print("fake_resized", counted(fake, 200), ", ");
+    print("batches", counted(classifier, side), ", ");
+    print("batches_resized", counted(classifier, 100), "}\n");
     return 0;
 }
 

@@ -92,16 +92,17 @@ def test_resizing_is_pythons(width: int, height: int, built: Path) -> None:
 
 
 def test_classify_batch_allocates_nothing(built: Path, packed: Callable[[str], Packed]) -> None:
-    # Heap allocations of the calling thread in 5 rounds of three batch sizes after a first round:
-    # with a runtime that takes none, and with OpenVINO beside the same calls of OpenVINO alone.
+    # Of the calling thread, in 2 rounds of three batch sizes after a first round. The runtime takes
+    # memory inside its own inference, as it would without us; so each allocation is counted for the
+    # library whose code asked for it, and none may be asked for by ours.
     done = run(built / "probe", "allocations", packed("fp32").folder, "openvino")
     counted = json.loads(done.stdout)
-    assert counted["rounds"] == 5
-    assert counted["load"] > 1000  # what OpenVINO allocates is counted
-    assert counted["fake"] == 0
-    assert counted["fake_resized"] == 0
-    assert counted["ours"] == counted["bare"]
-    assert counted["ours_resized"] == counted["bare"]
+    assert counted["making_one"]["program"] > 5  # both are seen where they happen
+    assert counted["batches"]["others"] > 10
+    for what in ("fake", "fake_resized"):  # without a runtime there is nothing at all
+        assert counted[what] == {"program": 0, "others": 0}
+    for what in ("batches", "batches_resized"):
+        assert counted[what]["program"] == 0, what
 
 
 # --- classify -----------------------------------------------------------------------------------
@@ -252,20 +253,22 @@ def test_wrong_options_are_told(built: Path, copied: Path) -> None:
 def test_benchmark_gives_the_tables_terms(built: Path, packed: Callable[[str], Packed]) -> None:
     folder = packed("fp32").folder
     words = ("--batch", "1,4", "--seconds", "0.2", "--threads", "1")
-    found = json.loads(run(built / "benchmark", folder, *words, "--json", "--samples").stdout)
+    found = json.loads(run(built / "benchmark", folder, *words, "--json").stdout)
     assert [timing["batch"] for timing in found["sweep"]] == [1, 4]
     assert found["runtime"].startswith("OpenVINO")
     for timing in found["sweep"]:
-        times = np.array(timing["times"])
-        assert timing["calls"] == len(times) >= 3
-        assert timing["min"] == pytest.approx(times.min(), rel=1e-4)
-        for q in (50, 90, 99):
-            assert timing[f"p{q}"] == pytest.approx(np.percentile(times, q), rel=1e-4)
+        assert timing["calls"] >= 3
+        order = [timing[key] for key in ("min", "p50", "p90", "p99")]
+        assert order[0] > 0
+        assert order == sorted(order)
         per_second = 1000 * timing["batch"] / timing["p50"]
         assert timing["images_per_second"] == pytest.approx(per_second, rel=1e-4)
     table = run(built / "benchmark", folder, *words).stdout.decode()
     columns = ["batch", "calls", "min", "p50", "p90", "p99", "images/s"]
     assert table.splitlines()[1].split() == columns
+    done = run(built / "benchmark", folder, "--batch", "2", "--on-request", given=b"3\n1\n")
+    turns = [[float(word) for word in line.split()] for line in done.stdout.splitlines()]
+    assert [len(turn) for turn in turns] == [3, 1]
     for bad in (("--batch", "0"), ("--batch", "1,x"), ("--seconds", "-1"), ("--batch", "2000")):
         run(built / "benchmark", folder, *bad, status=2)
 

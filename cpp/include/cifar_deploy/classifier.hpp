@@ -112,9 +112,9 @@ public:
         classify_batch(Span<const Image>(&image, 1), Span<Prediction>(&prediction, 1));
     }
 
-    // Images of any sizes, up to max_batch(); `predictions` has as many places. After a first call
-    // with as large a batch and as large images, it takes no memory from the heap, apart from what
-    // the runtime itself does. The predictions are unchanged where it throws Error.
+    // Images of any sizes, up to max_batch(); `predictions` has as many places. Once each batch size
+    // in use was run, the largest first, and with the largest images, it takes no memory from the
+    // heap; only the runtime may. The predictions are unchanged where it throws Error.
     void classify_batch(Span<const Image> images, Span<Prediction> predictions) {
         State& state = valid();
         if (images.size() != predictions.size()) {

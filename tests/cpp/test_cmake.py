@@ -1,0 +1,122 @@
+"""The ways in which a project takes the library, and what CMake says when something is missing."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from building import CPP, RUNTIMES, Packed, cmake, need, openvino_options, run, without
+from PIL import Image
+
+import cifar_deploy
+from cifar_deploy.data.dataset import Dataset
+
+PROJECT = """
+cmake_minimum_required(VERSION 3.21)
+project(consumer LANGUAGES CXX)
+{take}
+add_executable(minimal minimal.cpp)
+target_link_libraries(minimal PRIVATE cifar_deploy::cifar_deploy)
+"""
+FIND = "find_package(cifar_deploy 0.1 REQUIRED)"
+SUBDIRECTORY = 'add_subdirectory("${CPP}" cifar_deploy)'
+FETCH = """
+include(FetchContent)
+FetchContent_Declare(cifar_deploy SOURCE_DIR "${CPP}/.." SOURCE_SUBDIR cpp)
+FetchContent_MakeAvailable(cifar_deploy)
+"""
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the library was installed to; that needs no runtime."""
+    need("cmake", "ninja", "c++")
+    folder = tmp_path_factory.mktemp("install")
+    options = [*without(*RUNTIMES), "-DCIFAR_DEPLOY_BUILD_TESTS=OFF"]
+    cmake(CPP, folder / "build", [*options, "-DCIFAR_DEPLOY_BUILD_EXAMPLES=OFF"])
+    run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
+    return folder / "prefix"
+
+
+@pytest.mark.parametrize("way", ["find_package", "add_subdirectory", "FetchContent"])
+def test_a_project_takes_the_library(
+    way: str,
+    installed: Path,
+    packed: Callable[[str], Packed],
+    real_data: Dataset,
+    tmp_path: Path,
+) -> None:
+    take = {"find_package": FIND, "add_subdirectory": SUBDIRECTORY, "FetchContent": FETCH}[way]
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT.format(take=take))
+    shutil.copy(CPP / "examples" / "minimal.cpp", tmp_path)
+    options = [f"-DCPP={CPP}", *openvino_options(), *without(*RUNTIMES[1:])]
+    said = cmake(tmp_path, tmp_path / "build", [*options, f"-DCMAKE_PREFIX_PATH={installed}"])
+    assert "cifar_deploy: with OpenVINO" in said
+    picture = tmp_path / "picture.ppm"
+    Image.fromarray(real_data.test.images[0]).resize((100, 80)).save(picture)
+    done = run(tmp_path / "build" / "minimal", packed("fp32").folder, picture)
+    assert re.fullmatch(r"cat \d+\.\d %\n", done.stdout.decode())
+    assert b"no folder" in run(tmp_path / "build" / "minimal", "none", picture, status=2).stderr
+
+
+def configured(tmp_path: Path, *options: str) -> str:
+    need("cmake", "ninja", "c++")
+    # As on a machine without any of them.
+    bare = [f"-DCMAKE_DISABLE_FIND_PACKAGE_{name}=ON" for name in ("OpenVINO",)]
+    done = run(
+        *("cmake", "-S", CPP, "-B", tmp_path / "build", "-G", "Ninja", *bare, *options),
+        status=1 if any(option.endswith("=ON") for option in options) else 0,
+    )
+    return " ".join((done.stdout + done.stderr).decode().split())
+
+
+@pytest.mark.parametrize(
+    ("option", "path"),
+    [
+        ("OPENVINO", "OpenVINO_DIR"),
+        ("ONNXRUNTIME", "ONNXRUNTIME_ROOT"),
+        ("TENSORRT", "TENSORRT_ROOT"),
+        ("TENSORRT_RTX", "TENSORRT_RTX_ROOT"),
+    ],
+)
+def test_cmake_names_the_path_to_set(option: str, path: str, tmp_path: Path) -> None:
+    said = configured(tmp_path, f"-DCIFAR_DEPLOY_WITH_{option}=ON")
+    assert f"CIFAR_DEPLOY_WITH_{option} is ON, and" in said
+    assert f"Set {path} to the folder" in said
+
+
+def test_cmake_says_what_is_missing_where_nothing_is_demanded(tmp_path: Path) -> None:
+    said = configured(tmp_path)
+    for path in ("OpenVINO_DIR", "ONNXRUNTIME_ROOT", "TENSORRT_ROOT", "TENSORRT_RTX_ROOT"):
+        assert f"To use it: Set {path} to" in said
+    assert "no runtime was found" in said
+
+
+def test_both_tensorrts_in_one_program_are_refused(tmp_path: Path) -> None:
+    both = [f"-DCIFAR_DEPLOY_WITH_TENSORRT{kind}=ON" for kind in ("", "_RTX")]
+    assert "TensorRT or TensorRT for RTX, not both" in configured(tmp_path, *both)
+
+
+def test_warnings_in_the_headers_are_errors(tmp_path: Path) -> None:
+    # Of a copy with a narrowing conversion: what CMakeLists.txt promises holds for the headers too.
+    need("cmake", "ninja", "c++")
+    shutil.copytree(CPP, tmp_path / "cpp")
+    header = tmp_path / "cpp" / "include" / "cifar_deploy" / "sha256.hpp"
+    header.write_text(header.read_text() + "\ninline char narrow(int wide) { return wide; }\n")
+    options = ["-S", tmp_path / "cpp", "-B", tmp_path / "build", "-G", "Ninja"]
+    run("cmake", *options, *without(*RUNTIMES))
+    done = run("cmake", "--build", tmp_path / "build", "--target", "minimal", status=1)
+    assert b"-Werror" in done.stdout
+
+
+def test_the_version_is_the_programs() -> None:
+    text = (CPP / "CMakeLists.txt").read_text()
+    found = re.search(r"project\(cifar_deploy VERSION ([\d.]+)", text)
+    assert found is not None
+    assert found[1] == cifar_deploy.__version__.split("+")[0]
+
+
+def test_the_minimal_program_is_minimal() -> None:
+    lines = (CPP / "examples" / "minimal.cpp").read_text().splitlines()
+    assert len(lines) <= 40

@@ -71,6 +71,12 @@ def alternating(first: torch.Tensor, epoch: int) -> torch.Tensor:
     return first.logical_not() if epoch % 2 else first
 
 
+def mixes(options: Augment, seed: int) -> str:
+    """Which of "mixup" and "cutmix" the batch of `seed` gets; "": neither."""
+    names = [name for name in ("mixup", "cutmix") if getattr(options, name)]
+    return random.Random(seed).choice(names) if names else ""
+
+
 def mix(
     images: torch.Tensor, options: Augment, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -81,13 +87,12 @@ def mix(
     the labels' shares are the same. Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019,
     arXiv:1905.04899.
     """
-    chance = random.Random(seed)
-    alphas = {"mixup": options.mixup, "cutmix": options.cutmix}
-    names = [name for name, alpha in alphas.items() if alpha]
-    if not names:
+    name = mixes(options, seed)
+    if not name:
         return images, None
-    name = chance.choice(names)
-    share = chance.betavariate(alphas[name], alphas[name])
+    chance = random.Random(seed + 1)
+    alpha = getattr(options, name)
+    share = chance.betavariate(alpha, alpha)
     if name == "mixup":
         images = torch.lerp(images.flip(0).float(), images.float(), share)
     else:

@@ -79,7 +79,7 @@ def _download(place: Path) -> Dataset:
         with (
             tempfile.TemporaryDirectory(dir=place, prefix=".download-") as room,
             contextlib.redirect_stdout(sys.stderr),  # the answer of --json stays alone on stdout
-            _patience(),
+            patience(),
         ):
             download_and_extract_archive(
                 CIFAR10.url, room, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5
@@ -98,7 +98,7 @@ def _download(place: Path) -> Dataset:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Give up on a connection that says nothing; by default Python waits without end."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)

@@ -131,9 +131,9 @@ def _imagenet(network: nn.Module, name: str, file: Path | None) -> Start:
     dropped = PRETRAINED[name][1]
     state = {k: v for k, v in state.items() if not k.startswith(dropped)}
     stem = "conv1.weight"
-    if stem in state and state[stem].shape[2:] == (7, 7):
-        wanted = network.get_parameter(stem)
-        if wanted.shape[2:] == (3, 3):
+    wanted = network.state_dict().get(stem)
+    if wanted is not None and stem in state:
+        if wanted.shape[2:] == (3, 3) and state[stem].shape[2:] == (7, 7):
             state[stem] = smaller_stem(state[stem])
     head = classifier(network)
     _fill(network, state, [head], str(file or f"torchvision's {PRETRAINED[name][0]}"))

@@ -137,7 +137,8 @@ class Trainer:
         self.lookahead = Lookahead(self.network, ahead) if ahead else None
         self.optimizer = make_optimizer(self.network, recipe.optimizer, factors)
         self.bf16 = use_bf16(recipe, device)
-        # Of the epoch: loss, correct answers, and steps before the loss was no number.
+        # Of the epoch: loss, correct answers, and steps before the loss was no number; this
+        # process's part of each.
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         if self._there:
             self._restore(*self._there)
@@ -364,8 +365,10 @@ class Trainer:
             if self.average:
                 self.average.update()
             self.loss = loss.detach()
-            self.sums[:2] += statistics
-            self.sums[2] += self.sums[0].isfinite()
+            world = self.ranks.world  # a process's loss is the mean of its part of the batch
+            self.sums[0] += statistics[0] / world
+            self.sums[1] += statistics[1]
+            self.sums[2] += self.sums[0].isfinite() / world
 
     def _part(self, name: str) -> contextlib.AbstractContextManager[None]:
         return self.profile.part(name) if self.profile else contextlib.nullcontext()
@@ -423,14 +426,13 @@ class Trainer:
 
     def _read_back(self, batches: int) -> tuple[float, float]:
         """Mean loss and accuracy of the epoch so far. Raises UserError for a loss that is nan."""
-        world = self.ranks.world
         loss, correct, finite = self.ranks.total(self.sums).tolist()
         if not math.isfinite(loss):
             epoch = (self.state.step - 1) // self.steps_per_epoch
-            step = epoch * self.steps_per_epoch + int(finite) // world + 1
+            step = epoch * self.steps_per_epoch + round(finite) + 1
             raise UserError(self._diverged(f"the loss is not a number at step {step}"))
         images = batches * self.job.recipe.train.batch_size
-        return loss / world / batches, correct / images
+        return loss / batches, correct / images
 
     def _diverged(self, what: str) -> str:
         place, lr = self.job.folder.checkpoint, self.job.recipe.optimizer.lr
@@ -534,6 +536,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint. Raises UserError, and writes none, where a weight is not finite."""
+        sums = self.ranks.total(self.sums)
         if self.ranks.main:
             facts = {
                 **self._facts(),
@@ -546,7 +549,7 @@ class Trainer:
                 "start": self.start.to_dict() if self.start else None,
             }
             try:
-                checkpoint.save(self.job.folder, self._networks(), self.optimizer, self.sums, facts)
+                checkpoint.save(self.job.folder, self._networks(), self.optimizer, sums, facts)
             except checkpoint.NotFinite as error:
                 what = f"{error} is not finite after step {self.state.step}"
                 raise UserError(self._diverged(what)) from error
@@ -581,6 +584,8 @@ class Trainer:
     def _restore(self, tensors: checkpoint.Tensors, facts: Json) -> None:
         folder = self.job.folder
         checkpoint.restore(folder, tensors, self._networks(), self.optimizer, self.sums)
+        if not self.ranks.main:  # they are all processes' together
+            self.sums.zero_()
         spent = facts.get("bookkeeping", 0.0)
         self.state = State(facts["step"], facts["seconds"], spent, facts["history"])
         self.saved = self.state.step

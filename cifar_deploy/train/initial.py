@@ -132,9 +132,9 @@ def _imagenet(network: nn.Module, name: str, file: Path | None) -> Start:
     state = {k: v for k, v in state.items() if not k.startswith(dropped)}
     stem = "conv1.weight"
     wanted = network.state_dict().get(stem)
-    if wanted is not None and stem in state:
-        if wanted.shape[2:] == (3, 3) and state[stem].shape[2:] == (7, 7):
-            state[stem] = smaller_stem(state[stem])
+    shapes = [None if f is None else f.shape[2:] for f in (wanted, state.get(stem))]
+    if shapes == [(3, 3), (7, 7)]:
+        state[stem] = smaller_stem(state[stem])
     head = classifier(network)
     _fill(network, state, [head], str(file or f"torchvision's {PRETRAINED[name][0]}"))
     kept = _kept(network, [head])

@@ -214,6 +214,35 @@ def test_every_network_has_a_recipe_that_builds_it(name: str) -> None:
         architectures.build(name, 10, found.model.stem)
 
 
+SECOND = sorted(
+    set((ROOT / "models").glob("*/*.toml")) - set((ROOT / "models").glob("*/recipe.toml"))
+)
+
+
+@pytest.mark.parametrize("file", SECOND, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_second_recipe_is_found_by_its_word(file: Path, tmp_path: Path) -> None:
+    network = file.parent.name
+    assert recipe.find(file.stem, ModelFolder(tmp_path), network) == file
+    found = load(file)
+    assert found not in (Recipe(), load(file.parent / "recipe.toml"))
+    with torch.device("meta"):
+        architectures.build(network, 10, found.model.stem)
+    own = ModelFolder(tmp_path / "mine")
+    own.path.mkdir()
+    mine = own.path / file.name
+    mine.touch()
+    assert recipe.find(file.stem, own, network) == mine
+
+
+def test_a_recipe_may_be_asked_for_by_path_or_word(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    assert {file.stem for file in SECOND} >= {"speed", "short", "finetune"}
+    assert recipe.find("some/file.toml", folder, "vgg19") == Path("some/file.toml")
+    assert recipe.find(None, folder, "vgg19") == ROOT / "models" / "vgg19" / "recipe.toml"
+    with pytest.raises(UserError, match=r"--recipe fast: vgg19 has no fast\.toml"):
+        recipe.find("fast", folder, "vgg19")
+
+
 def test_every_recipe_in_the_repository_is_a_networks() -> None:
     there = {file.parent.name for file in (ROOT / "models").glob("*/recipe.toml")}
     assert there == set(architectures.NETWORKS)

@@ -484,10 +484,14 @@ def _validate(
             trained = weights.load(folder)
             trained_on = trained.card["data"]["name"]
             wanted = source or ("synthetic" if trained_on == "synthetic" else "auto")
-            if wanted not in loaded:
-                loaded[wanted] = find.load(wanted, data_dir)
+            place, origin = data_dir, trained.card["data"].get("origin")
+            if origin and not source and not find.named(data_dir) and Path(origin).is_dir():
+                place = Path(origin)  # a model of one's own images is judged by them
+            key = f"{wanted} {place}"
+            if key not in loaded:
+                loaded[key] = find.load(wanted, place)
             judgements.append(
-                judge(trained, files, loaded[wanted], where, options, images, status.update)
+                judge(trained, files, loaded[key], where, options, images, status.update)
             )
     return judgements
 
@@ -547,19 +551,34 @@ def models(
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("network", "alias", "parameters", "trained: test top-1", "exported"):
+    for heading in ("network", "alias", "parameters", "trained: test top-1", "time", "exported"):
         table.add_column(heading, justify="right" if heading == "parameters" else "left")
     for entry in entries:
-        accuracy = entry["test_accuracy"]
         table.add_row(
             entry["network"],
             ", ".join(entry["aliases"]),
             f"{entry['parameters']:,}",
-            f"{100 * accuracy:.2f} % ({entry['epochs']} epochs)" if accuracy is not None else "-",
+            _top1(entry),
+            f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
             ", ".join(entry["exported"]) or "-",
         )
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
+    for entry in entries:
+        if entry["command"]:
+            typer.echo(f"{entry['network']}: {entry['command']}, on {entry['device']}")
+
+
+def _top1(entry: store.Json) -> str:
+    """Accuracy, spread and length of training, as a cell."""
+    accuracy = entry["test_accuracy"]
+    if accuracy is None:
+        return "-"
+    length = f"{entry['epochs']} epochs"
+    if entry["seeds"] == 1:
+        return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
+    mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
+    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"
 
 
 @app.command("data")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, ModelFolder, packaged_recipe
+from cifar_deploy.store import Json, ModelFolder, models_root, packaged_recipe
 
 
 def number(default: float, low: float, high: float) -> Any:
@@ -215,7 +215,9 @@ def find(wish: str | Path | None, folder: ModelFolder, network: str) -> Path | N
         return recipe_path(folder, network)
     if not is_word(wish):
         return Path(wish)
-    for candidate in (folder.path / f"{wish}.toml", packaged_recipe(network, f"{wish}.toml")):
+    file = f"{wish}.toml"
+    places = (folder.path / file, models_root() / network / file, packaged_recipe(network, file))
+    for candidate in places:
         if candidate and candidate.is_file():
             return candidate
     raise UserError(f"--recipe {wish}: {network} has no {wish}.toml; name a file or another recipe")

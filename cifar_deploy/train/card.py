@@ -24,10 +24,10 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         **accuracies,
         "epochs": recipe.train.epochs,
         "seed": recipe.train.seed,
-        # Training, with the judging of held-out images and the writing of logs and checkpoints;
-        # what comes before it is told apart.
+        # All of the loop, and without the judging of held-out images, logs and checkpoints; what
+        # comes before it is told apart.
         "wall_seconds": round(state.seconds, 3),
-        "bookkeeping_seconds": round(state.bookkeeping, 3),
+        "train_seconds": round(state.seconds - state.bookkeeping, 3),
         "warmup_seconds": round(trainer.warmup_seconds, 3),
         "data_seconds": round(job.data_seconds + trainer.data_seconds, 3),
         "command": job.command,

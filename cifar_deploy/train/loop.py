@@ -268,6 +268,7 @@ class Trainer:
                     self._save()
                     last_checkpoint = time.perf_counter()
                     state.bookkeeping += last_checkpoint - now
+                    state.seconds = before + last_checkpoint - started
                 if stop:
                     raise Interrupted(stop, state.step)
             return self._finish()

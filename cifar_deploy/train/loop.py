@@ -42,9 +42,9 @@ CHECKPOINT_SECONDS = 240.0  # a checkpoint at least every five minutes
 LOOK_SECONDS = {"cpu": 0.5, "cuda": 2.0}  # reading back waits for the device: seldom
 COMPILE_STEPS = 2_000  # below that, torch.compile costs more than it saves
 EVALUATION_BATCH = 500
-# What a GPU augments at once, all of CIFAR-10: a few kernels an epoch. A CPU does batch by batch,
-# which stays in its cache.
-CHUNK_IMAGES = 65_536
+# What is augmented at once. On a GPU all of CIFAR-10: a few kernels an epoch. A CPU goes batch by
+# batch, which stays in its cache.
+CHUNK_IMAGES = {"cpu": 0, "cuda": 65_536}
 WARM_UP_STEPS = 3
 
 
@@ -380,8 +380,8 @@ class Trainer:
         On a GPU it is cut out of many batches that were augmented together.
         """
         size = self.job.recipe.train.batch_size
-        on_cpu = self.job.device.type == "cpu"
-        together = 1 if on_cpu else max(1, min(self.steps_per_epoch, CHUNK_IMAGES // size))
+        most = CHUNK_IMAGES[self.job.device.type] // size
+        together = max(1, min(self.steps_per_epoch, most))
         epoch = self.state.step // self.steps_per_epoch
         first = position - position % together
         if self._chunk is None or self._chunk[0] != epoch * self.steps_per_epoch + first:

@@ -35,8 +35,8 @@ def find(job: Job, low: float, high: float, steps: int) -> Found:
     """Train for up to `steps` steps while the rate grows from `low` to `high`, evenly in its log.
 
     The rate is `optimizer.lr`; Muon's moves with it in proportion. It stops where the smoothed loss
-    is three times its lowest or no number. Suggested as the peak for OneCycle is a tenth of the rate
-    with the lowest loss, which keeps away from divergence (fastai's rule). Nothing is written.
+    is three times its lowest or no number. Suggested as the peak for OneCycle is a tenth of the
+    rate with the lowest loss, which keeps away from divergence (fastai's rule). Nothing is written.
     Raises UserError for a range that shows nothing.
     """
     if not 0 < low < high:

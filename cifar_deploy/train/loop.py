@@ -228,7 +228,7 @@ class Trainer:
         order = self._order(state.step // self.steps_per_epoch)
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
-        with _signals() as caught:
+        with _signals(impatient=self.ranks.world == 1) as caught:
             while state.step < self.steps:
                 epoch, position = divmod(state.step, self.steps_per_epoch)
                 if position == 0:
@@ -657,14 +657,18 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one ends the process."""
+def _signals(impatient: bool) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
+
+    torchrun sends each of its processes several, and kills them after half a minute anyway.
+    """
     caught: list[int] = []
     previous: dict[int, Any] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        restore()
+        if impatient:
+            restore()
 
     def restore() -> None:
         for number, handler in previous.items():

@@ -153,6 +153,9 @@ class Trainer:
             ids = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.objective, device_ids=ids)
         if self.compiled:
+            # Another run in this process leaves nothing behind: after a few versions of the same
+            # code torch would go on without compiling, and say nothing.
+            torch.compiler.reset()
             tried = recipe.train.compile == "max"
             mode = "max-autotune-no-cudagraphs" if tried else None
             self.forward = torch.compile(self.forward, mode=mode)

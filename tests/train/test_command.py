@@ -88,7 +88,7 @@ BAD = [
     (("simple_cnn", "--init", "absent"), "absent does not exist"),
     (("simple_cnn", "--weights-file", "x.pth"), "--weights-file goes with --init imagenet"),
     (
-        ("resnet18", "--init", "imagenet", "--weights-file", "absent.pth"),
+        ("resnet18", "--batch-size", "9", "--init", "imagenet", "--weights-file", "absent.pth"),
         r"--weights-file: absent\.pth does not exist",
     ),
     (("simple_cnn", "--set", "finetune.freeze=all-but-classifier"), "name them with --init"),

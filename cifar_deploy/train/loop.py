@@ -367,7 +367,7 @@ class Trainer:
             if self.lookahead:
                 self.lookahead.update(state.step + 1, self.steps)
             if self.average:
-                self.average.update()
+                self.average.update(state.step + 1)
             self.loss = loss.detach()
             world = self.ranks.world  # a process's loss is the mean of its part of the batch
             self.sums[0] += statistics[0] / world

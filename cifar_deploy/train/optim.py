@@ -97,9 +97,14 @@ class Average:
         self._mine, self._theirs = _floats(self.network, network)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the network's weights as they are now."""
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - self.decay)
+    def update(self, done: int | None = None) -> None:
+        """Move the average towards the network's weights as they are now.
+
+        After `done` steps no decay is above (1 + done) / (10 + done): in a short run the weights of
+        the beginning would otherwise be most of the average.
+        """
+        decay = self.decay if done is None else min(self.decay, (1 + done) / (10 + done))
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
 
 
 class Lookahead:

@@ -45,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_three_classes_go_the_whole_way(
     garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--batch-size", "20", "--epochs", "12", "--lr", "0.03", "--set", "train.ema=0.8")
+    options = ("--batch-size", "20", "--epochs", "12", "--lr", "0.03")
     command = ("train", "simple_cnn", "--data-dir", "garden", *options)
     assert run(monkeypatch, *command) == 0
     folder = ModelFolder(Path("models/simple_cnn"))

@@ -1,9 +1,12 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
 
+import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cifar_deploy import __version__, architectures, store
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import OwnError, UserError
 
 if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Dataset, Split
@@ -84,7 +87,11 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # Among torchrun's processes one speaks for all, and who alone has an error for itself.
+        local = os.environ.get("LOCAL_RANK", "0")
+        if local == "0" or isinstance(error, OwnError):
+            who = "" if local == "0" else f"process {os.environ.get('RANK', local)}: "
+            print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -121,72 +128,216 @@ def _say(text: str) -> None:
 # --- train --------------------------------------------------------------------------------------
 
 
+BatchOption = Annotated[int | None, typer.Option(help="Images a step, of all processes.")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="Another recipe: a file, or a word such as speed.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the recipe."),
+]
+InitOption = Annotated[
+    str | None, typer.Option(help="Weights to begin with: imagenet, a model folder or a file.")
+]
+WeightsFileOption = Annotated[
+    Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
+]
+
+
 @app.command()
 def train(
     model: Annotated[str, typer.Argument(help="The network; `cifar-deploy models` lists them.")],
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    batch_size: BatchOption = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Train with so many seeds; the weights are the first one's.", min=1)
+    ] = 1,
+    init: InitOption = None,
+    weights_file: WeightsFileOption = None,
+    hold_out: Annotated[
+        int | None,
+        typer.Option(help="Judge by so many training images; the test images are not looked at."),
+    ] = None,
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
     data: SourceOption = Source.auto,
     out: Annotated[Path | None, typer.Option(help="Folder to write; else models/MODEL.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Another recipe.toml.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the recipe."),
-    ] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where a step's time goes; write a trace.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a network: weights, card, curves and log go to models/MODEL."""
+    """Train a network: weights, card, curves and log go to models/MODEL.
+
+    With torchrun --nproc-per-node N -m cifar_deploy train, N processes share every batch.
+    """
     flags = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []
+    if hold_out is not None:
+        overrides += [f"data.holdout={hold_out}", "data.test=false"]
     overrides += set_ or []
     name = architectures.canonical(model)
-    folder = store.ModelFolder(out) if out else _folder(name)
-    card = _train(name, folder, overrides, recipe, device, data.value, data_dir, resume)
+    folder = store.ModelFolder(out) if out else _home(name, recipe)
+    card = _train(
+        *(name, folder, overrides, recipe, device, data.value, data_dir, resume),
+        init=init,
+        weights_file=weights_file,
+        seeds=seeds,
+        profile=profile,
+    )
+    if card is None:
+        return
     if as_json:
         _print_json(card)
         return
-    typer.echo(
-        f"{name}: {100 * card['test_accuracy']:.2f} % of {card['test_images']:,} test images, "
-        f"{card['wall_seconds']:.0f} s on {card['device']}\n"
-        f"{folder.weights}  {folder.card}  {folder.curves}"
-    )
+    typer.echo(f"{name}: {_accuracy(card)}, {_seconds(card)} on {card['device']}")
+    typer.echo(f"{folder.weights}  {folder.card}  {folder.curves}")
+
+
+def _home(name: str, recipe: str | None) -> store.ModelFolder:
+    """Where a run writes: a second recipe does not overwrite what the first one made."""
+    from cifar_deploy.recipe import is_word
+
+    second = f"-{recipe}" if recipe and is_word(recipe) else ""
+    return store.ModelFolder(store.models_root() / f"{name}{second}")
+
+
+def _accuracy(card: store.Json) -> str:
+    """The accuracy of a card in words, with the mean where there are several seeds."""
+    test = "test" if card["test_accuracy"] is not None else "holdout"
+    images = card["test_images"] or card["data"]["holdout_images"]
+    of = f"of {images:,} {'test' if test == 'test' else 'held-out'} images"
+    accuracy = card.get(f"{test}_accuracy")
+    if accuracy is None:
+        return "not tested"
+    mean = card.get(f"{test}_accuracy_mean")
+    if mean is None:
+        return f"{100 * accuracy:.2f} % {of}"
+    spread = card[f"{test}_accuracy_std"]
+    seeds = len(card["runs"])
+    return f"{100 * mean:.2f} ± {100 * spread:.2f} % {of} ({seeds} seeds)"
+
+
+def _seconds(card: store.Json) -> str:
+    """The time of a card in words: training, and what came before it."""
+    wall = card["wall_seconds"]
+    said = f"{wall:.0f} s" if wall >= 100 else f"{wall:.2f} s"
+    before = [
+        f"{what} {card[key]:.1f} s"
+        for what, key in (("data", "data_seconds"), ("warm-up", "warmup_seconds"))
+        if card.get(key, 0) >= 0.05
+    ]
+    return said + (f" (before that {', '.join(before)})" if before else "")
 
 
 def _train(
     name: str,
     folder: store.ModelFolder,
     overrides: list[str],
-    recipe: Path | None = None,
+    recipe: str | None = None,
     device: str = "auto",
     source: str = "auto",
     data_dir: Path | None = None,
     resume: bool = False,
-) -> store.Json:
+    init: str | None = None,
+    weights_file: Path | None = None,
+    seeds: int = 1,
+    profile: bool = False,
+) -> store.Json | None:
+    """Train; returns the card, or None in those of several processes that write nothing."""
     from cifar_deploy import recipe as recipes
 
-    found = recipes.load(recipe or recipes.recipe_path(folder, name), overrides)
+    found = recipes.load(recipes.find(recipe, folder, name), overrides)
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
+    from cifar_deploy.train import seeds as several
     from cifar_deploy.train.loop import Interrupted, Job, Trainer
     from cifar_deploy.train.progress import Bar
+    from cifar_deploy.train.ranks import launched, own_device, together
+
+    where = pick(own_device(device) if launched() else device)
+    with together(where) as ranks:
+        started = time.perf_counter()
+        with ranks.one_after_the_other():  # only one of a machine's processes downloads
+            dataset = find.load(source, data_dir)
+        job = Job(
+            *(name, found, dataset, where, folder, resume, init, weights_file, ranks, profile),
+            command=_command(ranks.world),
+            data_seconds=time.perf_counter() - started,
+        )
+
+        def watching(trainer: Trainer) -> Bar:
+            return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
+
+        try:
+            card = several.run(job, seeds, watching)
+        except Interrupted as stop:
+            if ranks.main:
+                _say(
+                    f"stopped after step {stop.step}; go on with the same command and --resume "
+                    f"({folder.checkpoint})"
+                )
+            raise typer.Exit(128 + stop.signal) from None
+        return card if ranks.main else None
+
+
+def _command(processes: int) -> str:
+    """The command that gives this run again, from its beginning."""
+    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--json", "--profile")]
+    before = f"torchrun --nproc-per-node {processes} -m cifar_deploy"
+    return f"{before if processes > 1 else 'cifar-deploy'} {shlex.join(arguments)}"
+
+
+@app.command("find-lr")
+def find_lr(
+    model: Annotated[str, typer.Argument(help="The network.")],
+    low: Annotated[float, typer.Option(help="The first learning rate.")] = 1e-4,
+    high: Annotated[float, typer.Option(help="The last one.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Steps between them.", min=20)] = 200,
+    batch_size: BatchOption = None,
+    init: InitOption = None,
+    weights_file: WeightsFileOption = None,
+    device: DeviceOption = "auto",
+    data_dir: DataDirOption = None,
+    data: SourceOption = Source.auto,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; else models/MODEL/find-lr.png.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Suggest a peak learning rate: a range test with its curve as a picture."""
+    from cifar_deploy import recipe as recipes
+
+    name = architectures.canonical(model)
+    folder = _home(name, recipe)
+    overrides = [f"train.batch_size={batch_size}"] if batch_size is not None else []
+    found = recipes.load(recipes.find(recipe, folder, name), overrides + (set_ or []))
+    from cifar_deploy.data import find
+    from cifar_deploy.device import pick
+    from cifar_deploy.train import find_lr as finder
+    from cifar_deploy.train.loop import Job
 
     where = pick(device)
-    trainer = Trainer(Job(name, found, find.load(source, data_dir), where, folder, resume))
-    try:
-        with Bar(trainer.steps, found.train.epochs, trainer.state.step) as bar:
-            return trainer.run(bar)
-    except Interrupted as stop:
-        _say(
-            f"stopped after step {stop.step} of {trainer.steps}; go on with the same command "
-            f"and --resume ({folder.checkpoint})"
-        )
-        raise typer.Exit(128 + stop.signal) from None
+    job = Job(name, found, find.load(data.value, data_dir), where, folder)
+    job = dataclasses.replace(job, init=init, weights_file=weights_file)
+    curve = finder.find(job, low, high, steps)
+    picture = out or folder.finder
+    finder.draw(picture, f"{name}, batch of {found.train.batch_size}", curve)
+    if as_json:
+        _print_json({**curve.to_dict(), "picture": str(picture)})
+        return
+    typer.echo(
+        f"{name}: suggested peak {curve.suggested:.2g} (steepest descent at {curve.steepest:.2g}, "
+        f"lowest loss at {curve.lowest:.2g}); the recipe has {found.optimizer.lr:g}\n{picture}"
+    )
 
 
 # --- export -------------------------------------------------------------------------------------
@@ -436,20 +587,19 @@ def _validate(
             if file.parent == folder.path:
                 own[file] = store.sha256_of(file)
     options = Options(max_drop, 1.0 if latency else 0.0, trust)
-    loaded: dict[str, Dataset] = {}
+    loaded: dict[tuple[str, Path | None], Dataset] = {}
     judgements = []
     with Console(stderr=True).status("validating") as status:
         for folder, files in work:
             trained = weights.load(folder)
-            trained_on = trained.card["data"]["name"]
-            wanted = source or ("synthetic" if trained_on == "synthetic" else "auto")
-            if wanted not in loaded:
-                loaded[wanted] = find.load(wanted, data_dir)
+            key = find.trained_on(trained.card, source, data_dir)
+            if key not in loaded:
+                loaded[key] = find.load(*key)
             judgements.append(
-                judge(trained, files, loaded[wanted], where, options, images, status.update)
+                judge(trained, files, loaded[key], where, options, images, status.update)
             )
             try:
-                proof.write(judgements[-1], own, len(loaded[wanted].test))
+                proof.write(judgements[-1], own, len(loaded[key].test))
             except UserError as error:  # the verdict is still to be shown
                 _say(f"no proof was left beside the files: {error}")
     return judgements
@@ -516,7 +666,7 @@ def package(
     from cifar_deploy.package import write
 
     write.check_target(place, force)
-    trained_on = store.read_card(folder)["data"]["name"]
+    card = store.read_card(folder)
     if flavour != "auto" and format is Format.onnx:
         raise UserError("--flavour is an engine's; it goes with --format trt")
     from cifar_deploy.package import cpp, source, triton
@@ -532,7 +682,7 @@ def package(
         from cifar_deploy.data import find
         from cifar_deploy.package import vectors
 
-        dataset = find.load("synthetic" if trained_on == "synthetic" else "auto", data_dir)
+        dataset = find.load(*find.trained_on(card, None, data_dir))
         contents = cpp.contents(found, vectors.make(found, dataset))
     write.write(contents, place, name)
     if as_json:
@@ -656,17 +806,16 @@ def _test_images(
     """For each model the test images of the data it was trained on, or of `source`."""
     from cifar_deploy.data import find
 
-    loaded: dict[str, Split] = {}
+    loaded: dict[tuple[str, Path | None], Split] = {}
     splits = {}
     for folder in folders:
-        wanted = source or "auto"
-        if not source and folder.card.exists():
-            trained_on = store.read_card(folder)["data"]["name"]
-            wanted = "synthetic" if trained_on == "synthetic" else "auto"
-        if wanted not in loaded:
-            test = find.load(wanted, data_dir).test
-            loaded[wanted] = test.first(images) if images else test
-        splits[folder.name] = loaded[wanted]
+        key = (source or "auto", data_dir)
+        if folder.card.exists():
+            key = find.trained_on(store.read_card(folder), source, data_dir)
+        if key not in loaded:
+            test = find.load(*key).test
+            loaded[key] = test.first(images) if images else test
+        splits[folder.name] = loaded[key]
     return splits
 
 
@@ -736,19 +885,34 @@ def models(
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("network", "alias", "parameters", "trained: test top-1", "exported"):
+    for heading in ("network", "alias", "parameters", "trained: test top-1", "time", "exported"):
         table.add_column(heading, justify="right" if heading == "parameters" else "left")
     for entry in entries:
-        accuracy = entry["test_accuracy"]
         table.add_row(
             entry["network"],
             ", ".join(entry["aliases"]),
             f"{entry['parameters']:,}",
-            f"{100 * accuracy:.2f} % ({entry['epochs']} epochs)" if accuracy is not None else "-",
+            _top1(entry),
+            f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
             ", ".join(entry["exported"]) or "-",
         )
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
+    for entry in entries:
+        if entry["command"]:
+            typer.echo(f"{entry['network']}: {entry['command']}, on {entry['device']}")
+
+
+def _top1(entry: store.Json) -> str:
+    """Accuracy, spread and length of training, as a cell."""
+    accuracy = entry["test_accuracy"]
+    if accuracy is None:
+        return "-"
+    length = f"{entry['epochs']} epochs"
+    if entry["seeds"] == 1:
+        return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
+    mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
+    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"
 
 
 @app.command("data")

@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class OwnError(UserError):
+    """A UserError that only this one of several processes has: it tells it itself."""
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str) -> Iterator[None]:
     """Turn the operating system's refusal to read or write `path` into a `UserError`.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, ModelFolder, packaged_recipe
+from cifar_deploy.store import Json, ModelFolder, models_root, packaged_recipe
 
 
 def number(default: float, low: float, high: float) -> Any:
@@ -22,11 +22,18 @@ def choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"words": (default, *others)})
 
 
+def names(default: str, *others: str) -> Any:
+    """A field that is one of the named words or a list of names."""
+    return field(default=default, metadata={"either": (default, *others)})
+
+
 @dataclass(frozen=True)
 class Model:
-    """What is trained."""
+    """What is trained, and what its weights are before the first step."""
 
     stem: str = choice("cifar", "imagenet")
+    init: str = choice("default", "dirac")  # dirac: convolutions begin as the identity
+    whiten: bool = False  # the first convolution begins as a whitening of the training images
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,17 @@ class Data:
 
     # Training images kept back and judged after every epoch. The test set is not looked at then.
     holdout: int = number(0, 0, 1_000_000)
+    test: bool = True  # look at the test images, once, at the end
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """What is different for weights that `--init` brings; of no use without it."""
+
+    # What stays as it is: none, all-but-last-block, all-but-classifier, or names of modules.
+    freeze: str | tuple[str, ...] = names("none", "all-but-last-block", "all-but-classifier")
+    lr_factor: float = number(1.0, 0.0, 1.0)  # of the rate, for what was pretrained
+    depth_factor: float = number(1.0, 0.01, 1.0)  # once more for each block away from the end
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,9 @@ class Augment:
     )  # jitter factors from 1 - x to 1 + x, as torchvision's
     contrast: float = number(0.0, 0.0, 1.0)
     saturation: float = number(0.0, 0.0, 1.0)
+    alternate: bool = False  # with flip: at random once, then the other way round every epoch
+    mixup: float = number(0.0, 0.0, 100.0)  # alpha of the Beta distribution of shares; 0: none
+    cutmix: float = number(0.0, 0.0, 100.0)  # the same; with both, a batch gets either
 
 
 @dataclass(frozen=True)
@@ -61,8 +82,10 @@ class Train:
     seed: int = number(0, 0, 2**31 - 1)
     label_smoothing: float = number(0.1, 0.0, 0.9)
     ema: float = number(0.99, 0.0, 0.99999)  # decay a step of the averaged weights; 0 turns it off
+    lookahead: int = number(0, 0, 1000)  # go back to the slow weights every so many steps; 0: never
     precision: str = choice("auto", "bf16", "fp32")  # auto: bf16 where the device has it
-    compile: str = choice("auto", "on", "off")  # torch.compile; auto: on CUDA, for longer runs
+    # torch.compile; auto: on CUDA, for longer runs; max: it also tries which kernels are fastest
+    compile: str = choice("auto", "on", "max", "off")
     storage: str = choice(
         "fp32", "fp16"
     )  # of the convolutions and linear layers written at the end
@@ -72,10 +95,14 @@ class Train:
 class Optimizer:
     """The optimiser. Weight decay leaves norms and biases alone."""
 
-    name: str = choice("sgd", "adamw")  # sgd: with Nesterov momentum
+    # sgd: with Nesterov momentum; muon: the same, and Muon for the convolutions' filters
+    name: str = choice("sgd", "adamw", "muon")
     lr: float = number(0.4, 1e-8, 100.0)  # the peak
     momentum: float = number(0.9, 0.0, 0.9999)  # sgd's momentum, adamw's beta 1
     weight_decay: float = number(5e-4, 0.0, 10.0)
+    norm_bias_factor: float = number(1.0, 0.0, 1000.0)  # of the rate, for the batch norms' biases
+    muon_lr: float = number(0.24, 1e-8, 100.0)  # the peak for the filters
+    muon_momentum: float = number(0.6, 0.0, 0.9999)
 
 
 @dataclass(frozen=True)
@@ -96,10 +123,14 @@ class Recipe:
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    finetune: Finetune = Finetune()
 
     def to_dict(self) -> Json:
         """Sections of plain values: what JSON and `parse` take."""
-        return dataclasses.asdict(self)
+        return {
+            section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+            for section, values in dataclasses.asdict(self).items()
+        }
 
 
 def parse(table: Json, where: str) -> Recipe:
@@ -140,6 +171,11 @@ def _value(spec: dataclasses.Field[Any], where: str, value: Any) -> Any:
         if value not in words:
             raise UserError(f"{where} is {value!r}; it is one of {', '.join(words)}")
         return value
+    if words := spec.metadata.get("either"):
+        listed = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
+        if not listed and value not in words:
+            raise UserError(f"{where} is {value!r}; it is {', '.join(words)} or a list of names")
+        return tuple(value) if listed else value
     low, high = spec.metadata["low"], spec.metadata["high"]
     whole = spec.type is int
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
@@ -167,6 +203,29 @@ def read(path: Path) -> Json:
 def recipe_path(folder: ModelFolder, network: str) -> Path | None:
     """The recipe used for `network`: the folder's own, else the one that came with the program."""
     return folder.recipe if folder.recipe.is_file() else packaged_recipe(network)
+
+
+def find(wish: str | Path | None, folder: ModelFolder, network: str) -> Path | None:
+    """The recipe that a user asked for: a file, or a word for a second recipe of `network`.
+
+    "speed" is `speed.toml` beside `recipe.toml`. None is the network's own. Raises UserError for a
+    word that no file has.
+    """
+    if wish is None:
+        return recipe_path(folder, network)
+    if not is_word(wish):
+        return Path(wish)
+    file = f"{wish}.toml"
+    places = (folder.path / file, models_root() / network / file, packaged_recipe(network, file))
+    for candidate in places:
+        if candidate and candidate.is_file():
+            return candidate
+    raise UserError(f"--recipe {wish}: {network} has no {wish}.toml; name a file or another recipe")
+
+
+def is_word(wish: str | Path) -> bool:
+    """Whether `wish` is a word for a recipe and not a path."""
+    return str(wish).replace("-", "").replace("_", "").isalnum()
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:

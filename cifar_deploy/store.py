@@ -60,6 +60,16 @@ class ModelFolder:
         """The training curves, a picture."""
         return self.path / "curves.png"
 
+    @property
+    def trace(self) -> Path:
+        """What a profile saw, for chrome://tracing or ui.perfetto.dev."""
+        return self.path / "trace.json"
+
+    @property
+    def finder(self) -> Path:
+        """The learning-rate finder's curve, a picture."""
+        return self.path / "find-lr.png"
+
     def onnx(self, precision: str) -> Path:
         """The ONNX file of a precision."""
         return self.path / f"{self.name}.{precision}.onnx"
@@ -84,12 +94,12 @@ def trained_models() -> list[ModelFolder]:
     return [folder for folder in folders if folder.weights.exists()]
 
 
-def packaged_recipe(name: str) -> Path | None:
+def packaged_recipe(name: str, file: str = "recipe.toml") -> Path | None:
     """The recipe that came with the program: in the wheel, or in the checkout it runs from."""
     package = Path(__file__).parent
     for candidate in (package / "recipes", package.parent / "models"):
-        if (candidate / name / "recipe.toml").is_file():
-            return candidate / name / "recipe.toml"
+        if (candidate / name / file).is_file():
+            return candidate / name / file
     return None
 
 

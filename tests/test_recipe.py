@@ -36,6 +36,8 @@ def bad_values(spec: Field[Any]) -> list[Any]:
         return [1, 0, "true", None, 0.0]
     if "words" in spec.metadata:
         return ["nonsense", default.upper(), "", 1, True, [default]]
+    if "either" in spec.metadata:
+        return ["nonsense", default.upper(), "", 1, True, [], [""], ["a", 1], [["a"]], None]
     low, high = spec.metadata["low"], spec.metadata["high"]
     wrong = [low - 1, high + 1, -1e-9, math.nan, math.inf, -math.inf, "1", True, False, [1], None]
     if spec.type is int:
@@ -48,12 +50,14 @@ def good_values(spec: Field[Any]) -> list[Any]:
         return [True, False]
     if "words" in spec.metadata:
         return list(spec.metadata["words"])
+    if "either" in spec.metadata:
+        return [*spec.metadata["either"], ["layer1", "features.0*"]]
     return [spec.metadata["low"], spec.metadata["high"], spec.default]
 
 
 def test_the_sections_hold_the_fields_that_are_tested() -> None:
     assert [section.name for section in fields(Recipe)] == [
-        *("model", "data", "augment", "train", "optimizer", "schedule")
+        *("model", "data", "augment", "train", "optimizer", "schedule", "finetune")
     ]
     assert len(FIELDS) >= 23
 
@@ -73,21 +77,24 @@ def test_every_field_is_checked(section: str, spec: Field[Any]) -> None:
 def test_every_field_takes_the_ends_of_its_range(section: str, spec: Field[Any]) -> None:
     for value in good_values(spec):
         kept = getattr(getattr(parse({section: {spec.name: value}}, "here"), section), spec.name)
-        assert kept == value
-        assert type(kept) is spec.type
+        assert kept == (tuple(value) if isinstance(value, list) else value)
+        kind = type(value) if "either" in spec.metadata else spec.type
+        assert type(kept) is (tuple if kind is list else kind)
 
 
 @pytest.mark.parametrize(("section", "spec"), FIELDS)
 def test_every_field_is_overridable(section: str, spec: Field[Any]) -> None:
     for value in good_values(spec):
         found = load(None, [f"{section}.{spec.name}={json.dumps(value)}"])
-        assert getattr(getattr(found, section), spec.name) == value
+        kept = getattr(getattr(found, section), spec.name)
+        assert kept == (tuple(value) if isinstance(value, list) else value)
         others = dataclasses.replace(found, **{section: getattr(Recipe(), section)})
         assert others == Recipe()
 
 
 def test_a_recipe_survives_json() -> None:
-    changed = load(None, ["train.epochs=3", "optimizer.lr=0.123456789", "augment.flip=false"])
+    options = ["train.epochs=3", "optimizer.lr=0.123456789", "augment.flip=false"]
+    changed = load(None, [*options, 'finetune.freeze=["layer1", "bn*"]'])
     assert parse(json.loads(json.dumps(changed.to_dict())), "card") == changed
 
 
@@ -205,6 +212,35 @@ def test_every_network_has_a_recipe_that_builds_it(name: str) -> None:
     assert found != Recipe()
     with torch.device("meta"):
         architectures.build(name, 10, found.model.stem)
+
+
+SECOND = sorted(
+    set((ROOT / "models").glob("*/*.toml")) - set((ROOT / "models").glob("*/recipe.toml"))
+)
+
+
+@pytest.mark.parametrize("file", SECOND, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_second_recipe_is_found_by_its_word(file: Path, tmp_path: Path) -> None:
+    network = file.parent.name
+    assert recipe.find(file.stem, ModelFolder(tmp_path), network) == file
+    found = load(file)
+    assert found not in (Recipe(), load(file.parent / "recipe.toml"))
+    with torch.device("meta"):
+        architectures.build(network, 10, found.model.stem)
+    own = ModelFolder(tmp_path / "mine")
+    own.path.mkdir()
+    mine = own.path / file.name
+    mine.touch()
+    assert recipe.find(file.stem, own, network) == mine
+
+
+def test_a_recipe_may_be_asked_for_by_path_or_word(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path)
+    assert {file.stem for file in SECOND} >= {"speed", "short", "finetune"}
+    assert recipe.find("some/file.toml", folder, "vgg19") == Path("some/file.toml")
+    assert recipe.find(None, folder, "vgg19") == ROOT / "models" / "vgg19" / "recipe.toml"
+    with pytest.raises(UserError, match=r"--recipe fast: vgg19 has no fast\.toml"):
+        recipe.find("fast", folder, "vgg19")
 
 
 def test_every_recipe_in_the_repository_is_a_networks() -> None:

@@ -42,7 +42,7 @@ def layers(name: str) -> store.Json:
 
 
 def overview() -> list[store.Json]:
-    """Every network: aliases, parameters, test accuracy of its card, exported files."""
+    """Every network: aliases, parameters, what its card says of its training, exported files."""
     entries: list[Any] = []
     for name in architectures.NETWORKS:
         folder = store.ModelFolder(store.models_root() / name)
@@ -55,7 +55,13 @@ def overview() -> list[store.Json]:
                 "aliases": [a for a, target in architectures.ALIASES.items() if target == name],
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "test_accuracy": card.get("test_accuracy"),
+                "test_accuracy_mean": card.get("test_accuracy_mean"),
+                "test_accuracy_std": card.get("test_accuracy_std"),
+                "seeds": len(card.get("runs", [None])),
                 "epochs": card.get("epochs"),
+                "wall_seconds": card.get("wall_seconds"),
+                "device": card.get("device"),
+                "command": card.get("command"),
                 "weights": folder.weights.exists(),
                 "exported": [path.name for path in folder.exported()],
             }

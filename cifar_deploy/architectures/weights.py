@@ -82,12 +82,17 @@ def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> 
     misshapen = [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape]
     if missing or extra or misshapen:
         said = [
-            f"{len(names)} {what} ({names[0]}, ...)" if len(names) > 1 else f"{names[0]} {what}"
+            f"{what} {_listed(names)}"
             for what, names in (("missing", missing), ("extra", extra), ("misshapen", misshapen))
             if names
         ]
         raise UserError(f"{source} holds the weights of another network: {'; '.join(said)}")
     network.load_state_dict(tensors)
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(names[:most])}{rest}" if len(names) > 1 else names[0]
 
 
 def load(folder: ModelFolder) -> Trained:

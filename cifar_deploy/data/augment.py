@@ -1,8 +1,11 @@
-"""Augmentation of whole batches on the device. No per-image Python.
+"""Augmentation of whole batches, or of a whole epoch, on the device. No per-image Python.
 
-Random numbers come from torch's default generators, which the training loop seeds at every step.
+What is random is drawn first (`draw`) and done after (`apply`): a part of a batch can be changed as
+it would be among all of it. Random numbers come from torch's default generators, which the
+training loop seeds.
 """
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -12,36 +15,113 @@ from cifar_deploy.recipe import Augment
 # Weights of ITU-R BT.601, torchvision's for grey.
 GREY = (0.2989, 0.587, 0.114)
 
+# By name, a row an image: flips bool [n, 1]; shifts and corners int64 [n, 1]; factors [n, 1, 1, 1].
+Draws = dict[str, torch.Tensor]
+
 
 def augment(images: torch.Tensor, options: Augment, mean: Sequence[float]) -> torch.Tensor:
     """A randomly changed copy of `images`, uint8 [n, h, w, 3] on any device.
 
-    Flip and translation are one gather. `mean`, per channel of 0..1, is what cutout paints.
+    `mean`, per channel of 0..1, is what cutout paints.
     """
-    images = _shift(images, options)
-    if options.brightness or options.contrast or options.saturation:
-        images = _jitter(images, options)
-    if options.cutout:
-        images = _cutout(images, options.cutout, mean)
+    n, height, width, _ = images.shape
+    return apply(images, draw(n, height, width, options, images.device), options, mean)
+
+
+def draw(n: int, height: int, width: int, options: Augment, device: torch.device) -> Draws:
+    """What `options` leave to chance for `n` images."""
+    draws: Draws = {}
+    if options.flip:
+        draws["flip"] = torch.rand(n, 1, device=device) < 0.5
+    if options.translate:
+        reach = options.translate
+        draws["down"] = torch.randint(-reach, reach + 1, (n, 1), device=device)
+        draws["right"] = torch.randint(-reach, reach + 1, (n, 1), device=device)
+    for name in JITTER:
+        if strength := getattr(options, name):
+            factor = 1 + strength * (2 * torch.rand(n, 1, 1, 1, device=device) - 1)
+            draws[name] = factor
+    if side := options.cutout:
+        for name, size in (("top", height), ("left", width)):
+            draws[name] = torch.randint(0, max(size - side, 0) + 1, (n, 1), device=device)
+    return draws
+
+
+JITTER = ("brightness", "contrast", "saturation")
+
+
+def apply(
+    images: torch.Tensor, draws: Draws, options: Augment, mean: Sequence[float]
+) -> torch.Tensor:
+    """`images`, uint8 [n, h, w, 3], changed as `draws` say. Flip and translation are one gather."""
+    images = _shift(images, draws, options.border)
+    if any(name in draws for name in JITTER):
+        images = _jitter(images, draws)
+    if "top" in draws:
+        images = _cutout(images, draws, options.cutout, mean)
     return images
 
 
-def _shift(images: torch.Tensor, options: Augment) -> torch.Tensor:
+def alternating(first: torch.Tensor, epoch: int) -> torch.Tensor:
+    """Which images to flip in `epoch` when each is to be the other way round every time.
+
+    `first` says which are flipped in epoch 0; bool of any shape. Keller Jordan 2024,
+    arXiv:2404.00498: more different images in the same time than flips at random.
+    """
+    return first.logical_not() if epoch % 2 else first
+
+
+def mixes(options: Augment, seed: int) -> str:
+    """Which of "mixup" and "cutmix" the batch of `seed` gets; "": neither."""
+    names = [name for name in ("mixup", "cutmix") if getattr(options, name)]
+    return random.Random(seed).choice(names) if names else ""
+
+
+def mix(
+    images: torch.Tensor, options: Augment, seed: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Mix every image of a batch with another one of it, by mixup or by cutmix.
+
+    The other one is the batch's in reverse. `images` is uint8 [n, h, w, 3]; returns them (float
+    after mixup) and, where they were mixed, the share of the first one, a 0-dimensional float32;
+    the labels' shares are the same. Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019,
+    arXiv:1905.04899.
+    """
+    name = mixes(options, seed)
+    if not name:
+        return images, None
+    chance = random.Random(seed + 1)
+    alpha = getattr(options, name)
+    share = chance.betavariate(alpha, alpha)
+    if name == "mixup":
+        images = torch.lerp(images.flip(0).float(), images.float(), share)
+    else:
+        _, height, width, _ = images.shape
+        rows, columns = (round(size * (1 - share) ** 0.5) for size in (height, width))
+        y, x = chance.randint(0, height - rows), chance.randint(0, width - columns)
+        box = (slice(None), slice(y, y + rows), slice(x, x + columns))
+        pasted = images.flip(0)[box]
+        images = images.clone()
+        images[box] = pasted
+        share = 1 - rows * columns / (height * width)
+    return images, torch.full((), share, device=images.device)
+
+
+def _shift(images: torch.Tensor, draws: Draws, border: str) -> torch.Tensor:
     n, height, width, _ = images.shape
-    reach, device = options.translate, images.device
-    if not (reach or options.flip):
+    device = images.device
+    if not ("flip" in draws or "down" in draws):
         return images
     rows = torch.arange(height, device=device).expand(n, height)
     columns = torch.arange(width, device=device).expand(n, width)
-    if options.flip:
-        flipped = torch.rand(n, 1, device=device) < 0.5
-        columns = torch.where(flipped, width - 1 - columns, columns)
-    if reach:
-        rows = rows + torch.randint(-reach, reach + 1, (n, 1), device=device)
-        columns = columns + torch.randint(-reach, reach + 1, (n, 1), device=device)
+    if "flip" in draws:
+        columns = torch.where(draws["flip"], width - 1 - columns, columns)
+    if "down" in draws:
+        rows = rows + draws["down"]
+        columns = columns + draws["right"]
     batch = torch.arange(n, device=device)[:, None, None]
     moved = images[batch, _reflect(rows, height)[:, :, None], _reflect(columns, width)[:, None, :]]
-    if reach and options.border == "zero":
+    if "down" in draws and border == "zero":
         inside = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
         moved = moved * inside[..., None]
     return moved
@@ -57,38 +137,33 @@ def _inside(index: torch.Tensor, size: int) -> torch.Tensor:
     return (index >= 0) & (index < size)
 
 
-def _jitter(images: torch.Tensor, options: Augment) -> torch.Tensor:
+def _jitter(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Brightness, contrast and saturation by a factor an image, as torchvision's ColorJitter."""
     x = images.float()
     grey = torch.tensor(GREY, device=x.device)
-
-    def factor(strength: float) -> torch.Tensor:
-        return 1 + strength * (2 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1)
-
-    if options.brightness:
-        x = (x * factor(options.brightness)).clamp(0, 255)
-    if options.contrast:
+    if "brightness" in draws:
+        x = (x * draws["brightness"]).clamp(0, 255)
+    if "contrast" in draws:
         middle = (x * grey).sum(-1, keepdim=True).mean((1, 2), keepdim=True)
-        x = (middle + (x - middle) * factor(options.contrast)).clamp(0, 255)
-    if options.saturation:
+        x = (middle + (x - middle) * draws["contrast"]).clamp(0, 255)
+    if "saturation" in draws:
         colourless = (x * grey).sum(-1, keepdim=True)
-        x = (colourless + (x - colourless) * factor(options.saturation)).clamp(0, 255)
+        x = (colourless + (x - colourless) * draws["saturation"]).clamp(0, 255)
     return x.round().to(torch.uint8)
 
 
-def _cutout(images: torch.Tensor, side: int, mean: Sequence[float]) -> torch.Tensor:
+def _cutout(images: torch.Tensor, draws: Draws, side: int, mean: Sequence[float]) -> torch.Tensor:
     """A square of `side` pixels, wholly inside the image, painted with the mean colour.
 
     DeVries and Taylor 2017, arXiv:1708.04552.
     """
-    n, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     device = images.device
     colour = torch.tensor([round(255 * m) for m in mean], dtype=torch.uint8, device=device)
 
-    def covered(size: int) -> torch.Tensor:
-        start = torch.randint(0, max(size - side, 0) + 1, (n, 1), device=device)
+    def covered(size: int, start: torch.Tensor) -> torch.Tensor:
         index = torch.arange(size, device=device)
         return (index >= start) & (index < start + side)
 
-    square = covered(height)[:, :, None] & covered(width)[:, None, :]
+    square = covered(height, draws["top"])[:, :, None] & covered(width, draws["left"])[:, None, :]
     return torch.where(square[..., None], colour, images)

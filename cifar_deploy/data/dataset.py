@@ -48,7 +48,8 @@ class Dataset:
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             digest.update(np.ascontiguousarray(split.images).data)
-            digest.update(split.labels.astype(np.uint8).tobytes())
+            few = len(self.classes) <= 256
+            digest.update(split.labels.astype(np.uint8 if few else np.int64).tobytes())
         return digest.hexdigest()
 
     def normalisation(self) -> tuple[list[float], list[float]]:

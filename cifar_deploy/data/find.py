@@ -11,6 +11,7 @@ from pathlib import Path
 from cifar_deploy.data import cifar10, folder, synthetic
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.store import Json
 
 DATA_VARIABLE = "CIFAR_DEPLOY_DATA"
 SOURCES = ("auto", "synthetic")
@@ -54,6 +55,22 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
     return _download(place)
 
 
+def trained_on(
+    card: Json, source: str | None = None, data_dir: Path | None = None
+) -> tuple[str, Path | None]:
+    """Where to `load` the data set that a model was trained on, by its card.
+
+    A model of one's own images finds them where they were, unless another folder is named; `source`
+    asks for another set.
+    """
+    data = card["data"]
+    wanted = source or ("synthetic" if data["name"] == "synthetic" else "auto")
+    origin = data.get("origin")
+    if origin and not source and not named(data_dir) and Path(origin).is_dir():
+        return wanted, Path(origin)
+    return wanted, data_dir
+
+
 def _read(place: Path) -> Dataset | None:
     with disk_errors(place, "read"):
         for candidate in (place / "cifar-10-batches-py", place / "cifar-10-batches-bin", place):
@@ -79,7 +96,7 @@ def _download(place: Path) -> Dataset:
         with (
             tempfile.TemporaryDirectory(dir=place, prefix=".download-") as room,
             contextlib.redirect_stdout(sys.stderr),  # the answer of --json stays alone on stdout
-            _patience(),
+            patience(),
         ):
             download_and_extract_archive(
                 CIFAR10.url, room, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5
@@ -98,7 +115,7 @@ def _download(place: Path) -> Dataset:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Give up on a connection that says nothing; by default Python waits without end."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)

@@ -1,5 +1,6 @@
 """A folder of images: `train/<class>/*` and `test/<class>/*`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.image import read_image
 from cifar_deploy.errors import UserError, disk_errors
 
+NAMED = 5  # of the unreadable files, in a message
 VERIFIED = "folder of images: no published checksum"
 
 
@@ -21,7 +23,7 @@ def read(place: Path) -> Dataset:
 
     Classes are the sorted names of the folders in `train`; hidden files are skipped. Raises
     UserError for fewer than two classes, no test images, an empty class, a class only in `test`,
-    and a file that is no image.
+    and files that are no images, which it names.
     """
     classes = tuple(folder.name for folder in _folders(place / "train"))
     if len(classes) < 2:
@@ -56,8 +58,22 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
         raise UserError(f"{root} holds no images; put them in {root.name}/<class>/*")
     files.sort()
     images = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
-    for row, (_, _, path) in enumerate(files):
-        images[row] = read_image(path)
+
+    def read_row(row: int) -> UserError | None:
+        try:
+            images[row] = read_image(files[row][2])
+        except UserError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+        bad = [error for error in pool.map(read_row, range(len(files))) if error]
+    if len(bad) > 1:
+        named = "; ".join(map(str, bad[:NAMED]))
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise UserError(f"{len(bad)} files in {root} are no images: {named}{more}")
+    if bad:
+        raise bad[0]
     return Split(images, np.array([label for _, label, _ in files], np.int64))
 
 

@@ -77,7 +77,7 @@ def _one_of_each(dataset: Dataset, count: int) -> Images:
 
 def _said(options: Augment) -> str:
     """The augmentation in words."""
-    words = ["flip"] if options.flip else []
+    words = ["alternating flip" if options.alternate else "flip"] if options.flip else []
     if options.translate:
         words.append(f"translate {options.translate} ({options.border})")
     if options.cutout:
@@ -86,6 +86,9 @@ def _said(options: Augment) -> str:
         f"{name} {value:g}"
         for name in ("brightness", "contrast", "saturation")
         if (value := getattr(options, name))
+    ]
+    words += [
+        f"{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(options, name))
     ]
     return "augmentation: " + (", ".join(words) or "none")
 

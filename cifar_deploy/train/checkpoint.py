@@ -12,6 +12,10 @@ from cifar_deploy.store import Json, ModelFolder
 Tensors = dict[str, torch.Tensor]
 
 
+class NotFinite(Exception):
+    """What was to be saved holds a number that is none; nothing was written."""
+
+
 def save(
     folder: ModelFolder,
     networks: dict[str, nn.Module],
@@ -19,7 +23,11 @@ def save(
     sums: torch.Tensor,
     facts: Json,
 ) -> None:
-    """Write the state of `networks` (by prefix), of `optimizer` and `sums`, and `facts`."""
+    """Write the state of `networks` (by prefix), of `optimizer` and `sums`, and `facts`.
+
+    Raises NotFinite instead where any of it is inf or nan: a good checkpoint is not replaced by a
+    useless one.
+    """
     tensors = {"sums": sums.cpu()}
     for prefix, network in networks.items():
         for name, value in network.state_dict().items():
@@ -28,6 +36,9 @@ def save(
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise NotFinite(name)
     weights.save(folder.checkpoint, tensors, facts)
 
 
@@ -60,8 +71,20 @@ def restore(
             same = value.shape == parameter.shape
             # The parameter's strides (channels-last) and device, so that nothing is slower after.
             kept = torch.empty_like(parameter).copy_(value) if same else value
+            if not same and fused(optimizer):  # its counters of steps lie on the device
+                kept = value.to(parameter.device)
             optimizer.state[parameter][name.removeprefix(start)] = kept.detach()
+    if tensors["sums"].shape != sums.shape:
+        raise UserError(
+            f"{folder.checkpoint} was written by an older version; start without --resume, with "
+            f"--init {folder.checkpoint} for its weights"
+        )
     sums.copy_(tensors["sums"])
+
+
+def fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether one kernel updates all parameters."""
+    return bool(optimizer.defaults.get("fused"))
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, torch.Tensor]]:

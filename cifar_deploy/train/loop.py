@@ -1,37 +1,51 @@
 """The training loop: data on the device, one step after another, a card at the end."""
 
 import contextlib
-import datetime
+import copy
+import gc
 import hashlib
 import json
 import math
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from cifar_deploy import __version__, architectures
+from cifar_deploy import architectures, recipe
 from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
-from cifar_deploy.data.augment import augment
-from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.architectures.stages import freeze
+from cifar_deploy.data import augment as change
+from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
-from cifar_deploy.store import Json, ModelFolder, sha256_of, write_json, write_text
-from cifar_deploy.train import checkpoint
-from cifar_deploy.train.optim import Average, make_optimizer, rate
+from cifar_deploy.store import Json, ModelFolder, write_json, write_text
+from cifar_deploy.train import card, checkpoint, initial
+from cifar_deploy.train.memory import largest
+from cifar_deploy.train.objective import Objective
+from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate
+from cifar_deploy.train.profile import Profile
+from cifar_deploy.train.ranks import ALONE, Ranks
 
 CHECKPOINT_SECONDS = 240.0  # a checkpoint at least every five minutes
+LOOK_SECONDS = {"cpu": 0.5, "cuda": 2.0}  # reading back waits for the device: seldom
 COMPILE_STEPS = 2_000  # below that, torch.compile costs more than it saves
 EVALUATION_BATCH = 500
+# What is augmented at once. On a GPU all of CIFAR-10: a few kernels an epoch. A CPU goes batch by
+# batch, which stays in its cache.
+CHUNK_IMAGES = {"cpu": 0, "cuda": 65_536}
+WARM_UP_STEPS = 3
 
 
 class Interrupted(Exception):
@@ -62,6 +76,12 @@ class Job:
     device: torch.device
     folder: ModelFolder
     resume: bool = False
+    init: str | None = None  # "imagenet", or a file of weights
+    weights_file: Path | None = None
+    ranks: Ranks = ALONE
+    profile: bool = False
+    command: str = ""  # that gives this run again
+    data_seconds: float = 0.0  # that it took to read the data set
 
 
 @dataclass
@@ -69,7 +89,8 @@ class State:
     """Where a run stands, apart from its tensors."""
 
     step: int = 0
-    seconds: float = 0.0  # of training, over all sittings
+    seconds: float = 0.0  # of the loop, over all sittings
+    bookkeeping: float = 0.0  # of them, for logs, checkpoints and held-out images
     history: list[Json] = field(default_factory=list)
 
 
@@ -88,8 +109,10 @@ class Trainer:
     def __init__(self, job: Job) -> None:
         self.job = job
         recipe, device = job.recipe, job.device
+        self.ranks = job.ranks
         self.mean, self.std = job.dataset.normalisation()
         self.train_split, self.holdout = split_holdout(job.dataset.train, recipe)
+        self.share = _share(recipe, self.ranks)
         self.steps_per_epoch = len(self.train_split) // recipe.train.batch_size
         if not self.steps_per_epoch:
             raise UserError(
@@ -97,32 +120,92 @@ class Trainer:
                 f"{recipe.train.batch_size}; set a smaller --batch-size"
             )
         self.steps = recipe.train.epochs * self.steps_per_epoch
-        torch.manual_seed(seed_of(recipe.train.seed, "init", 0))
-        network = architectures.build(job.network, len(job.dataset.classes), recipe.model.stem)
-        self.network = network.to(device).to(memory_format=torch.channels_last)
-        self.average = Average(self.network, recipe.train.ema) if recipe.train.ema else None
-        self.optimizer = make_optimizer(self.network, recipe.optimizer)
-        self.bf16 = use_bf16(recipe, device)
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct answers
-        self.state = State()
         self.data_sha256 = job.dataset.sha256()
-        if job.resume:
-            self._restore()
+        self.data_seconds = self.warmup_seconds = 0.0
+        self.state = State()
+        self.saved: int | None = None  # the step of the last checkpoint
+        self._there = self._read_checkpoint() if job.resume else None
+        self.network, self.start = self._build()
+        factors = initial.rates(self.network, self.start, recipe.finetune)
+        self.frozen = freeze(self.network, recipe.finetune.freeze)
+        self.network = self.network.to(device).to(memory_format=torch.channels_last)
+        if self.ranks.world > 1 and device.type == "cuda":  # there is none for CPUs
+            convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+            self.network = convert(self.network)
+        self.average = Average(self.network, recipe.train.ema) if recipe.train.ema else None
+        ahead = recipe.train.lookahead
+        self.lookahead = Lookahead(self.network, ahead) if ahead else None
+        self.optimizer = make_optimizer(self.network, recipe.optimizer, factors)
+        self.bf16 = use_bf16(recipe, device)
+        # Of the epoch: loss, correct answers, and steps before the loss was no number; this
+        # process's part of each.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        if self._there:
+            self._restore(*self._there)
         # Rounded as the deployment graph rounds it: one multiplication and one addition a pixel.
-        graph = DeploymentGraph(nn.Identity(), self.mean, self.std).to(device)
-        self.scale, self.shift = graph.scale, graph.shift
-        self.forward: Any = torch.compile(self.network) if self._compiled() else self.network
+        graph = DeploymentGraph(nn.Identity(), self.mean, self.std)
+        smoothing = recipe.train.label_smoothing
+        self.objective = Objective(self.network, graph.scale, graph.shift, smoothing, self.bf16)
+        self.objective.to(device)
+        self.compiled = self._compiled()
+        self.forward: Any = self.objective
+        if self.ranks.world > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.objective, device_ids=ids)
+        if self.compiled:
+            # Another run in this process leaves nothing behind: after a few versions of the same
+            # code torch would go on without compiling, and say nothing.
+            torch.compiler.reset()
+            tried = recipe.train.compile == "max"
+            mode = "max-autotune-no-cudagraphs" if tried else None
+            self.forward = torch.compile(self.forward, mode=mode)
+        self.factor: Callable[[int], float] = lambda step: rate(recipe.schedule, step, self.steps)
+        self.profile = Profile(device) if job.profile and self.ranks.main else None
+        self.loss: torch.Tensor | None = None  # of the last step, on the device
+        self._chunk: tuple[int, torch.Tensor, torch.Tensor] | None = None
+
+    def _build(self) -> tuple[nn.Module, initial.Start | None]:
+        """The network before its first step, and where its weights come from if not from chance."""
+        job, model = self.job, self.job.recipe.model
+        torch.manual_seed(seed_of(job.recipe.train.seed, "init", 0))
+        network = architectures.build(job.network, len(job.dataset.classes), model.stem)
+        if self._there:  # the checkpoint holds the weights
+            start = self._there[1].get("start")
+            return network, self._known(initial.Start(**start)) if start else None
+        if model.init == "dirac":
+            initial.dirac(network)
+        if model.whiten:
+            initial.whiten(network, self.train_split.images, self.mean, self.std)
+        if not job.init:
+            if job.weights_file:
+                raise UserError(f"--weights-file goes with --init {initial.IMAGENET}")
+            return network, None
+        classes = len(job.dataset.classes)
+        found = initial.load(network, job.network, job.init, job.weights_file, classes)
+        return network, self._known(found)
+
+    def _known(self, start: initial.Start) -> initial.Start:
+        """Normalise the pixels as those were that the weights are used to."""
+        self.mean, self.std = start.mean, start.std
+        return start
 
     def _compiled(self) -> bool:
         wish = self.job.recipe.train.compile
         worth = self.job.device.type == "cuda" and self.steps - self.state.step >= COMPILE_STEPS
-        return wish == "on" or (wish == "auto" and worth)
+        return wish in ("on", "max") or (wish == "auto" and worth and self.ranks.world == 1)
 
     def _networks(self) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {"network": self.network}
         if self.average:
             networks["average"] = self.average.network
+        if self.lookahead:
+            networks["slow"] = self.lookahead.network
         return networks
+
+    def _train_mode(self) -> None:
+        self.network.train()
+        for module in self.frozen:  # its batch norms keep their statistics
+            module.eval()
 
     # --- the loop ---
 
@@ -130,16 +213,25 @@ class Trainer:
         """Train to the end, write weights, card, curves and log. Returns the card.
 
         Raises Interrupted after SIGINT or SIGTERM with a checkpoint written, and UserError where
-        the loss is no longer a number or the disk refuses.
+        the loss is no longer a number, the device's memory or the disk is full.
         """
+        try:
+            return self._run(watch)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+        # The exception, which holds on to what it was computing, is gone now.
+        raise OwnError(self._what_fits(reason))
+
+    def _run(self, watch: Watch) -> Json:
         job, state = self.job, self.state
-        with disk_errors(job.folder.path, "make"):
-            job.folder.path.mkdir(parents=True, exist_ok=True)
+        if self.ranks.main:
+            with disk_errors(job.folder.path, "make"):
+                job.folder.path.mkdir(parents=True, exist_ok=True)
+        self._prepare()
         order = self._order(state.step // self.steps_per_epoch)
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
-        self.network.train()
-        with _signals() as caught:
+        with _signals(impatient=self.ranks.world == 1) as caught:
             while state.step < self.steps:
                 epoch, position = divmod(state.step, self.steps_per_epoch)
                 if position == 0:
@@ -150,41 +242,180 @@ class Trainer:
                 seen += job.recipe.train.batch_size
                 now = time.perf_counter()
                 state.seconds = before + now - started
-                if now - last_look > 0.5:  # reading back waits for the device: seldom
+                stop, look, due = self.ranks.agree(
+                    [
+                        caught[0] if caught else 0,
+                        self.ranks.main and now - last_look > LOOK_SECONDS[job.device.type],
+                        self.ranks.main and now - last_checkpoint > CHECKPOINT_SECONDS,
+                    ]
+                )
+                if self.profile:
+                    last = state.step == self.steps
+                    self.profile.step(
+                        job.folder.trace, last, lambda text: print(text, file=sys.stderr)
+                    )
+                if look:
                     loss, accuracy = self._read_back(position + 1)
                     last_look = now
                     watch.step(state.step, epoch, loss, accuracy, seen / (now - started))
                 if position + 1 == self.steps_per_epoch:
-                    self._end_epoch(epoch, watch)
-                due = now - last_checkpoint > CHECKPOINT_SECONDS
+                    loss, accuracy = self._read_back(self.steps_per_epoch)
+                    now = time.perf_counter()  # now the device has done it, too
+                    state.seconds = before + now - started
+                    self._end_epoch(epoch, loss, accuracy, watch)
+                    state.bookkeeping += time.perf_counter() - now
+                    state.seconds = before + time.perf_counter() - started
                 # After the last step too: what follows takes a while and can then be repeated.
-                if caught or due or state.step == self.steps:
+                if stop or due or state.step == self.steps:
+                    now = time.perf_counter()
                     self._save()
                     last_checkpoint = time.perf_counter()
-                if caught:
-                    raise Interrupted(caught[0], state.step)
+                    state.bookkeeping += last_checkpoint - now
+                    state.seconds = before + last_checkpoint - started
+                if stop:
+                    raise Interrupted(stop, state.step)
             return self._finish()
+
+    def _prepare(self) -> None:
+        """Everything that takes time once: the data to the device, compilation, first launches.
+
+        Nothing of it is left in the weights.
+        """
+        device = self.job.device
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+        started = time.perf_counter()
+        self._wait_for(self.data.images)
+        self.data_seconds = time.perf_counter() - started
+        self._train_mode()
+        if device.type == "cuda" or self.compiled:
+            started = time.perf_counter()
+            self._warm_up()
+            self._wait_for(self.sums)
+            self.warmup_seconds = time.perf_counter() - started
+
+    def _warm_up(self) -> None:
+        tensors = [t for n in self._networks().values() for t in n.state_dict().values()]
+        kept = [tensor.clone() for tensor in (*tensors, self.sums)]
+        optimizer = copy.deepcopy(self.optimizer.state_dict())
+        step = self.state.step
+        try:
+            self._warm_up_steps()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not self.compiled:
+                raise
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            if self.job.recipe.train.compile != "auto":
+                raise UserError(
+                    f"torch.compile does not work here ({reason}); --set train.compile=off"
+                ) from error
+            print(f"going on without torch.compile ({reason})", file=sys.stderr)
+            self.compiled, self.forward = False, self.objective
+        with torch.no_grad():
+            for tensor, value in zip((*tensors, self.sums), kept, strict=True):
+                tensor.copy_(value)
+        self.optimizer.zero_grad()
+        self.optimizer.load_state_dict(optimizer)
+        self.state.step = step
+        self._chunk = None
+
+    def _warm_up_steps(self) -> None:
+        order = self._order(0)
+        wanted = {name for name in ("mixup", "cutmix") if getattr(self.job.recipe.augment, name)}
+        done: set[str] = set()
+        # As many steps as it takes to meet every way of mixing, which are compiled one by one.
+        for step in range(1_000):
+            self.state.step = step
+            if step >= WARM_UP_STEPS and self._mixes(step) in done:
+                continue
+            self._step(order, step % self.steps_per_epoch)
+            done.add(self._mixes(step))
+            if step + 1 >= WARM_UP_STEPS and wanted <= done:
+                return
+
+    def _mixes(self, step: int) -> str:
+        return change.mixes(self.job.recipe.augment, self._seed("mix", step))
+
+    def _seed(self, what: str, index: int) -> int:
+        return seed_of(self.job.recipe.train.seed, what, index)
+
+    def _wait_for(self, tensor: torch.Tensor) -> None:
+        if tensor.is_cuda:
+            torch.cuda.synchronize(tensor.device)
 
     def _step(self, order: torch.Tensor, position: int) -> None:
         recipe, state = self.job.recipe, self.state
-        size = recipe.train.batch_size
-        torch.manual_seed(seed_of(recipe.train.seed, "step", state.step))
-        images, labels = self.data.take(order[position * size : (position + 1) * size])
-        images = augment(images, recipe.augment, self.mean)
-        factor = rate(recipe.schedule, state.step, self.steps)
+        with self._part("images"):
+            images, labels = self._batch(order, position)
+            images, share = change.mix(images, recipe.augment, self._seed("mix", state.step))
+        factor = self.factor(state.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.optimizer.lr * factor
-        x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        with torch.autocast(self.job.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.forward(x)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.train.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.average:
-            self.average.update()
-        with torch.no_grad():
-            self.sums += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
+            group["lr"] = group["peak"] * factor
+        # What is random in the network, such as dropout, differs from process to process.
+        rank = self.ranks.rank
+        torch.manual_seed(self._seed(f"step/{rank}" if rank else "step", state.step))
+        with self._part("forward"):
+            loss, statistics = self.forward(images, labels, share)
+        with self._part("backward"):
+            loss.backward()
+        with self._part("optimiser"):
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        with self._part("averages"), torch.no_grad():
+            if self.lookahead:
+                self.lookahead.update(state.step + 1, self.steps)
+            if self.average:
+                self.average.update(state.step + 1)
+            self.loss = loss.detach()
+            world = self.ranks.world  # a process's loss is the mean of its part of the batch
+            self.sums[0] += statistics[0] / world
+            self.sums[1] += statistics[1]
+            self.sums[2] += self.sums[0].isfinite() / world
+
+    def _part(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return self.profile.part(name) if self.profile else contextlib.nullcontext()
+
+    def _batch(self, order: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's part of the batch at `position` of the epoch, augmented.
+
+        On a GPU it is cut out of many batches that were augmented together.
+        """
+        size = self.job.recipe.train.batch_size
+        most = CHUNK_IMAGES[self.job.device.type] // size
+        together = max(1, min(self.steps_per_epoch, most))
+        epoch = self.state.step // self.steps_per_epoch
+        first = position - position % together
+        if self._chunk is None or self._chunk[0] != epoch * self.steps_per_epoch + first:
+            self._chunk = None  # its memory is free for the next one
+            rows = order[first * size : min(first + together, self.steps_per_epoch) * size]
+            start = epoch * self.steps_per_epoch + first
+            self._chunk = (start, *self._augmented(rows, epoch, start))
+        share = slice((position - first) * self.share, (position - first + 1) * self.share)
+        return self._chunk[1][share], self._chunk[2][share]
+
+    def _augmented(
+        self, rows: torch.Tensor, epoch: int, start: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images and labels at `rows`, whole batches, as far as they are this process's.
+
+        Chance falls for the whole batches, so that N processes see what one would see.
+        """
+        options, device = self.job.recipe.augment, self.job.device
+        torch.manual_seed(self._seed("augment", start))
+        draws = change.draw(len(rows), SIZE, SIZE, options, device)
+        if options.flip and options.alternate:
+            torch.manual_seed(self._seed("flip", 0))
+            flips = torch.rand(len(self.data), device=device) < 0.5
+            draws["flip"] = change.alternating(flips, epoch)[rows][:, None]
+        if self.ranks.world > 1:
+            places = torch.arange(len(rows), device=device)
+            places = places.view(-1, self.ranks.world, self.share)[:, self.ranks.rank].flatten()
+            rows = rows[places]
+            draws = {name: drawn[places] for name, drawn in draws.items()}
+        images, labels = self.data.take(rows)
+        return change.apply(images, draws, options, self.mean), labels
 
     @property
     def data(self) -> DeviceSplit:
@@ -194,22 +425,70 @@ class Trainer:
         return self._data
 
     def _order(self, epoch: int) -> torch.Tensor:
-        torch.manual_seed(seed_of(self.job.recipe.train.seed, "order", epoch))
+        torch.manual_seed(self._seed("order", epoch))
         return self.data.order()
 
     def _read_back(self, batches: int) -> tuple[float, float]:
         """Mean loss and accuracy of the epoch so far. Raises UserError for a loss that is nan."""
-        loss, correct = self.sums.tolist()
+        loss, correct, finite = self.ranks.total(self.sums).tolist()
         if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is not a number at step {self.state.step}: the training diverged; "
-                f"lower --lr (it is {self.job.recipe.optimizer.lr:g})"
-            )
-        return loss / batches, correct / (batches * self.job.recipe.train.batch_size)
+            epoch = (self.state.step - 1) // self.steps_per_epoch
+            step = epoch * self.steps_per_epoch + round(finite) + 1
+            raise UserError(self._diverged(f"the loss is not a number at step {step}"))
+        images = batches * self.job.recipe.train.batch_size
+        return loss / batches, correct / images
 
-    def _end_epoch(self, epoch: int, watch: Watch) -> None:
+    def _diverged(self, what: str) -> str:
+        place, lr = self.job.folder.checkpoint, self.job.recipe.optimizer.lr
+        said = f"{what}: the training diverged; lower --lr (it is {lr:g})"
+        if self.saved is None:
+            return f"{said}\nThere is no checkpoint of this run yet."
+        return (
+            f"{said}\nThe last good checkpoint is of step {self.saved}; go on from its weights "
+            f"with --init {place}"
+        )
+
+    def _what_fits(self, reason: str) -> str:
+        """What to say after the device's memory was full: the largest batch that would fit."""
+        world, batch = self.ranks.world, self.job.recipe.train.batch_size
+        self._chunk = None
+        if world > 1:  # a step of one process alone would wait for the others
+            half = max(1, batch // 2 // world) * world
+            return (
+                f"out of memory on {self.job.device} with a batch of {batch}; try {half}: {reason}"
+            )
+
+        def fits(size: int) -> bool:
+            try:
+                self._try(size)
+            except torch.OutOfMemoryError:
+                return False
+            finally:
+                self.optimizer.zero_grad()
+                gc.collect()
+                if self.job.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            return True
+
+        if fits(batch):
+            return f"out of memory on {self.job.device}: {reason}; free some, or use another device"
+        best = largest(fits, batch)
+        if not best:
+            return f"out of memory on {self.job.device}: not even one image fits; {reason}"
+        return (
+            f"out of memory on {self.job.device} with a batch of {batch}; one of {best} would fit: "
+            f"--batch-size {best} (and --lr in proportion)"
+        )
+
+    def _try(self, size: int) -> None:
+        """A step with `size` images, not compiled; the weights are of no account any more."""
+        images = torch.zeros(size, SIZE, SIZE, 3, dtype=torch.uint8, device=self.job.device)
+        labels = torch.zeros(size, dtype=torch.int64, device=self.job.device)
+        self.objective(images, labels)[0].backward()
+        self.optimizer.step()
+
+    def _end_epoch(self, epoch: int, loss: float, accuracy: float, watch: Watch) -> None:
         state = self.state
-        loss, accuracy = self._read_back(self.steps_per_epoch)
         record: Json = {
             "epoch": epoch + 1,
             "loss": round(loss, 5),
@@ -219,10 +498,11 @@ class Trainer:
         }
         if self.holdout:
             record["holdout_accuracy"] = round(self.accuracy(self.best(), self.holdout), 5)
-            self.network.train()
+            self._train_mode()
         state.history.append(record)
-        lines = "".join(f"{_line(entry)}\n" for entry in state.history)
-        write_text(self.job.folder.log, lines)
+        if self.ranks.main:
+            lines = "".join(f"{_line(entry)}\n" for entry in state.history)
+            write_text(self.job.folder.log, lines)
         watch.epoch(record)
 
     # --- what is kept ---
@@ -232,13 +512,21 @@ class Trainer:
         return self.average.network if self.average else self.network
 
     def accuracy(self, network: nn.Module, split: Split) -> float:
-        """Share of `split` that `network` gets right, in fp32 through the deployment graph."""
-        graph = DeploymentGraph(network, self.mean, self.std).to(self.job.device)
-        correct = 0
+        """Share of `split` that `network` gets right, in fp32 through the deployment graph.
+
+        The processes share the images.
+        """
+        device, ranks = self.job.device, self.ranks
+        graph = DeploymentGraph(network, self.mean, self.std).to(device)
+        mine = slice(ranks.rank, None, ranks.world)
+        part = Split(
+            np.ascontiguousarray(split.images[mine]), np.ascontiguousarray(split.labels[mine])
+        )
+        correct = torch.zeros((), dtype=torch.int64, device=device)
         with torch.inference_mode():
-            for images, labels in DeviceSplit(split, self.job.device).batches(EVALUATION_BATCH):
-                correct += int((graph(images).argmax(1) == labels).sum())
-        return correct / len(split)
+            for images, labels in DeviceSplit(part, device).batches(EVALUATION_BATCH):
+                correct += (graph(images).argmax(1) == labels).sum()
+            return int(ranks.total(correct)) / len(split)
 
     def _facts(self) -> Json:
         recipe = self.job.recipe
@@ -251,19 +539,32 @@ class Trainer:
         }
 
     def _save(self) -> None:
-        facts = {
-            **self._facts(),
-            "recipe": self.job.recipe.to_dict(),
-            "data_sha256": self.data_sha256,
-            "step": self.state.step,
-            "seconds": self.state.seconds,
-            "history": self.state.history,
-        }
-        checkpoint.save(self.job.folder, self._networks(), self.optimizer, self.sums, facts)
+        """Write a checkpoint. Raises UserError, and writes none, where a weight is not finite."""
+        sums = self.ranks.total(self.sums)
+        if self.ranks.main:
+            facts = {
+                **self._facts(),
+                "recipe": self.job.recipe.to_dict(),
+                "data_sha256": self.data_sha256,
+                "step": self.state.step,
+                "seconds": self.state.seconds,
+                "bookkeeping": self.state.bookkeeping,
+                "history": self.state.history,
+                "start": self.start.to_dict() if self.start else None,
+            }
+            try:
+                checkpoint.save(self.job.folder, self._networks(), self.optimizer, sums, facts)
+            except checkpoint.NotFinite as error:
+                what = f"{error} is not finite after step {self.state.step}"
+                raise UserError(self._diverged(what)) from error
+        self.saved = self.state.step
 
-    def _restore(self) -> None:
+    def _read_checkpoint(self) -> tuple[checkpoint.Tensors, Json]:
         folder = self.job.folder
         tensors, facts = checkpoint.read(folder)
+        made = facts.get("recipe", {})
+        with contextlib.suppress(UserError):  # what it does not know yet has its default
+            made = recipe.parse(made, str(folder.checkpoint)).to_dict()
         asked = {
             "network": self.job.network,
             "data_sha256": self.data_sha256,
@@ -272,7 +573,7 @@ class Trainer:
         there = {
             "network": facts.get("network"),
             "data_sha256": facts.get("data_sha256"),
-            **{f"recipe.{k}": v for k, v in _flat(facts.get("recipe", {}))},
+            **{f"recipe.{k}": v for k, v in _flat(made)},
         }
         for key, value in asked.items():
             if there.get(key) != value:
@@ -280,57 +581,58 @@ class Trainer:
                     f"--resume: the checkpoint in {folder.path} was made with {key} = "
                     f"{there.get(key)}, not {value}; resume with the same, or start anew"
                 )
+        if "step" not in facts:
+            raise UserError(f"--resume: {folder.checkpoint} is no checkpoint; start without")
+        return tensors, facts
+
+    def _restore(self, tensors: checkpoint.Tensors, facts: Json) -> None:
+        folder = self.job.folder
         checkpoint.restore(folder, tensors, self._networks(), self.optimizer, self.sums)
-        self.state = State(facts["step"], facts["seconds"], facts["history"])
+        if not self.ranks.main:  # they are all processes' together
+            self.sums.zero_()
+        spent = facts.get("bookkeeping", 0.0)
+        self.state = State(facts["step"], facts["seconds"], spent, facts["history"])
+        self.saved = self.state.step
 
     def _finish(self) -> Json:
         from cifar_deploy.train import curves
 
         job, recipe = self.job, self.job.recipe
         kept = self.best()
-        trained_accuracy = self.accuracy(kept, job.dataset.test)
+        tested = job.dataset.test if recipe.data.test else None
+        before = self.accuracy(kept, tested) if tested else None
         state = weights.stored(kept, recipe.train.storage)
         weights.fill(kept, state, job.folder.weights)
-        test_accuracy = self.accuracy(kept, job.dataset.test)
-        weights.save(job.folder.weights, state, self._facts())
-        card: Json = {
-            "network": job.network,
-            "parameters": sum(p.numel() for p in kept.parameters()),
-            "test_accuracy": test_accuracy,
-            "test_accuracy_before_storage": trained_accuracy,
-            "test_images": len(job.dataset.test),
-            "epochs": recipe.train.epochs,
-            "seed": recipe.train.seed,
-            "wall_seconds": round(self.state.seconds, 1),
-            "device": machine.describe(job.device),
-            "precision": "bf16" if self.bf16 else "fp32",
-            "weights": {
-                "file": job.folder.weights.name,
-                "sha256": sha256_of(job.folder.weights),
-                "bytes": job.folder.weights.stat().st_size,
-                "storage": recipe.train.storage,
-            },
-            "data": {
-                "name": job.dataset.name,
-                "verified": job.dataset.verified,
-                "sha256": self.data_sha256,
-                "train_images": len(self.train_split),
-                "holdout_images": len(self.holdout) if self.holdout else 0,
-                "mean": self.mean,
-                "std": self.std,
-                "classes": list(job.dataset.classes),
-            },
-            "recipe": recipe.to_dict(),
-            "versions": machine.versions(),
-            "cifar_deploy": __version__,
-            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "history": self.state.history,
+        accuracies: Json = {
+            "test_accuracy": self.accuracy(kept, tested) if tested else None,
+            "test_accuracy_before_storage": before,
+            "test_images": len(job.dataset.test) if tested else 0,
         }
-        curves.draw(job.folder.curves, job.network, self.state.history, test_accuracy)
-        write_json(job.folder.card, card)
+        if self.holdout:
+            accuracies["holdout_accuracy"] = self.accuracy(kept, self.holdout)
+        if not self.ranks.main:
+            self.ranks.wait()
+            return accuracies
+        weights.save(job.folder.weights, state, self._facts())
+        made = card.make(self, accuracies)
+        curves.draw(job.folder.curves, job.network, self.state.history, accuracies["test_accuracy"])
+        write_json(job.folder.card, made)
         # The last to go: until the card is written, --resume can finish the run again.
         job.folder.checkpoint.unlink(missing_ok=True)
-        return card
+        self.ranks.wait()
+        return made
+
+
+def _share(recipe: Recipe, ranks: Ranks) -> int:
+    """Images of a batch for each process. Raises UserError where it cannot be shared evenly."""
+    batch, world = recipe.train.batch_size, ranks.world
+    if batch % world:
+        near = max(1, round(batch / world)) * world
+        raise UserError(
+            f"{world} processes cannot share a batch of {batch} evenly; set --batch-size {near}, "
+            "or another number of processes"
+        )
+    return batch // world
 
 
 def split_holdout(train: Split, recipe: Recipe) -> tuple[Split, Split | None]:
@@ -358,14 +660,18 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one ends the process."""
+def _signals(impatient: bool) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
+
+    torchrun sends each of its processes several, and kills them after half a minute anyway.
+    """
     caught: list[int] = []
     previous: dict[int, Any] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        restore()
+        if impatient:
+            restore()
 
     def restore() -> None:
         for number, handler in previous.items():

@@ -2,24 +2,66 @@
 
 import copy
 import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from cifar_deploy.recipe import Optimizer, Schedule
+from cifar_deploy.train.muon import Muon
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-def make_optimizer(network: nn.Module, options: Optimizer) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; norms and biases (vectors) go without weight decay."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def make_optimizer(
+    network: nn.Module, options: Optimizer, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, AdamW, or Muon with such an SGD for the rest.
+
+    Norms and biases (vectors) go without weight decay. Muon takes the filters of all convolutions
+    but the first and the depthwise ones. `factors` of the learning rate, by parameter name, are 1
+    where they are not given. A group's `peak` is its learning rate at the schedule's top.
+    """
+    factors = factors or {}
+    norm_biases = {
+        f"{name}.bias" for name, module in network.named_modules() if isinstance(module, NORMS)
+    }
+    convolutions = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    by_kind: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = factors.get(name, 1.0)
+        kind = "matrix" if parameter.ndim > 1 else "vector"
+        if name in norm_biases:
+            factor *= options.norm_bias_factor
+        elif options.name == "muon" and _is_filter(name, parameter, convolutions):
+            kind = "filter"
+        by_kind[kind, factor].append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (kind, factor), parameters in sorted(by_kind.items()):
+        decay = options.weight_decay if kind == "matrix" else 0.0
+        peak = factor * (options.muon_lr if kind == "filter" else options.lr)
+        groups.append({"params": parameters, "weight_decay": decay, "lr": peak, "peak": peak})
+        if kind == "filter":
+            groups[-1] |= {"muon": True, "momentum": options.muon_momentum}
+    fused = all(p.is_cuda for p in network.parameters()) or None
     if options.name == "adamw":
-        return torch.optim.AdamW(groups, lr=options.lr, betas=(options.momentum, 0.999))
+        betas = (options.momentum, 0.999)
+        return torch.optim.AdamW(groups, lr=options.lr, betas=betas, fused=fused)
+    kind_of_sgd = Muon if options.name == "muon" else torch.optim.SGD
     nesterov = options.momentum > 0
-    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
+    return kind_of_sgd(
+        groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov, fused=fused
+    )
+
+
+def _is_filter(name: str, parameter: nn.Parameter, convolutions: list[str]) -> bool:
+    """Whether a parameter is Muon's: not what meets the pixels, nothing depthwise."""
+    module = name.removesuffix(".weight")
+    return parameter.ndim == 4 and module in convolutions[1:] and parameter.shape[1] > 1
 
 
 def rate(schedule: Schedule, step: int, steps: int) -> float:
@@ -52,11 +94,44 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        mine, theirs = self.network.state_dict(), network.state_dict()
-        floats = [k for k in mine if mine[k].is_floating_point()]
-        self._mine, self._theirs = [mine[k] for k in floats], [theirs[k] for k in floats]
+        self._mine, self._theirs = _floats(self.network, network)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the network's weights as they are now."""
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - self.decay)
+    def update(self, done: int | None = None) -> None:
+        """Move the average towards the network's weights as they are now.
+
+        After `done` steps no decay is above (1 + done) / (10 + done): in a short run the weights of
+        the beginning would otherwise be most of the average.
+        """
+        decay = self.decay if done is None else min(self.decay, (1 + done) / (10 + done))
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+
+
+class Lookahead:
+    """Slow weights behind the fast ones, which go back to them every `every` steps.
+
+    Zhang et al. 2019, arXiv:1907.08610, with the decay that grows through the run of Jordan 2024,
+    arXiv:2404.00498: at the end the slow weights hardly move.
+    """
+
+    def __init__(self, network: nn.Module, every: int) -> None:
+        self.every = every
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self._slow, self._fast = _floats(self.network, network)
+
+    @torch.no_grad()
+    def update(self, done: int, steps: int) -> None:
+        """After step `done` of `steps`: every so often, and at the end, the two become one."""
+        if done == steps:
+            torch._foreach_copy_(self._fast, self._slow)
+        elif done % self.every == 0:
+            decay = 0.95**self.every * (done / steps) ** 3
+            torch._foreach_lerp_(self._slow, self._fast, 1 - decay)
+            torch._foreach_copy_(self._fast, self._slow)
+
+
+def _floats(mine: nn.Module, theirs: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parameters and float buffers of two alike networks, in the same order."""
+    own, other = mine.state_dict(), theirs.state_dict()
+    names = [name for name, value in own.items() if value.is_floating_point()]
+    return [own[n] for n in names], [other[n] for n in names]

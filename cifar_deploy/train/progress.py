@@ -11,9 +11,9 @@ from cifar_deploy.store import Json
 class Bar:
     """A `loop.Watch` that draws on standard error. A context manager."""
 
-    def __init__(self, steps: int, epochs: int, done: int = 0) -> None:
+    def __init__(self, steps: int, epochs: int, done: int = 0, quiet: bool = False) -> None:
         self.epochs = epochs
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=quiet)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

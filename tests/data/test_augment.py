@@ -1,10 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as vision
 
-from cifar_deploy.data.augment import GREY, augment
+from cifar_deploy.data.augment import GREY, alternating, apply, augment, draw, mix, mixes
 from cifar_deploy.recipe import Augment
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -163,3 +165,71 @@ def test_on_cuda() -> None:
     assert found.device.type == "cuda"
     assert {variants[each.tobytes()] for each in np.asarray(found.cpu())} == set(variants.values())
     assert augment(batch, Augment(True, 4, "zero", 8, 0.2, 0.2, 0.2), MEAN).shape == batch.shape
+
+
+# --- parts, alternation and mixing --------------------------------------------------------------
+
+
+def test_a_part_is_changed_as_it_would_be_among_all() -> None:
+    images = noise(40)
+    options = Augment(cutout=9, brightness=0.4, contrast=0.3, saturation=0.2)
+    torch.manual_seed(3)
+    draws = draw(40, 32, 32, options, images.device)
+    whole = apply(images, draws, options, MEAN)
+    part = torch.tensor([7, 3, 39, 0])
+    drawn = {name: values[part] for name, values in draws.items()}
+    assert torch.equal(apply(images[part], drawn, options, MEAN), whole[part])
+    torch.manual_seed(3)
+    assert torch.equal(augment(images, options, MEAN), whole)
+
+
+def test_alternating_flips_turn_every_image_round_each_epoch() -> None:
+    first = torch.tensor([True, False, False, True])
+    epochs = [alternating(first, epoch) for epoch in range(4)]
+    assert torch.equal(epochs[0], first)
+    for before, after in itertools.pairwise(epochs):
+        assert torch.equal(after, ~before)
+
+
+def test_mixup_is_a_blend_with_the_batch_in_reverse() -> None:
+    images = noise(6)
+    before = images.clone()
+    mixed, share = mix(images, Augment(mixup=0.8), seed=5)
+    assert share is not None
+    assert share.shape == ()
+    assert 0 < float(share) < 1
+    wanted = float(share) * images.double() + (1 - float(share)) * images.flip(0).double()
+    torch.testing.assert_close(mixed.double(), wanted, rtol=1e-5, atol=1e-3)
+    assert torch.equal(images, before)
+
+
+def test_cutmix_pastes_a_box_whose_share_is_told() -> None:
+    images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    images[1] = 255
+    seen = []
+    for seed in range(60):
+        mixed, share = mix(images, Augment(cutmix=1.0), seed)
+        assert share is not None
+        assert mixed.dtype == torch.uint8
+        pasted = mixed[0, ..., 0] == 255
+        assert torch.equal(mixed[1, ..., 0] == 0, pasted)
+        assert float(share) == pytest.approx(1 - pasted.float().mean().item(), abs=1e-6)
+        if pasted.any():
+            rows, columns = pasted.any(1).nonzero(), pasted.any(0).nonzero()
+            height, width = (int(index.max() - index.min() + 1) for index in (rows, columns))
+            assert int(pasted.sum()) == height * width
+        seen.append(float(share))
+    assert not images[0].any()
+    assert min(seen) < 0.2 < 0.8 < max(seen)  # Beta(1, 1) is uniform
+
+
+def test_a_batch_gets_one_way_of_mixing() -> None:
+    both = Augment(mixup=0.2, cutmix=1.0)
+    found = [mixes(both, seed) for seed in range(200)]
+    assert 60 < found.count("mixup") < 140
+    assert set(found) == {"mixup", "cutmix"}
+    assert mixes(Augment(cutmix=1.0), 3) == "cutmix"
+    images = noise(4)
+    same, share = mix(images, Augment(), 3)
+    assert same is images
+    assert share is None

@@ -73,6 +73,14 @@ def test_what_is_wrong_is_named(picture_folder: Callable[..., Path], tmp_path: P
     (place / "train/bee/Thumbs.db").write_bytes(b"x")
     with pytest.raises(UserError, match=r"train/bee/Thumbs\.db is not an image"):
         folder.read(place)
+    for number in range(7):
+        (place / f"train/ant/{number}.txt").write_text("no image")
+    with pytest.raises(
+        UserError, match=r"8 files in .*train are no images: .*0\.txt is not"
+    ) as one:
+        folder.read(place)
+    assert len(str(one.value).splitlines()) == 1
+    assert str(one.value).endswith("; and 3 more")
     place = picture_folder("nested")
     (place / "train/bee/more").mkdir()
     with pytest.raises(UserError, match="train/bee/more: Is a directory"):

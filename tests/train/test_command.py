@@ -80,6 +80,20 @@ BAD = [
     (("simple_cnn", "--batch-size", "241"), "240 training images are fewer than a batch of 241"),
     (("simple_cnn", "--set", "data.holdout=240"), "data.holdout is 240, of 240"),
     (("simple_cnn", "--resume"), "there is no checkpoint in "),
+    (("simple_cnn", "--recipe", "fast"), r"simple_cnn has no fast\.toml; name a file or another"),
+    (
+        ("simple_cnn", "--init", "imagenet"),
+        "torchvision has no weights of simple_cnn; it has those",
+    ),
+    (("simple_cnn", "--init", "absent"), "absent does not exist"),
+    (("simple_cnn", "--weights-file", "x.pth"), "--weights-file goes with --init imagenet"),
+    (
+        ("resnet18", "--batch-size", "9", "--init", "imagenet", "--weights-file", "absent.pth"),
+        r"--weights-file: absent\.pth does not exist",
+    ),
+    (("simple_cnn", "--set", "finetune.freeze=all-but-classifier"), "name them with --init"),
+    (("simple_cnn", "--set", "finetune.freeze=all"), "'all'; it is none, all-but-last-block, all"),
+    (("simple_cnn", "--hold-out", "240"), r"data\.holdout is 240, of 240"),
 ]
 
 

@@ -209,6 +209,7 @@ def test_the_seed_makes_the_run(make_job: MakeJob, recorder: Watching) -> None:
 
 SGD = ("optimizer.name=sgd", "optimizer.momentum=0.9")
 ADAMW = ("optimizer.name=adamw", "optimizer.lr=0.002")
+MUON = ("optimizer.name=muon", "optimizer.lr=0.02")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +222,8 @@ ADAMW = ("optimizer.name=adamw", "optimizer.lr=0.002")
         ("simple_cnn", (*ADAMW, "train.precision=bf16"), 18),  # the last step
         ("normed", SGD, 10),
         ("normed", (*SGD, "train.precision=bf16", "augment.cutout=6"), 7),
+        ("normed", (*MUON, "train.lookahead=3", "augment.alternate=true"), 8),
+        ("normed", (*SGD, "augment.mixup=0.4", "augment.cutmix=1.0"), 9),
         # Measuring the network itself after an epoch must not leave it measuring.
         ("normed", (*ADAMW, "train.ema=0", "data.holdout=50", "train.precision=bf16"), 11),
     ],
@@ -247,6 +250,40 @@ def test_a_resumed_run_ends_at_the_same_weights(
     assert again["history"] == card["history"]
     assert again["test_accuracy"] == card["test_accuracy"]
     assert names(stopped.folder) == ALL
+
+
+@pytest.mark.parametrize("at", [7, 9, 10, 12])
+def test_batches_that_were_augmented_together_are_the_same_after_resuming(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setitem(loop.CHUNK_IMAGES, "cpu", 450)  # four batches, then the epoch's other two
+    whole, stopped = make_job(*SGD, folder="whole"), make_job(*SGD, folder="stopped")
+    Trainer(whole).run(recorder)
+    interrupt(stopped, at, recorder)
+    Trainer(resumed(stopped)).run(recorder)
+    assert stopped.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
+
+
+@pytest.mark.parametrize("at", [0, 8])
+def test_warming_up_leaves_no_trace(
+    make_job: MakeJob, recorder: Watching, normed: str, at: int
+) -> None:
+    class Warmed(Trainer):
+        def _prepare(self) -> None:
+            super()._prepare()
+            before = self.state.step
+            self._warm_up()
+            assert self.state.step == before
+
+    options = (*MUON, "augment.mixup=0.4", "augment.cutmix=1.0", "train.lookahead=4")
+    plain = make_job(*options, network=normed, folder="plain")
+    Trainer(plain).run(recorder)
+    job = make_job(*options, network=normed, folder="warmed")
+    if at:
+        interrupt(job, at, recorder)
+        job = resumed(job)
+    Warmed(job).run(recorder)
+    assert job.folder.weights.read_bytes() == plain.folder.weights.read_bytes()
 
 
 def test_a_run_may_be_stopped_again_and_again(make_job: MakeJob, recorder: Watching) -> None:

@@ -174,6 +174,21 @@ def test_the_average_is_an_exponential_one() -> None:
         torch.testing.assert_close(found[key].double(), by_hand[key], rtol=1e-5, atol=1e-6)
 
 
+def test_the_average_of_a_short_run_forgets_its_beginning() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 0.0)
+    short, long = Average(network, 0.99), Average(network, 0.99)
+    nn.init.constant_(network.weight, 1.0)
+    left = 1.0
+    for done in range(1, 31):
+        short.update(done)
+        left *= (1 + done) / (10 + done)
+    assert short.network.get_parameter("weight").item() == pytest.approx(1 - left)
+    assert left < 1e-6
+    long.update(100_000)  # far in a run the decay is what was asked for
+    assert long.network.get_parameter("weight").item() == pytest.approx(0.01)
+
+
 def test_the_average_stands_apart() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
     average = Average(network, 0.5)

@@ -1,0 +1,279 @@
+"""How fast training is: time to 94 % on a GPU, images a second on a CPU.
+
+    python benchmarks/train_speed.py gpu [--seeds 10] [--airbench airbench94_muon.py]
+    python benchmarks/train_speed.py cpu [--steps 12] [--rounds 3]
+
+`gpu` trains custom_resnet's speed recipe with several seeds, and after each run airbench's where
+the path of its script is given (it is not part of this project): on the same card, in turns.
+Warm-up, compilation and data loading stand apart from the training time, for both. `cpu` compares
+this loop with the usual one, a DataLoader with torchvision's transforms in fp32, in turns.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifar_deploy import architectures, recipe, store
+from cifar_deploy import device as machine
+from cifar_deploy.data import find
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.train.loop import Job, Trainer
+
+NETWORK = "custom_resnet"
+
+
+class Silent:
+    """A `loop.Watch` that looks away."""
+
+    def step(self, done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:
+        """Nothing."""
+
+    def epoch(self, record: store.Json) -> None:
+        """Nothing."""
+
+
+def summary(values: list[float]) -> store.Json:
+    """Mean, sample standard deviation and range."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+# --- GPU: time to accuracy ----------------------------------------------------------------------
+
+
+def ours(job: Job, seed: int) -> store.Json:
+    """One run: accuracy, seconds of training, and what came before."""
+    train = dataclasses.replace(job.recipe.train, seed=seed)
+    mine = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, train=train))
+    torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    card = Trainer(mine).run(Silent())
+    return {
+        "seed": seed,
+        "accuracy": card["test_accuracy"],
+        "train_seconds": card["train_seconds"],
+        "wall_seconds": card["wall_seconds"],
+        "warmup_seconds": card["warmup_seconds"],
+        "data_seconds": card["data_seconds"],
+        "all_seconds": round(time.perf_counter() - started, 3),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(),
+    }
+
+
+def airbench(script: Path, dataset: Dataset, room: Path) -> Callable[[str], store.Json]:
+    """airbench's script as a function that makes one run of it, on the data set read here."""
+    data = room / "cifar10"
+    data.mkdir()
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        tensors = {
+            "images": torch.from_numpy(split.images),
+            "labels": torch.from_numpy(split.labels),
+            "classes": list(dataset.classes),
+        }
+        torch.save(tensors, data / f"{name}.pt")
+    sys.argv[0] = str(script)  # it reads its own source
+    spec = importlib.util.spec_from_file_location("airbench", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    told: list[dict[str, Any]] = []
+    module.print_training_details = lambda variables, is_final_entry: told.append(dict(variables))
+    network = module.CifarNet().cuda().to(memory_format=torch.channels_last)
+    network.compile(mode="max-autotune")
+
+    def run(name: str) -> store.Json:
+        told.clear()
+        module.main(name, network)
+        last = told[-1]
+        return {
+            "accuracy": float(last["val_acc"]),
+            "accuracy_with_test_time_augmentation": float(last["tta_val_acc"]),
+            # Its own clock; it runs through the test-time augmentation, which its 94 % need.
+            "train_seconds": float(last["time_seconds"]),
+            "train_seconds_before_test": float(told[-2]["time_seconds"]),
+        }
+
+    return run
+
+
+def gpu(options: argparse.Namespace) -> store.Json:
+    """The speed recipe over seeds, with airbench between its runs."""
+    device = machine.pick("cuda")
+    started = time.perf_counter()
+    dataset = find.load("auto", options.data_dir)
+    reading = time.perf_counter() - started
+    chosen = recipe.load(store.packaged_recipe(NETWORK, "speed.toml"), options.set)
+    result: store.Json = {"recipe": chosen.to_dict(), "read_seconds": round(reading, 3)}
+    with tempfile.TemporaryDirectory() as place:
+        room = Path(place)
+        job = Job(NETWORK, chosen, dataset, device, store.ModelFolder(room / NETWORK))
+        theirs = None
+        script = options.airbench.resolve() if options.airbench else None
+        if script:
+            with contextlib.chdir(room):
+                theirs = airbench(script, dataset, room)
+                started = time.perf_counter()
+                theirs("warmup")
+                result["airbench_warmup_seconds"] = round(time.perf_counter() - started, 3)
+        mine, other = [], []
+        for seed in range(options.seeds):
+            mine.append(ours(job, seed))
+            print(f"ours      {mine[-1]['accuracy']:.4f} {mine[-1]['train_seconds']:.3f} s")
+            if theirs:
+                with contextlib.chdir(room):
+                    other.append(theirs(str(seed)))
+                print(f"airbench  {other[-1]['accuracy']:.4f} {other[-1]['train_seconds']:.3f} s")
+    for name, runs in (("ours", mine), ("airbench", other)):
+        if runs:
+            keys = ("accuracy", "train_seconds")
+            result[name] = {"runs": runs, **{k: summary([r[k] for r in runs]) for k in keys}}
+    if other:
+        ratio = (
+            result["ours"]["train_seconds"]["mean"] / result["airbench"]["train_seconds"]["mean"]
+        )
+        result["times_airbench"] = ratio
+    return result
+
+
+# --- CPU: images a second -----------------------------------------------------------------------
+
+
+def usual(dataset: Dataset, batch: int, workers: int) -> Callable[[int], float]:
+    """The usual loop: DataLoader, transforms of one image after another, fp32, NCHW."""
+    from PIL import Image
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    mean, std = dataset.normalisation()
+    change = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+
+    class Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+        def __len__(self) -> int:
+            return len(dataset.train)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            image = Image.fromarray(dataset.train.images[index])
+            return change(image), int(dataset.train.labels[index])
+
+    loader = DataLoader(Images(), batch, shuffle=True, num_workers=workers, drop_last=True)
+    network = architectures.build(NETWORK, len(dataset.classes)).train()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    criterion = nn.CrossEntropyLoss()
+
+    def run(steps: int) -> float:
+        batches = iter(loader)
+        next(batches)  # the workers are up
+        started = time.perf_counter()
+        for _ in range(steps):
+            images, labels = next(batches)
+            optimizer.zero_grad()
+            loss = criterion(network(images), labels)
+            loss.backward()
+            optimizer.step()
+            loss.item()  # as everyone logs it
+        return steps * batch / (time.perf_counter() - started)
+
+    return run
+
+
+def this(dataset: Dataset, batch: int) -> Callable[[int], float]:
+    """This project's loop with the network's own recipe."""
+    found = store.packaged_recipe(NETWORK)
+    chosen = recipe.load(found, [f"train.batch_size={batch}"])
+    place = store.ModelFolder(Path("unused"))
+    trainer = Trainer(Job(NETWORK, chosen, dataset, torch.device("cpu"), place))
+    trainer._prepare()
+
+    def run(steps: int) -> float:
+        order = trainer._order(0)
+        started = time.perf_counter()
+        for step in range(steps):
+            trainer._step(order, step % trainer.steps_per_epoch)
+            trainer.state.step = step + 1
+        return steps * batch / (time.perf_counter() - started)
+
+    return run
+
+
+def cpu(options: argparse.Namespace) -> store.Json:
+    """Images a second of both loops, in turns; the ratio is of the medians."""
+    dataset = find.load("auto", options.data_dir)
+    loops = {
+        "this": this(dataset, options.batch_size),
+        "usual": usual(dataset, options.batch_size, options.workers),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for run in loops.values():
+        run(1)
+    for turn in range(options.rounds):
+        for name, run in loops.items():
+            rates[name].append(run(options.steps))
+            print(f"round {turn + 1}  {name:<6}{rates[name][-1]:8.1f} images/s")
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    ratio = medians["this"] / medians["usual"]
+    print(f"this loop: {ratio:.2f} times the usual one")
+    return {
+        "batch_size": options.batch_size,
+        "steps": options.steps,
+        "workers": options.workers,
+        "bf16": machine.has_bf16(torch.device("cpu")),
+        "images_per_second": rates,
+        "median": medians,
+        "ratio": ratio,
+    }
+
+
+def main() -> None:
+    """Parse, run, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    on_gpu = kinds.add_parser("gpu")
+    on_gpu.add_argument("--seeds", type=int, default=10)
+    on_gpu.add_argument("--airbench", type=Path, help="airbench94_muon.py, from its repository")
+    on_gpu.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    on_cpu = kinds.add_parser("cpu")
+    on_cpu.add_argument("--steps", type=int, default=12)
+    on_cpu.add_argument("--rounds", type=int, default=3)
+    on_cpu.add_argument("--batch-size", type=int, default=512)
+    on_cpu.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    command = " ".join(sys.argv)
+    result = gpu(options) if options.kind == "gpu" else cpu(options)
+    device = torch.device("cuda" if options.kind == "gpu" else "cpu")
+    result = {
+        "command": command,
+        "device": machine.describe(device),
+        "versions": machine.versions(),
+        **result,
+    }
+    if options.json:
+        store.write_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()

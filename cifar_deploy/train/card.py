@@ -1,0 +1,90 @@
+"""The card: what a reader needs to trust a trained model."""
+
+import datetime
+import statistics
+from typing import TYPE_CHECKING
+
+from cifar_deploy import __version__
+from cifar_deploy import device as machine
+from cifar_deploy.data.folder import VERIFIED as OWN_FOLDER
+from cifar_deploy.store import Json, sha256_of
+
+if TYPE_CHECKING:
+    from cifar_deploy.train.loop import Trainer
+
+
+def make(trainer: "Trainer", accuracies: Json) -> Json:
+    """The card of a finished run whose weights are written. `accuracies` come first in it."""
+    job, recipe, state = trainer.job, trainer.job.recipe, trainer.state
+    start = trainer.start
+    dataset = job.dataset
+    card: Json = {
+        "network": job.network,
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        **accuracies,
+        "epochs": recipe.train.epochs,
+        "seed": recipe.train.seed,
+        # All of the loop, and without the judging of held-out images, logs and checkpoints; what
+        # comes before it is told apart.
+        "wall_seconds": round(state.seconds, 3),
+        "train_seconds": round(state.seconds - state.bookkeeping, 3),
+        "warmup_seconds": round(trainer.warmup_seconds, 3),
+        "data_seconds": round(job.data_seconds + trainer.data_seconds, 3),
+        "command": job.command,
+        "device": machine.describe(job.device),
+        "processes": job.ranks.world,
+        "precision": "bf16" if trainer.bf16 else "fp32",
+        "compiled": trainer.compiled,
+        "weights": {
+            "file": job.folder.weights.name,
+            "sha256": sha256_of(job.folder.weights),
+            "bytes": job.folder.weights.stat().st_size,
+            "storage": recipe.train.storage,
+        },
+        "data": {
+            "name": dataset.name,
+            "verified": dataset.verified,
+            "sha256": trainer.data_sha256,
+            "train_images": len(trainer.train_split),
+            "holdout_images": len(trainer.holdout) if trainer.holdout else 0,
+            "mean": trainer.mean,
+            "std": trainer.std,
+            "classes": list(dataset.classes),
+        },
+        "recipe": recipe.to_dict(),
+        "versions": machine.versions(),
+        "cifar_deploy": __version__,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "history": state.history,
+    }
+    if dataset.verified == OWN_FOLDER:  # where export and validate find the images again
+        card["data"]["origin"] = dataset.origin
+    if start:
+        card["init"] = {"from": start.origin, "sha256": start.sha256}
+        trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
+        card["init"]["trained_parameters"] = trainable
+    return card
+
+
+def with_seeds(card: Json, others: list[Json]) -> Json:
+    """`card` with the accuracies of the runs with other seeds, their mean and their spread.
+
+    The weights, and `test_accuracy`, stay those of the first seed: the best by test would be a
+    choice made on the test images.
+    """
+    runs = [
+        {
+            key: run.get(key)
+            for key in ("seed", "test_accuracy", "holdout_accuracy", "wall_seconds")
+            if run.get(key) is not None
+        }
+        for run in (card, *others)
+    ]
+    result = {**card, "runs": runs}
+    for key in ("test_accuracy", "holdout_accuracy"):
+        found: list[float] = [value for run in runs if (value := run.get(key)) is not None]
+        if len(found) == len(runs):
+            spread = statistics.stdev(found) if len(found) > 1 else None
+            result[f"{key}_mean"] = statistics.fmean(found)
+            result[f"{key}_std"] = spread
+    return result

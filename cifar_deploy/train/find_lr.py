@@ -1,0 +1,128 @@
+"""The learning-rate finder: a range test (Smith 2015, arXiv:1506.01186)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import Json, atomic_path
+from cifar_deploy.train.loop import Job, Trainer
+
+SMOOTHING = 0.95  # of the running mean of the loss; 20 steps or so
+TOO_MUCH = 3.0  # times the lowest loss: the training has diverged
+READ_EVERY = 20  # steps between two looks at the losses
+
+
+@dataclass(frozen=True)
+class Found:
+    """The curve, and what it suggests. `losses` are smoothed; the rates are optimizer.lr."""
+
+    rates: list[float]
+    losses: list[float]
+    steepest: float
+    lowest: float
+    suggested: float
+
+    def to_dict(self) -> Json:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def find(job: Job, low: float, high: float, steps: int) -> Found:
+    """Train for up to `steps` steps while the rate grows from `low` to `high`, evenly in its log.
+
+    The rate is `optimizer.lr`; Muon's moves with it in proportion. It stops where the smoothed loss
+    is three times its lowest or no number. Suggested as the peak for OneCycle is a tenth of the
+    rate with the lowest loss, which keeps away from divergence (fastai's rule). Nothing is written.
+    Raises UserError for a range that shows nothing.
+    """
+    if not 0 < low < high:
+        raise UserError(f"--low {low:g} --high {high:g}: the range runs upwards, from above 0")
+    options = job.recipe
+    quiet = dataclasses.replace(options.train, lookahead=0, ema=0.0, compile="off")
+    recipe = dataclasses.replace(options, train=quiet)
+    trainer = Trainer(dataclasses.replace(job, recipe=recipe, resume=False))
+    growth = math.log(high / low) / max(steps - 1, 1)
+    rates = [low * math.exp(growth * step) for step in range(steps)]
+    trainer.factor = lambda step: rates[step] / recipe.optimizer.lr
+    raw = _losses(trainer, steps)
+    losses = smoothed(raw)
+    if len(losses) < 10:
+        raise UserError(
+            f"the loss was no number after {len(losses)} steps, at a rate of "
+            f"{rates[len(losses)]:.2g}; set a lower --low"
+        )
+    return judged(rates[: len(losses)], losses)
+
+
+def _losses(trainer: Trainer, steps: int) -> list[float]:
+    """The loss of every step until it diverges, read back seldom."""
+    waiting: list[torch.Tensor] = []
+    found: list[float] = []
+    trainer._train_mode()
+    order = trainer._order(0)
+    for step in range(steps):
+        epoch, position = divmod(step, trainer.steps_per_epoch)
+        if step and position == 0:
+            order = trainer._order(epoch)
+        trainer._step(order, position)
+        trainer.state.step += 1
+        assert trainer.loss is not None
+        waiting.append(trainer.loss)
+        if len(waiting) == READ_EVERY or step + 1 == steps:
+            found += torch.stack(waiting).tolist()
+            waiting.clear()
+            if len(smoothed(found)) < len(found):
+                break
+    return found
+
+
+def smoothed(raw: list[float]) -> list[float]:
+    """The running mean of `raw`, without its bias to zero, cut off where it diverges."""
+    mean, lowest = 0.0, math.inf
+    found: list[float] = []
+    for step, loss in enumerate(raw):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        value = mean / (1 - SMOOTHING ** (step + 1))
+        if not math.isfinite(value) or value > TOO_MUCH * lowest:
+            break
+        lowest = min(lowest, value)
+        found.append(value)
+    return found
+
+
+def judged(rates: list[float], losses: list[float]) -> Found:
+    """What a curve of smoothed losses over rates suggests."""
+    bottom = min(range(len(losses)), key=losses.__getitem__)
+    slopes = [
+        (losses[i + 1] - losses[i - 1]) / math.log(rates[i + 1] / rates[i - 1])
+        for i in range(1, max(bottom, 2))
+    ]
+    steepest = rates[1 + min(range(len(slopes)), key=slopes.__getitem__)]
+    return Found(rates, losses, steepest, rates[bottom], rates[bottom] / 10)
+
+
+def draw(path: Path, title: str, found: Found) -> None:
+    """Write the curve to `path` as a PNG. Raises UserError where the disk refuses."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.plot(found.rates, found.losses)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed", title=title)
+    for name, rate, style in (
+        ("suggested peak", found.suggested, "-"),
+        ("steepest", found.steepest, ":"),
+        ("lowest loss", found.lowest, "--"),
+    ):
+        axes.axvline(rate, c="grey", ls=style, label=f"{name} {rate:.2g}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png", dpi=100)
+    pyplot.close(figure)

@@ -1,0 +1,245 @@
+"""What a network's weights are before the first step: chance, structure, or earlier training."""
+
+import contextlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from cifar_deploy.architectures import weights
+from cifar_deploy.architectures.stages import classifier, stages
+from cifar_deploy.data.dataset import Images
+from cifar_deploy.data.find import patience
+from cifar_deploy.errors import UserError
+from cifar_deploy.recipe import Finetune
+from cifar_deploy.store import Json, sha256_of
+
+IMAGENET = "imagenet"
+# torchvision's name of the weights, and what of them is the classifier.
+PRETRAINED = {
+    "resnet18": ("ResNet18_Weights", "fc."),
+    "resnet50": ("ResNet50_Weights", "fc."),
+    "vgg19": ("VGG19_BN_Weights", "classifier."),
+    "mobilenet_v3_small": ("MobileNet_V3_Small_Weights", "classifier.3."),
+}
+# Of torchvision's preprocessing for all of them.
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+PATCHES = 5_000  # images whose patches a whitening is made from
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the weights of a run come from; `mean` and `std` of the pixels they are used to.
+
+    `pretrained` are the parameters that are not new.
+    """
+
+    origin: str
+    mean: list[float]
+    std: list[float]
+    pretrained: list[str] = field(default_factory=list)
+    sha256: str | None = None
+
+    def to_dict(self) -> Json:
+        """Plain values for a checkpoint's header."""
+        return dict(vars(self))
+
+
+# --- chance with structure ----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def dirac(network: nn.Module) -> None:
+    """Let convolutions begin as the identity on their first channels (Jordan, arXiv:2404.00498).
+
+    Only undivided ones with at least as many filters as inputs; their other filters stay.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == 1:
+            filters = module.weight
+            if filters.shape[0] >= filters.shape[1] > 3 and filters.shape[2] % 2:
+                nn.init.dirac_(filters[: filters.shape[1]])
+
+
+@torch.no_grad()
+def whiten(network: nn.Module, images: Images, mean: list[float], std: list[float]) -> None:
+    """Let the first filters of the first convolution whiten patches of the training images.
+
+    They are the eigenvectors of the patches' covariance over the root of their eigenvalues, each
+    also negated, for the ReLU behind them (Page 2018; Jordan 2024, arXiv:2404.00498); further
+    filters stay as they are. All are scaled to the norm that they had on average.
+    """
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3:
+        raise UserError("model.whiten: the network has no convolution on the pixels")
+    pixels = torch.from_numpy(images[:PATCHES]).permute(0, 3, 1, 2).float() / 255
+    x = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    patches = F.unfold(x, first.kernel_size).transpose(1, 2).flatten(0, 1)
+    values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+    filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).float()  # the largest eigenvalue first
+    both = torch.stack([filters, -filters], 1).flatten(0, 1)[: first.out_channels]
+    usual = first.weight.flatten(1).norm(dim=1).mean()
+    both *= usual / both.norm(dim=1).mean()
+    first.weight[: len(both)] = both.view(-1, *first.weight.shape[1:])
+
+
+# --- earlier training ---------------------------------------------------------------------------
+
+
+def load(network: nn.Module, name: str, init: str, file: Path | None, classes: int) -> Start:
+    """Fill `network`, called `name`, from `init`: "imagenet" or a file that was written here.
+
+    `file` holds torchvision's weights where they are not to be downloaded. The classifier stays new
+    where the classes are others. Raises UserError for weights of another network, with what is
+    missing and what is extra, for a file that cannot be read, and without network.
+    """
+    if init == IMAGENET:
+        return _imagenet(network, name, file)
+    if file:
+        raise UserError(f"--weights-file goes with --init {IMAGENET}")
+    path = Path(init)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    tensors, facts = weights.read_tensors(path)
+    # A checkpoint holds several networks: the averaged one is the best.
+    prefixes = ("average.", "network.")
+    prefix = next((p for p in prefixes if any(k.startswith(p) for k in tensors)), "")
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    head = classifier(network)
+    new = [head] if len(facts.get("classes", [])) != classes else []
+    _fill(network, state, new, str(path))
+    kept = _kept(network, new)
+    mean, std = facts.get("mean"), facts.get("std")
+    if not (isinstance(mean, list) and isinstance(std, list)):
+        raise UserError(f"{path} does not say how its pixels were normalised; make it anew")
+    return Start(path.name, mean, std, kept, sha256_of(path))
+
+
+def _imagenet(network: nn.Module, name: str, file: Path | None) -> Start:
+    if name not in PRETRAINED:
+        raise UserError(
+            f"--init {IMAGENET}: torchvision has no weights of {name}; it has those of "
+            f"{', '.join(PRETRAINED)}"
+        )
+    state = read_state(file) if file else _download(PRETRAINED[name][0])
+    dropped = PRETRAINED[name][1]
+    state = {k: v for k, v in state.items() if not k.startswith(dropped)}
+    stem = "conv1.weight"
+    wanted = network.state_dict().get(stem)
+    shapes = [None if f is None else f.shape[2:] for f in (wanted, state.get(stem))]
+    if shapes == [(3, 3), (7, 7)]:
+        state[stem] = smaller_stem(state[stem])
+    head = classifier(network)
+    _fill(network, state, [head], str(file or f"torchvision's {PRETRAINED[name][0]}"))
+    kept = _kept(network, [head])
+    sha256 = sha256_of(file) if file else None
+    return Start(IMAGENET, list(IMAGENET_MEAN), list(IMAGENET_STD), kept, sha256)
+
+
+def smaller_stem(filters: torch.Tensor) -> torch.Tensor:
+    """7x7 filters [out, 3, 7, 7] as 3x3 ones, by summing over areas of 7/3 pixels.
+
+    The 32x32 image shows the same object seven times smaller: what an area held is what one pixel
+    holds now, so the whole pattern is kept. The central crop would keep the scale, cut the pattern
+    off at its flanks, and change the answer to a plain area; the sum does not, so the running
+    statistics behind the stem stay about right.
+    """
+    cells = torch.zeros(3, 7, dtype=torch.float64)
+    for row in range(3):
+        start, end = row * 7 / 3, (row + 1) * 7 / 3
+        for column in range(7):
+            cells[row, column] = max(0.0, min(end, column + 1) - max(start, column))
+    return (cells @ filters.double() @ cells.T).to(filters.dtype)
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from a safetensors file, or one of torch's that holds tensors and nothing else.
+
+    Nothing in the file is run. Raises UserError where it is missing, damaged or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"--weights-file: {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"--weights-file: {path} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # torch's unpickler: an UnpicklingError for what it will not run
+        raise UserError(
+            f"--weights-file: {path} holds more than tensors, or is damaged; it is not opened "
+            f"({_first_line(error)})"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
+        raise UserError(f"--weights-file: {path} is not a state dict of tensors")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+def _download(name: str) -> dict[str, torch.Tensor]:
+    """torchvision's default weights called `name`, by torchvision's own download and cache."""
+    from torchvision import models
+
+    wanted = getattr(models, name).DEFAULT
+    try:
+        with contextlib.redirect_stdout(sys.stderr), patience():
+            state: dict[str, torch.Tensor] = wanted.get_state_dict(
+                progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
+    except Exception as error:  # whatever the network, the disk or the file objects to
+        raise UserError(
+            f"--init {IMAGENET}: {wanted.url} could not be downloaded ({_first_line(error)}); "
+            "name a copy with --weights-file"
+        ) from error
+    return state
+
+
+def _fill(network: nn.Module, state: dict[str, torch.Tensor], new: list[str], source: str) -> None:
+    """Load `state`; what is below the modules `new` stays as it is."""
+    fresh = {k: v for k, v in network.state_dict().items() if _below(k, new)}
+    old = {k: v for k, v in state.items() if not _below(k, new)}
+    weights.fill(network, {**old, **fresh}, Path(source))
+
+
+def _below(name: str, modules: list[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _kept(network: nn.Module, new: list[str]) -> list[str]:
+    return [name for name, _ in network.named_parameters() if not _below(name, new)]
+
+
+def rates(network: nn.Module, start: Start | None, options: Finetune) -> dict[str, float]:
+    """Factors of the learning rate by parameter: lower where it was pretrained, and by depth.
+
+    The last stage before the classifier has `lr_factor`, each before it `depth_factor` times the
+    next one's (Howard and Ruder 2018, arXiv:1801.06146). Raises UserError where the recipe speaks
+    of pretrained weights and there are none.
+    """
+    if start is None:
+        if options != Finetune():
+            raise UserError(
+                "the recipe's [finetune] is for pretrained weights; name them with --init"
+            )
+        return {}
+    factors: dict[str, float] = {}
+    pretrained = set(start.pretrained)
+    parts = stages(network)
+    for depth, stage in enumerate(parts):
+        away = max(len(parts) - 2 - depth, 0)
+        for name, _ in network.named_parameters():
+            if name in pretrained and _below(name, stage):
+                factors[name] = options.lr_factor * options.depth_factor**away
+    return factors

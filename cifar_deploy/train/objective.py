@@ -1,0 +1,51 @@
+"""What a step computes: raw pixels and labels to a loss, in one graph that torch.compile takes."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Objective(nn.Module):
+    """uint8 (or, mixed, float) images [n, h, w, 3] and int64 labels [n] to loss and statistics.
+
+    Normalises, runs `network` under bf16 autocast where `bf16`, and takes the cross-entropy in
+    fp32. Nothing here makes the host wait.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scale: torch.Tensor,
+        shift: torch.Tensor,
+        label_smoothing: float,
+        bf16: bool,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        self.label_smoothing = label_smoothing
+        self.bf16 = bf16
+
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor, share: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and float64 [2]: the loss again and the number of correct answers.
+
+        `share`, where images are mixed with those of the batch in reverse, is the first one's
+        part in the loss (`data.augment.mix`).
+        """
+        # NHWC in memory is channels-last: the permutation copies nothing.
+        x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(x)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if share is not None:
+            others = F.cross_entropy(logits, labels.flip(0), label_smoothing=self.label_smoothing)
+            loss = share * loss + (1 - share) * others
+        correct = (logits.detach().argmax(1) == labels).sum()
+        return loss, torch.stack([loss.detach().double(), correct.double()])

@@ -1,0 +1,111 @@
+"""The processes of one training run, started by torchrun: who is who, and how they agree.
+
+Without torchrun there is one process, and nothing here does anything.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from cifar_deploy.errors import OwnError, UserError
+
+# torchrun sets all of them for each of its processes.
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world`: its number, and its number on its machine."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def agree(self, flags: Sequence[int]) -> list[int]:
+        """The largest of every process's flags, place by place. The device is not waited for."""
+        if self.world == 1:
+            return list(flags)
+        shared = torch.tensor(flags, dtype=torch.int64)  # on the CPU, so gloo carries it
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return [int(flag) for flag in shared.tolist()]
+
+    def total(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum of every process's `numbers`, of any shape."""
+        if self.world == 1:
+            return numbers
+        summed = numbers.clone()
+        distributed.all_reduce(summed)
+        return summed
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.agree([0])
+
+    @contextlib.contextmanager
+    def one_after_the_other(self) -> Iterator[None]:
+        """Let the first process of every machine do something, then the others."""
+        if self.local:
+            self.wait()
+        yield
+        if not self.local:
+            self.wait()
+
+
+ALONE = Ranks()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return all(name in os.environ for name in VARIABLES)
+
+
+def own_device(wish: str) -> str:
+    """The device of this process for `--device wish`: a GPU each, by its number on the machine.
+
+    Raises UserError where one GPU is named for all.
+    """
+    if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    if wish.startswith("cuda:"):
+        raise UserError(f"--device {wish}: torchrun gives every process its own GPU; leave it out")
+    return wish
+
+
+@contextlib.contextmanager
+def together(device: torch.device) -> Iterator[Ranks]:
+    """Join the other processes for the duration of the block; alone where there is no torchrun.
+
+    Raises OwnError where another process ends before this one.
+    """
+    if not launched():
+        yield ALONE
+        return
+    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        distributed.init_process_group(backend)
+        yield ranks
+    except RuntimeError as error:
+        lost = any(word in str(error).lower() for word in LOST)
+        if not (lost or isinstance(error, distributed.DistError)):
+            raise
+        raise OwnError(
+            "another process of this run has ended, so this one ends too; what it said, or what "
+            "killed it, comes first. The same command with --resume goes on from the checkpoint"
+        ) from error
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -1,0 +1,67 @@
+"""The same run with several seeds: how far the accuracy is chance."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import Json, ModelFolder, read_card, write_json
+from cifar_deploy.train import card
+from cifar_deploy.train.loop import Job, Trainer, Watch
+
+Watching = Callable[[Trainer], AbstractContextManager[Watch]]
+
+
+def run(job: Job, count: int, watching: Watching) -> Json:
+    """Train with `count` seeds from the recipe's on; returns the card, which has them all.
+
+    The weights are those of the first seed. The other runs stand in `seeds/` in the model's folder
+    until all are done; with `job.resume`, those that are done are not done again.
+    """
+    if count == 1:
+        return _train(job, watching)
+    if not job.resume and job.ranks.main:
+        shutil.rmtree(_room(job), ignore_errors=True)
+    job.ranks.wait()
+    jobs = [job] + [_with_seed(job, job.recipe.train.seed + more) for more in range(1, count)]
+    if job.resume:
+        jobs = [dataclasses.replace(one, resume=one.folder.checkpoint.exists()) for one in jobs]
+        done = [None if one.resume else _done(one) for one in jobs]
+        job.ranks.wait()  # until all have looked
+    else:
+        done = [None] * count
+    cards = [found or _train(one, watching) for one, found in zip(jobs, done, strict=True)]
+    if not job.ranks.main:
+        return cards[0]
+    complete = card.with_seeds(cards[0], cards[1:])
+    write_json(job.folder.card, complete)
+    shutil.rmtree(_room(job), ignore_errors=True)
+    return complete
+
+
+def _room(job: Job) -> Path:
+    return job.folder.path / "seeds"
+
+
+def _with_seed(job: Job, seed: int) -> Job:
+    train = dataclasses.replace(job.recipe.train, seed=seed)
+    recipe = dataclasses.replace(job.recipe, train=train)
+    return dataclasses.replace(job, recipe=recipe, folder=ModelFolder(_room(job) / str(seed)))
+
+
+def _done(job: Job) -> Json | None:
+    """The card of a run that is over; None where there is none of this recipe."""
+    try:
+        there = read_card(job.folder)
+    except UserError:
+        return None
+    same = there.get("recipe") == job.recipe.to_dict() and there.get("network") == job.network
+    return there if same and there["data"]["sha256"] == job.dataset.sha256() else None
+
+
+def _train(job: Job, watching: Watching) -> Json:
+    trainer = Trainer(job)
+    with watching(trainer) as watch:
+        return trainer.run(watch)

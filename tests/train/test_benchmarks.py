@@ -1,0 +1,135 @@
+"""The scripts in benchmarks/ run, write what they promise, and go on where they were stopped."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cifar_deploy
+from cifar_deploy.errors import UserError
+
+ROOT = Path(cifar_deploy.__file__).parents[1]
+
+# What benchmarks/train_speed.py relies on in airbench's script.
+AIRBENCH = """
+import sys, torch
+with open(sys.argv[0]) as f:
+    code = f.read()
+
+def print_training_details(variables, is_final_entry):
+    print("not called")
+
+class CifarNet(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2)
+    def compile(self, mode):
+        pass
+
+def main(run, model):
+    data = torch.load("cifar10/train.pt")
+    assert data["images"].shape[1:] == (32, 32, 3) and len(data["classes"]) == 10
+    time_seconds, val_acc = 1.5, 0.5
+    print_training_details(locals(), is_final_entry=False)
+    time_seconds, tta_val_acc = 2.0, 0.75
+    print_training_details(locals(), is_final_entry=True)
+    return tta_val_acc
+
+if __name__ == "__main__":
+    raise SystemExit("not as a program")
+"""
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def call(name: str, *arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        script(name).main()
+        return str(capsys.readouterr().out)
+
+    return call
+
+
+def test_ablations_go_on_and_end_in_a_table(call: Any, pictures: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "1", "--hold-out", "60", "--device", "cpu", "--data-dir", pictures)
+    variations = ("--set", "train.ema=0", "--set", "augment.flip=false augment.translate=0")
+    basis = ("--basis", "train.batch_size=60")
+    call("ablate", "simple_cnn", *options, *variations, *basis, "--seeds", "1")
+    place = tmp_path / "build" / "ablate" / "simple_cnn.json"
+    before = json.loads(place.read_text())["results"]
+    assert len(before) == 3
+    said = call("ablate", "simple_cnn", *options, *variations, *basis, "--seeds", "2")
+    after = json.loads(place.read_text())["results"]
+    assert len(after) == 6
+    assert before.items() <= after.items()  # also their seconds: they were not run again
+    assert {result["holdout_images"] for result in after.values()} == {60}
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].strip("| `") for row in rows] == [
+        *("the recipe", "train.ema=0", "augment.flip=false augment.translate=0")
+    ]
+    assert all("±" in row[1] for row in rows)
+    means: dict[str, float] = {}
+    for result in after.values():
+        share = 100 * result["holdout_accuracy"] / 2
+        means[result["variation"]] = means.get(result["variation"], 0.0) + share
+    assert [row[1].split(" ±")[0] for row in rows] == [f"{mean:.2f}" for mean in means.values()]
+    with pytest.raises(UserError, match="no network is called 'resnet19x'"):
+        call("ablate", "resnet19x")
+
+
+def test_the_loops_on_a_cpu_are_compared(call: Any, pictures: Path, tmp_path: Path) -> None:
+    said = call(
+        *("train_speed", "--data-dir", pictures, "--json", "speed.json", "cpu"),
+        *("--steps", "1", "--rounds", "2", "--batch-size", "8", "--workers", "0"),
+    )
+    found = json.loads((tmp_path / "speed.json").read_text())
+    rates = found["images_per_second"]
+    assert [len(rates[name]) for name in ("this", "usual")] == [2, 2]
+    assert found["ratio"] == pytest.approx(sum(rates["this"]) / sum(rates["usual"]))
+    assert f"this loop: {found['ratio']:.2f} times the usual one" in said
+    assert "threads" in found["device"]
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.gpu
+def test_the_speed_recipe_is_timed_beside_another_script(
+    call: Any, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "airbench.py").write_text(AIRBENCH)
+    short = (
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.batch_size=60",
+        "--set",
+        "train.compile=off",
+    )
+    call(
+        *("train_speed", "--data-dir", pictures, "--json", "speed.json", "gpu"),
+        *("--seeds", "2", "--airbench", "airbench.py", *short),
+    )
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert [run["seed"] for run in found["ours"]["runs"]] == [0, 1]
+    theirs = found["airbench"]["runs"][0]
+    assert theirs == {
+        "accuracy": 0.5,
+        "accuracy_with_test_time_augmentation": 0.75,
+        "train_seconds": 2.0,
+        "train_seconds_before_test": 1.5,
+    }
+    assert found["times_airbench"] == pytest.approx(found["ours"]["train_seconds"]["mean"] / 2)
+    assert all(run["warmup_seconds"] > 0 for run in found["ours"]["runs"])

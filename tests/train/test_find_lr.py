@@ -1,0 +1,66 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cifar_deploy.cli import app
+from cifar_deploy.errors import UserError
+from cifar_deploy.train import find_lr
+from cifar_deploy.train.loop import Job
+
+MakeJob = Callable[..., Job]
+
+
+def test_a_curve_is_judged() -> None:
+    rates = [10 ** (-4 + step / 25) for step in range(101)]  # to 1
+
+    def loss(rate: float) -> float:
+        """Falls most steeply at 0.001, is lowest at 0.1, and then rises."""
+        fall = 2.3 - 1 / (1 + math.exp(-4 * math.log10(rate / 0.001)))
+        return fall + max(0.0, math.log10(rate / 0.1))
+
+    found = find_lr.judged(rates, [loss(rate) for rate in rates])
+    assert found.steepest == pytest.approx(0.001, rel=0.1)
+    assert found.lowest == pytest.approx(0.1, rel=0.1)
+    assert found.suggested == pytest.approx(found.lowest / 10)
+
+
+def test_the_mean_is_without_bias_and_ends_where_the_loss_explodes() -> None:
+    assert find_lr.smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
+    raw = [2.0] * 30 + [1000.0] * 5
+    assert len(find_lr.smoothed(raw)) == 30
+    assert len(find_lr.smoothed([2.0, math.nan, 2.0])) == 1
+    assert find_lr.smoothed([3.0, 2.0])[1] == pytest.approx((0.95 * 3 + 2) / 1.95)
+
+
+def test_the_command_draws_and_suggests(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(tmp_path / "models"))
+    options = ["--data-dir", str(pictures), "--batch-size", "60", "--device", "cpu", "--json"]
+    command = ["find-lr", "simple_cnn", *options, "--steps", "80", "--high", "30"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    answer = json.loads(done.stdout)
+    assert answer["rates"][0] == pytest.approx(1e-4)
+    assert len(answer["rates"]) == len(answer["losses"]) <= 80
+    assert len(answer["losses"]) < 80  # at 30 it has diverged
+    growth = [b / a for a, b in zip(answer["rates"], answer["rates"][1:], strict=False)]
+    assert growth == pytest.approx([growth[0]] * len(growth))
+    assert answer["suggested"] == pytest.approx(answer["lowest"] / 10)
+    picture = tmp_path / "models" / "simple_cnn" / "find-lr.png"
+    assert answer["picture"] == str(picture)
+    with Image.open(picture) as image:
+        image.load()
+    assert [path.name for path in picture.parent.iterdir()] == ["find-lr.png"]
+
+
+def test_a_range_that_shows_nothing_is_told(make_job: MakeJob) -> None:
+    with pytest.raises(UserError, match=r"--low 1 --high 0\.1: the range runs upwards"):
+        find_lr.find(make_job(), 1.0, 0.1, 50)
+    with pytest.raises(UserError, match=r"the loss was no number after .* set a lower --low"):
+        find_lr.find(make_job(), 1e20, 1e25, 50)

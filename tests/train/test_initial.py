@@ -1,0 +1,353 @@
+"""Weights from elsewhere: what fits, what stays new, what is frozen, and how fast it learns."""
+
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from cifar_deploy import architectures, recipe
+from cifar_deploy.architectures.stages import classifier, freeze, stages
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+from cifar_deploy.recipe import Finetune
+from cifar_deploy.train import initial
+from cifar_deploy.train.loop import Job, Trainer
+
+MakeJob = Callable[..., Job]
+State = dict[str, torch.Tensor]
+
+
+def vgg19() -> State:
+    """torchvision's, but for the 120 million parameters of a classifier that is not used."""
+    features = models.vgg.make_layers(models.vgg.cfgs["E"], batch_norm=True)
+    state = {f"features.{key}": value for key, value in features.state_dict().items()}
+    return {**state, "classifier.0.weight": torch.zeros(2, 2), "classifier.6.bias": torch.zeros(2)}
+
+
+THEIRS: dict[str, Callable[[], State]] = {
+    "resnet18": lambda: models.resnet18().state_dict(),
+    "resnet50": lambda: models.resnet50().state_dict(),
+    "vgg19": vgg19,
+    "mobilenet_v3_small": lambda: models.mobilenet_v3_small().state_dict(),
+}
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """torchvision's ResNet-18 as it would be downloaded, with weights of chance."""
+    torch.manual_seed(1)
+    network = models.resnet18()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+# --- torchvision's ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_all_but_the_classifier_is_torchvisions(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    theirs = {key: value.clone() for key, value in THEIRS[name]().items()}
+    save_file(theirs, tmp_path / "weights.safetensors")
+    network = architectures.build(name, 3)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    start = initial.load(network, name, "imagenet", tmp_path / "weights.safetensors", 3)
+    head = classifier(network)
+    for key, value in network.state_dict().items():
+        if key.startswith(f"{head}."):
+            assert torch.equal(value, before[key])
+        elif value.shape == theirs[key].shape:
+            assert torch.equal(value, theirs[key])
+        else:
+            assert key == "conv1.weight"
+            assert torch.equal(value, initial.smaller_stem(theirs[key]))
+    assert set(start.pretrained) == {
+        key for key, _ in network.named_parameters() if not key.startswith(f"{head}.")
+    }
+    assert (start.mean, start.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert start.sha256 is not None
+
+
+def test_every_name_of_torchvisions_weights_is_one() -> None:
+    for name, (kind, _) in initial.PRETRAINED.items():
+        assert getattr(models, kind).DEFAULT.url.startswith("https://download.pytorch.org/")
+        assert name in architectures.NETWORKS
+
+
+def test_the_published_stem_is_kept_as_it_is(resnet18: Path) -> None:
+    network = architectures.build("resnet18", 10, "imagenet")
+    initial.load(network, "resnet18", "imagenet", resnet18, 10)
+    theirs = torch.load(resnet18, weights_only=True)
+    assert torch.equal(network.get_parameter("conv1.weight"), theirs["conv1.weight"])
+
+
+def test_a_smaller_stem_answers_a_plain_area_as_before() -> None:
+    torch.manual_seed(3)
+    filters = torch.randn(64, 3, 7, 7)
+    small = initial.smaller_stem(filters)
+    assert small.shape == (64, 3, 3, 3)
+    torch.testing.assert_close(small.sum((2, 3)), filters.sum((2, 3)), rtol=1e-4, atol=1e-4)
+    edge = torch.zeros(1, 3, 7, 7)
+    edge[..., :, 4:] = 1.0  # its right three columns
+    found = initial.smaller_stem(edge)[0, 0]
+    assert found[0].tolist() == pytest.approx([0, 7 / 3 * 2 / 3, 7 / 3 * 7 / 3])
+    mirrored = initial.smaller_stem(filters.flip(-1))
+    torch.testing.assert_close(mirrored, small.flip(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_another_network_are_told_with_what_is_missing_and_extra(
+    resnet18: Path,
+) -> None:
+    with pytest.raises(UserError) as caught:
+        initial.load(architectures.build("vgg19", 10), "vgg19", "imagenet", resnet18, 10)
+    said = str(caught.value)
+    assert "missing 96: features.0.bias, " in said
+    assert " and 88 more; extra 120: bn1.bias, " in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_torchvision_does_not_have_is_told() -> None:
+    with pytest.raises(UserError, match="no weights of cnn9; it has those of resnet18, resnet50"):
+        initial.load(architectures.build("cnn9"), "cnn9", "imagenet", None, 10)
+
+
+class Evil:
+    """A pickle that would write a file when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_runs_something_is_not_opened(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    for name in ("evil.pth", "raw.pth"):
+        with pytest.raises(UserError, match=rf"{name} (holds more|cannot be read)"):
+            initial.read_state(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "empty.pth", "list.pth"])
+def test_a_damaged_file_is_told(resnet18: Path, tmp_path: Path, name: str) -> None:
+    raw = {"cut.pth": resnet18.read_bytes()[:100_000], "cut.safetensors": b"\x10" + b"\0" * 20}
+    if name == "list.pth":
+        torch.save([torch.zeros(2)], tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(raw.get(name, b""))
+    with pytest.raises(UserError, match=rf"--weights-file: .*{name}"):
+        initial.read_state(tmp_path / name)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--weights-file: .*absent\.pth does not exist"):
+        initial.read_state(tmp_path / "absent.pth")
+
+
+# --- ours ---------------------------------------------------------------------------------------
+
+
+def test_a_trained_model_is_a_beginning(make_job: MakeJob, recorder: Any, few: Dataset) -> None:
+    first = make_job("train.epochs=1", folder="first")
+    Trainer(first).run(recorder)
+    for origin in (first.folder.path, first.folder.weights):
+        trainer = Trainer(dataclasses.replace(make_job(folder="second"), init=str(origin)))
+        stored = initial.weights.read_tensors(first.folder.weights)[0]
+        state = trainer.network.state_dict()
+        assert all(torch.equal(state[key], stored[key]) for key in stored)
+    # Other classes: the last layer is new, the rest is not.
+    two = dataclasses.replace(
+        few,
+        classes=("even", "odd"),
+        train=type(few.train)(few.train.images, few.train.labels % 2),
+        test=type(few.test)(few.test.images, few.test.labels % 2),
+    )
+    job = make_job("train.epochs=1", dataset=two, folder="two")
+    trainer = Trainer(dataclasses.replace(job, init=str(first.folder.path)))
+    state = trainer.network.state_dict()
+    assert state["11.weight"].shape == (2, 84)
+    assert torch.equal(state["9.weight"], stored["9.weight"])
+    card = trainer.run(recorder)
+    assert card["init"]["from"] == "model.safetensors"
+    assert card["init"]["sha256"] == initial.sha256_of(first.folder.weights)
+
+
+def test_another_network_is_no_beginning(make_job: MakeJob, recorder: Any, normed: str) -> None:
+    first = make_job("train.epochs=1", folder="first")
+    Trainer(first).run(recorder)
+    job = dataclasses.replace(make_job(network=normed), init=str(first.folder.path))
+    with pytest.raises(UserError, match=r"missing \d: 1\.bias, 1\.num_batches.*; extra \d: "):
+        Trainer(job)
+    with pytest.raises(UserError, match="absent does not exist"):
+        Trainer(dataclasses.replace(make_job(), init="absent"))
+    with pytest.raises(UserError, match="--weights-file goes with --init imagenet"):
+        Trainer(dataclasses.replace(make_job(), weights_file=first.folder.weights))
+
+
+def test_fine_tuning_moves_what_it_may_and_can_be_resumed(
+    make_job: MakeJob, recorder: Any, resnet18: Path, few: Dataset
+) -> None:
+    small = dataclasses.replace(few, train=few.train.first(60), test=few.test.first(20))
+    options = (
+        *("model.stem=imagenet", "train.epochs=2", "train.batch_size=20", "train.ema=0"),
+        *("finetune.freeze=all-but-last-block", "finetune.lr_factor=0.5"),
+        "finetune.depth_factor=0.5",
+    )
+
+    def job(folder: str) -> Job:
+        made = make_job(*options, network="resnet18", dataset=small, folder=folder)
+        return dataclasses.replace(made, init="imagenet", weights_file=resnet18)
+
+    trainer = Trainer(job("whole"))
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    card = trainer.run(recorder)
+    moved = {
+        key
+        for key, value in trainer.network.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
+    # Also the running statistics of what is frozen stay.
+    assert {key.split(".")[0] for key in moved} == {"layer4", "fc"}
+    assert {"layer4.0.conv1.weight", "layer4.0.bn1.running_mean", "fc.weight"} <= moved
+    assert card["init"]["from"] == "imagenet"
+    assert card["init"]["trained_parameters"] == 8_393_728 + 5_130
+    assert card["data"]["mean"] == [0.485, 0.456, 0.406]
+
+    class Stopped(Trainer):
+        def _step(self, order: torch.Tensor, position: int) -> None:
+            super()._step(order, position)
+            if self.state.step == 2:
+                self.state.step += 1
+                self._save()
+                raise KeyboardInterrupt
+
+    half = job("half")
+    with pytest.raises(KeyboardInterrupt):
+        Stopped(half).run(recorder)
+    # --init is of no account then: the checkpoint knows.
+    again = dataclasses.replace(half, resume=True, init=None, weights_file=None)
+    Trainer(again).run(recorder)
+    assert half.folder.weights.read_bytes() == trainer.job.folder.weights.read_bytes()
+
+
+# --- what stays, and what learns slowly ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", architectures.NETWORKS)
+def test_stages_hold_every_parameter_once(name: str) -> None:
+    network = architectures.build(name).train()
+    parts = stages(network)
+    assert all(module.training for module in network.modules())
+    names = [unit for part in parts for unit in part]
+    found = [p for unit in names for p in network.get_submodule(unit).parameters()]
+    assert sorted(map(id, found)) == sorted(map(id, network.parameters()))
+    assert classifier(network) == parts[-1][-1]
+    assert len(parts) >= 3
+
+
+FROZEN = {
+    "all-but-classifier": {"features.0", "features.1", "features.2", "features.3"}
+    | {"features.4", "features.5"},
+    "all-but-last-block": {"features.0", "features.1", "features.2", "features.3"},
+    ("features.0", "features.2.*"): {"features.0", "features.2"},
+}
+
+
+@pytest.mark.parametrize("what", FROZEN, ids=str)
+def test_what_is_frozen(what: str | tuple[str, ...]) -> None:
+    network = architectures.build("custom_resnet")
+    modules = freeze(network, what)
+    held = {key for key, p in network.named_parameters() if not p.requires_grad}
+    assert {".".join(key.split(".")[:2]) for key in held} == FROZEN[what]
+    inside = {id(p) for module in modules for p in module.parameters()}
+    assert {key for key, p in network.named_parameters() if id(p) in inside} == held
+
+
+def test_a_name_that_freezes_nothing_is_told() -> None:
+    network = architectures.build("resnet18")
+    with pytest.raises(UserError, match="'layer5' matches no module with weights; there are conv1"):
+        freeze(network, ("layer1", "layer5"))
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        freeze(architectures.build("resnet18"), ("*",))
+
+
+def test_the_rates_fall_with_the_way_from_the_end(resnet18: Path) -> None:
+    network = architectures.build("resnet18")
+    start = initial.load(network, "resnet18", "imagenet", resnet18, 10)
+    factors = initial.rates(network, start, Finetune("none", 0.5, 0.1))
+    wanted = {"conv1": 0.0005, "layer1": 0.0005, "layer2": 0.005, "layer3": 0.05, "layer4": 0.5}
+    for key, factor in factors.items():
+        top = key.split(".")[0].replace("bn1", "conv1")
+        assert factor == pytest.approx(wanted[top])
+    assert not [key for key in factors if key.startswith("fc")]  # new: at full speed
+    with pytest.raises(UserError, match=r"\[finetune\] is for pretrained weights.* --init"):
+        initial.rates(network, None, Finetune("all-but-classifier"))
+
+
+def test_the_optimiser_keeps_to_the_rates(make_job: MakeJob, resnet18: Path, few: Dataset) -> None:
+    options = ("finetune.lr_factor=0.25", "optimizer.lr=0.08", "finetune.depth_factor=0.5")
+    job = make_job(*options, network="resnet18")
+    trainer = Trainer(dataclasses.replace(job, init="imagenet", weights_file=resnet18))
+    peaks = {
+        id(p): group["peak"] for group in trainer.optimizer.param_groups for p in group["params"]
+    }
+    found = {key: peaks[id(p)] for key, p in trainer.network.named_parameters()}
+    assert found["fc.weight"] == found["fc.bias"] == 0.08
+    assert found["layer4.0.conv1.weight"] == found["layer4.0.bn1.bias"] == 0.02
+    assert found["conv1.weight"] == pytest.approx(0.08 * 0.25 / 8)
+
+
+# --- chance with structure ----------------------------------------------------------------------
+
+
+def test_dirac_passes_the_first_channels_on() -> None:
+    network = architectures.build("custom_resnet")
+    initial.dirac(network)
+    convolution = network.get_submodule("features.2.pair.0.0")
+    x = torch.randn(2, 128, 8, 8)
+    torch.testing.assert_close(convolution(x), x)
+    first = network.get_parameter("features.0.0.weight")
+    assert first[:, :, 1, 1].abs().max() < 1  # three pixels are no features to pass on
+
+
+def test_whitened_patches_are_uncorrelated(small_data: Dataset) -> None:
+    mean, std = small_data.normalisation()
+    network = architectures.build("custom_resnet")
+    usual = network.get_parameter("features.0.0.weight").flatten(1).norm(dim=1).mean().item()
+    initial.whiten(network, small_data.train.images, mean, std)
+    filters = network.get_parameter("features.0.0.weight").detach()
+    assert torch.equal(filters[0:54:2], -filters[1:54:2])
+    assert filters[:54].flatten(1).norm(dim=1).mean().item() == pytest.approx(usual, rel=1e-4)
+    pixels = torch.from_numpy(small_data.train.images[:500]).permute(0, 3, 1, 2).float() / 255
+    x = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    answers = nn.functional.conv2d(x, filters[0:54:2]).permute(1, 0, 2, 3).flatten(1)
+    found = np.corrcoef(answers.numpy())
+    assert abs(found - np.eye(27)).max() < 0.2
+    spread = answers.std(1)
+    assert spread[:10].max() / spread[:10].min() < 1.3
+
+
+def test_what_the_recipe_says_is_done(make_job: MakeJob) -> None:
+    plain = Trainer(make_job(network="custom_resnet")).network.state_dict()
+    made = Trainer(
+        make_job("model.init=dirac", "model.whiten=true", network="custom_resnet")
+    ).network.state_dict()
+    changed = {key for key in plain if not torch.equal(plain[key], made[key])}
+    assert "features.0.0.weight" in changed
+    assert "features.5.pair.1.0.weight" in changed
+    assert all(key.endswith(".0.weight") for key in changed)
+    assert recipe.Recipe().model.init == "default"

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+
+from cifar_deploy import architectures
+from cifar_deploy.recipe import Optimizer
+from cifar_deploy.train.muon import Muon, orthogonal
+from cifar_deploy.train.optim import Lookahead, make_optimizer
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 64, 27), (2, 20, 300), (1, 1, 9)])
+def test_the_singular_values_come_near_to_one(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    # The directions stay: it is the nearest orthogonal matrix that is come near to.
+    u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
+    spread = (s > 0.2 * s[..., :1]).all(-1)
+    found = orthogonal(matrices, 5)
+    assert found.shape == matrices.shape
+    along = torch.diagonal(u.mT @ found @ vt.mT, dim1=1, dim2=2)
+    assert along.min() > 0
+    values = torch.linalg.svdvals(found)
+    torch.testing.assert_close(values.sort().values, along.sort().values, rtol=1e-3, atol=1e-3)
+    assert ((values > 0.5) & (values < 1.3))[spread].all()
+
+
+def test_a_batch_is_as_one_after_the_other() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(4, 8, 30)
+    one_by_one = torch.cat([orthogonal(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(orthogonal(matrices), one_by_one)
+
+
+def test_a_step_by_hand() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, bias=False))
+    options = Optimizer("muon", lr=0.1, momentum=0.5, weight_decay=0.2, muon_lr=0.3)
+    optimizer = make_optimizer(network, options)
+    filters = network.get_parameter("1.weight")
+    weight, buffer = filters.detach().clone(), torch.zeros_like(filters)
+    first = network.get_parameter("0.weight").detach().clone()
+    for _ in range(3):
+        gradient = torch.randn_like(filters)
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        filters.grad = gradient.clone()
+        optimizer.step()
+        buffer = 0.6 * buffer + gradient
+        ahead = gradient + 0.6 * buffer
+        update = orthogonal(ahead.reshape(1, 6, -1)).view_as(weight)
+        weight = weight * (6**0.5 / weight.norm()) - 0.3 * update
+        torch.testing.assert_close(filters.detach(), weight, rtol=1e-4, atol=1e-5)
+    # What meets the pixels is SGD's: here weight decay alone moves it.
+    moved = network.get_parameter("0.weight").detach()
+    assert 0 < (moved / first).mean() < 1
+    torch.testing.assert_close(moved / first, torch.full_like(first, float((moved / first).mean())))
+
+
+def test_whose_filters_are_muons() -> None:
+    with torch.device("meta"):
+        network = architectures.build("mobilenet_v3_small")
+    optimizer = make_optimizer(network, Optimizer("muon"))
+    assert isinstance(optimizer, Muon)
+    mine = {id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"]}
+    everyone = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(everyone) == sorted(id(p) for p in network.parameters())
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            depthwise = module.groups > 1
+            assert (id(module.weight) in mine) == (not depthwise and name != "features.0.0")
+        elif isinstance(module, nn.Linear):
+            assert id(module.weight) not in mine
+
+
+def test_the_norms_biases_have_their_own_rate() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    options = Optimizer("sgd", lr=0.1, norm_bias_factor=8.0)
+    groups = make_optimizer(network, options).param_groups
+    peaks = {id(p): group["peak"] for group in groups for p in group["params"]}
+    found = {name: peaks[id(p)] for name, p in network.named_parameters()}
+    assert found == pytest.approx({"0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.1, "1.bias": 0.8})
+
+
+def test_lookahead_by_hand() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 0.0)
+    ahead = Lookahead(network, 2)
+    slow = 0.0
+    for done in range(1, 8):
+        nn.init.constant_(network.weight, float(done))
+        ahead.update(done, 7)
+        fast = float(done)
+        if done == 7:
+            fast = slow
+        elif done % 2 == 0:
+            decay = 0.95**2 * (done / 7) ** 3
+            slow = fast = decay * slow + (1 - decay) * fast
+        assert network.weight.item() == pytest.approx(fast, rel=1e-6)
+        assert ahead.network.get_parameter("weight").item() == pytest.approx(slow, rel=1e-6)

@@ -1,0 +1,90 @@
+"""Anybody's images: a folder of three classes goes through the whole line."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_deploy import cli
+from cifar_deploy.store import ModelFolder, read_card
+
+COLOURS = {"leaf": (60, 160, 70), "rust": (170, 80, 40), "sky": (90, 140, 210)}
+
+
+@pytest.fixture
+def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures of many sizes and two formats, 40 a class to train on, 10 to test."""
+    chance = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for name, colour in COLOURS.items():
+            folder = tmp_path / "garden" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                height, width = chance.integers(20, 90, 2)
+                noise = chance.normal(0, 30, (height, width, 3))
+                pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+                form = "png" if number % 2 else "jpg"
+                Image.fromarray(pixels).save(folder / f"{number}.{form}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CIFAR_DEPLOY_DATA", raising=False)
+    monkeypatch.delenv("CIFAR_DEPLOY_MODELS", raising=False)
+    return tmp_path / "garden"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["cifar-deploy", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code if isinstance(stop.value.code, int) else 0
+
+
+def test_three_classes_go_the_whole_way(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--batch-size", "20", "--epochs", "12", "--lr", "0.03")
+    command = ("train", "simple_cnn", "--data-dir", "garden", *options)
+    assert run(monkeypatch, *command) == 0
+    folder = ModelFolder(Path("models/simple_cnn"))
+    card = read_card(folder)
+    assert card["data"]["classes"] == sorted(COLOURS)
+    assert card["data"]["origin"] == "garden"
+    assert card["command"] == " ".join(["cifar-deploy", *command])
+    assert card["data"]["mean"] == pytest.approx(
+        [sum(c[i] for c in COLOURS.values()) / 3 / 255 for i in range(3)], abs=0.02
+    )
+    assert card["test_accuracy"] > 0.9
+
+    assert run(monkeypatch, "export", "simple_cnn") == 0
+    # Without a word about where the images are. 30 are too few for the usual margin.
+    judged = ("--max-drop", "20", "--no-latency", "--json", "validation.json")
+    assert run(monkeypatch, "validate", "simple_cnn", *judged) == 0
+    capsys.readouterr()
+    picture = str(garden / "test" / "rust" / "0.jpg")
+    assert run(monkeypatch, "predict", "simple_cnn", picture, "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["top"][0]["class"] == "rust"
+
+
+def test_what_is_wrong_with_a_folder_is_told_before_the_run_starts(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*more: str) -> str:
+        capsys.readouterr()
+        assert run(monkeypatch, "train", "simple_cnn", "--data-dir", "garden", *more) == 2
+        said = capsys.readouterr().err.strip()
+        assert len(said.splitlines()) == 1
+        assert not os.path.lexists("models")
+        return said
+
+    assert "120 training images are fewer than a batch of 128" in refused()
+    (garden / "test" / "sea").mkdir()
+    assert "test/sea is a class that garden/train does not have" in refused()
+    (garden / "test" / "sea").rmdir()
+    (garden / "train" / "sea").mkdir()
+    assert "train/sea holds no images; fill it or remove it" in refused()
+    (garden / "train" / "sea").rmdir()
+    (garden / "train" / "sky" / "3.png").write_bytes(b"nothing")
+    assert "train/sky/3.png is not an image" in refused()

@@ -1,0 +1,150 @@
+"""Several processes: together they do what one would do; when one dies, the others say so."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from typer.testing import CliRunner
+
+import cifar_deploy
+from cifar_deploy.architectures import weights
+from cifar_deploy.cli import app
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import ModelFolder, read_card
+from cifar_deploy.train import checkpoint
+from cifar_deploy.train.loop import Job, Trainer
+from cifar_deploy.train.ranks import Ranks
+
+MakeJob = Callable[..., Job]
+
+# The command itself, with a checkpoint after every step, and a second process that is killed.
+DYING = """
+import os, signal
+from cifar_deploy.train import loop
+
+loop.CHECKPOINT_SECONDS = 0.0
+step = loop.Trainer._step
+
+
+def dying(self, order, position):
+    if self.state.step == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self, order, position)
+
+
+loop.Trainer._step = dying
+from cifar_deploy.cli import main
+
+main()
+"""
+
+
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d"),
+            *("--rdzv-endpoint", "127.0.0.1:0"),
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(cifar_deploy.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+
+
+def test_two_processes_do_what_one_does_also_after_one_was_killed(
+    pictures: Path, tmp_path: Path
+) -> None:
+    options = (
+        *("train", "simple_cnn", "--data-dir", pictures, "--device", "cpu", "--epochs", "4"),
+        *("--batch-size", "80", "--lr", "0.05", "--set", "augment.translate=2"),
+        *("--set", "augment.cutout=8", "--set", "augment.alternate=true", "--out"),
+    )
+    alone, two = ModelFolder(tmp_path / "one"), ModelFolder(tmp_path / "two")
+    done = CliRunner().invoke(app, [*map(str, options), str(alone.path)], catch_exceptions=False)
+    assert done.exit_code == 0
+
+    (tmp_path / "dying.py").write_text(DYING)
+    ended = torchrun(tmp_path / "dying.py", *options, two.path)
+    assert ended.returncode != 0
+    assert "error: another process of this run has ended, so this one ends too" in ended.stderr
+    assert "The same command with --resume goes on from the checkpoint" in ended.stderr
+    assert checkpoint.read(two)[1]["step"] == 4
+    assert not two.weights.exists()
+
+    again = torchrun("-m", "cifar_deploy", *options, two.path, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("simple_cnn: ") == 1  # one speaks for both
+    first, second = read_card(alone), read_card(two)
+    assert (first["processes"], second["processes"]) == (1, 2)
+    assert second["command"].startswith("torchrun --nproc-per-node 2 -m cifar_deploy train simple")
+    assert "--resume" not in second["command"]
+    assert len(second["history"]) == 4
+    for mine, theirs in zip(first["history"], second["history"], strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], abs=2e-5)
+        assert theirs["train_accuracy"] == pytest.approx(mine["train_accuracy"], abs=1 / 240)
+    assert second["test_accuracy"] == pytest.approx(first["test_accuracy"], abs=1 / 60)
+    mine, theirs = (weights.load(folder).network.state_dict() for folder in (alone, two))
+    for key, value in mine.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-5)
+    lines = [json.loads(line) for line in two.log.read_text().splitlines()]
+    assert lines == second["history"]
+    assert not two.checkpoint.exists()
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of one: enough for what needs one to be there."""
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_the_parts_of_all_processes_are_the_whole_batch(make_job: MakeJob, group: None) -> None:
+    job = make_job("augment.cutout=8", "augment.brightness=0.3", "augment.alternate=true")
+    whole = Trainer(job)
+    order = whole._order(0)
+    rows = order[200:400]
+    images, labels = whole._augmented(rows, 1, 8)
+    parts = []
+    for rank in range(4):
+        trainer = Trainer(dataclasses.replace(job, ranks=Ranks(rank, 4, rank)))
+        assert trainer.share == 25
+        parts.append(trainer._augmented(rows, 1, 8))
+    # Two batches: each is the processes' parts in turn.
+    for batch in range(2):
+        mine = slice(25 * batch, 25 * batch + 25)
+        found = torch.cat([part[0][mine] for part in parts])
+        assert torch.equal(found, images[100 * batch : 100 * batch + 100])
+        found = torch.cat([part[1][mine] for part in parts])
+        assert torch.equal(found, labels[100 * batch : 100 * batch + 100])
+
+
+def test_a_batch_that_cannot_be_shared_is_told(make_job: MakeJob) -> None:
+    with pytest.raises(UserError, match=r"3 processes cannot .* batch of 100 .* --batch-size 99"):
+        Trainer(dataclasses.replace(make_job(), ranks=Ranks(0, 3, 0)))
+
+
+def test_alone_there_is_nothing_to_agree_on() -> None:
+    alone = Ranks()
+    assert alone.main
+    assert alone.agree([0, 3]) == [0, 3]
+    numbers = torch.tensor([1.0, 2.0])
+    assert alone.total(numbers) is numbers
+    with alone.one_after_the_other():
+        alone.wait()

@@ -1,0 +1,148 @@
+"""Long work is safe: what is not a number is not kept, and a full memory is told with a way out."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+from cifar_deploy.train import checkpoint, loop
+from cifar_deploy.train.loop import Job, Trainer
+from cifar_deploy.train.memory import largest
+
+MakeJob = Callable[..., Job]
+
+
+class Poisoned(Trainer):
+    """A run in which a weight is no number any more before step number 8."""
+
+    def _step(self, order: torch.Tensor, position: int) -> None:
+        if self.state.step == 7:
+            with torch.no_grad():
+                self.network.get_parameter("0.weight")[0, 0, 0, 0] = torch.nan
+        super()._step(order, position)
+
+
+def test_the_step_is_named_at_which_the_loss_is_no_number(make_job: MakeJob, recorder: Any) -> None:
+    job = make_job()
+    with pytest.raises(UserError) as caught:
+        Poisoned(job).run(recorder)
+    said = str(caught.value).splitlines()
+    assert said[0].startswith("the loss is not a number at step 8: the training diverged; lower")
+    assert said[1:] == ["There is no checkpoint of this run yet."]
+    assert not job.folder.checkpoint.exists()
+
+
+def test_a_checkpoint_that_is_no_number_is_not_written(
+    make_job: MakeJob, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    job = make_job()
+    with pytest.raises(UserError) as caught:
+        Poisoned(job).run(recorder)
+    said = str(caught.value).splitlines()
+    assert len(said) == 2
+    assert "step 8" in said[0]
+    assert said[1].startswith("The last good checkpoint is of step 7; go on from its weights with")
+    assert said[1].endswith(f"--init {job.folder.checkpoint}")
+    assert checkpoint.read(job.folder)[1]["step"] == 7
+    # What was said is a way out.
+    again = dataclasses.replace(job, init=str(job.folder.checkpoint))
+    assert Trainer(again).run(recorder)["test_accuracy"] is not None
+
+
+def test_weights_that_the_last_step_spoilt_are_not_written(
+    make_job: MakeJob, recorder: Any
+) -> None:
+    class Late(Trainer):
+        def _step(self, order: torch.Tensor, position: int) -> None:
+            super()._step(order, position)
+            if self.state.step + 1 == self.steps:
+                with torch.no_grad():
+                    self.network.get_parameter("0.bias").fill_(torch.inf)
+
+    job = make_job()
+    with pytest.raises(UserError, match=r"network\.0\.bias is not finite after step 18"):
+        Late(job).run(recorder)
+    assert {path.name for path in job.folder.path.iterdir()} == {"log.jsonl"}
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 100, 333, 511, 512, 1000, 1023])
+@pytest.mark.parametrize("failed", [1024, 100_000])
+def test_the_largest_batch_is_found(room: int, failed: int) -> None:
+    asked = []
+
+    def fits(size: int) -> bool:
+        asked.append(size)
+        return size <= room
+
+    found = largest(fits, failed)
+    assert room * 15 / 16 - 8 < found <= room
+    assert found >= 1
+    assert max(asked) < failed
+    assert len(asked) < 30
+
+
+def test_no_batch_may_fit() -> None:
+    assert largest(lambda size: False, 100) == 0
+
+
+class Small(Trainer):
+    """A device whose memory takes 40 images."""
+
+    room = 40
+
+    def _try(self, size: int) -> None:
+        if size > self.room:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
+        super()._try(size)
+
+    def _step(self, order: torch.Tensor, position: int) -> None:
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB\nand more")
+
+
+def test_a_full_memory_names_the_batch_that_fits(
+    make_job: MakeJob, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError) as caught:
+        Small(make_job()).run(recorder)
+    said = "out of memory on cpu with a batch of 100; one of 40 would fit: --batch-size 40 "
+    assert str(caught.value).startswith(said)
+    monkeypatch.setattr(Small, "room", 0)
+    with pytest.raises(UserError, match=r"not even one image fits; .* 2 GiB$"):
+        Small(make_job()).run(recorder)
+    monkeypatch.setattr(Small, "room", 100)  # something else took the memory
+    with pytest.raises(UserError, match="2 GiB; free some, or use another device"):
+        Small(make_job()).run(recorder)
+
+
+@pytest.mark.gpu
+def test_a_gpus_memory_is_told(make_job: MakeJob, recorder: Any, few: Dataset) -> None:
+    """A share of the memory is taken away, so that a large batch does not fit into the rest."""
+    many = dataclasses.replace(
+        few,
+        train=type(few.train)(
+            few.train.images.repeat(20, axis=0), few.train.labels.repeat(20, axis=0)
+        ),
+    )
+    job = make_job("train.batch_size=12000", network="custom_resnet", dataset=many)
+    job = dataclasses.replace(job, device=torch.device("cuda", 0))
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / whole)
+    try:
+        with pytest.raises(UserError, match=r"one of \d+ would fit: --batch-size \d+") as caught:
+            Trainer(job).run(recorder)
+        size = str(caught.value).split("--batch-size ")[1].split()[0]
+        fitting = make_job(
+            f"train.batch_size={size}", "train.epochs=1", network="custom_resnet", dataset=many
+        )
+        Trainer(dataclasses.replace(fitting, device=job.device)).run(recorder)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

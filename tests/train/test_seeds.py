@@ -1,0 +1,121 @@
+"""Several seeds, what is held out, and a profile: what the command adds to a run."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cifar_deploy import store
+from cifar_deploy.cli import app
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.train.loop import Trainer
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(store.MODELS_VARIABLE, str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "models"
+
+
+QUICK = ("--epochs", "2", "--batch-size", "80", "--device", "cpu", "--lr", "0.01")
+
+
+def test_the_card_has_every_seed_and_the_weights_of_the_first(
+    pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--seed", "4")
+    alone = json.loads(run(*command, "--json", "--out", "alone").stdout)
+    folder = ModelFolder(models / "simple_cnn")
+
+    # It dies in the third run, and goes on without doing the first two again.
+    real = Trainer.run
+    seeds = []
+
+    def dying(trainer: Trainer, watch: object) -> store.Json:
+        seeds.append(trainer.job.recipe.train.seed)
+        if len(seeds) == 3:
+            raise UserError("killed")
+        return real(trainer, watch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "run", dying)
+    with pytest.raises(UserError, match="killed"):
+        run(*command, "--seeds", "3")
+    done = run(*command, "--seeds", "3", "--resume")
+    assert seeds == [4, 5, 6, 6]
+    card = store.read_card(folder)
+    assert [entry["seed"] for entry in card["runs"]] == [4, 5, 6]
+    found = [entry["test_accuracy"] for entry in card["runs"]]
+    assert card["test_accuracy"] == found[0] == alone["test_accuracy"]
+    assert card["weights"]["sha256"] == alone["weights"]["sha256"]
+    mean, spread = statistics.fmean(found), statistics.stdev(found)
+    assert card["test_accuracy_mean"] == pytest.approx(mean)
+    assert card["test_accuracy_std"] == pytest.approx(spread)
+    assert f"{100 * mean:.2f} ± {100 * spread:.2f} % of 60 test images (3 seeds)" in done.stdout
+    assert {p.name for p in folder.path.iterdir()} == {
+        *("card.json", "model.safetensors", "curves.png", "log.jsonl")
+    }
+    listed = run("models").stdout
+    assert f"{100 * mean:.2f} ± {100 * spread:.2f} % (2 epochs, 3 seeds)" in listed
+    assert f"simple_cnn: {card['command']}, on {card['device']}" in " ".join(listed.split())
+    assert json.loads(run("models", "--json").stdout)[0]["seeds"] == 3
+
+
+def test_held_out_images_are_judged_instead_of_the_test_images(
+    pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    real = Trainer.accuracy
+
+    def looking(trainer: Trainer, network: object, split: object) -> float:
+        judged.append(split)
+        return real(trainer, network, split)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "accuracy", looking)
+    done = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--hold-out", "60")
+    card = store.read_card(ModelFolder(models / "simple_cnn"))
+    assert card["test_accuracy"] is card["test_accuracy_before_storage"] is None
+    assert card["test_images"] == 0
+    assert all(len(split) == 60 for split in judged)  # type: ignore[arg-type]
+    assert round(card["holdout_accuracy"], 5) == card["history"][-1]["holdout_accuracy"]
+    assert (card["data"]["train_images"], card["data"]["holdout_images"]) == (180, 60)
+    said = f"simple_cnn: {100 * card['holdout_accuracy']:.2f} % of 60 held-out images"
+    assert said in done.stdout
+    assert run("export", "simple_cnn").exit_code == 0
+
+
+def test_a_second_recipe_writes_to_a_folder_of_its_own(pictures: Path, models: Path) -> None:
+    first = ModelFolder(models / "simple_cnn")
+    first.path.mkdir(parents=True)
+    (first.path / "tiny.toml").write_text("[train]\nepochs = 1\nbatch_size = 60\n")
+    done = run("train", "simple_cnn", "--data-dir", pictures, "--recipe", "tiny")
+    assert done.exit_code == 0
+    second = ModelFolder(models / "simple_cnn-tiny")
+    assert store.read_card(second)["epochs"] == 1
+    assert not first.card.exists()
+    assert run("export", "simple_cnn-tiny").exit_code == 0
+    assert second.onnx("fp32").exists()
+
+
+def test_a_profile_shows_where_the_time_goes(pictures: Path, models: Path) -> None:
+    plain = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--epochs", "4")
+    assert plain.exit_code == 0
+    folder = ModelFolder(models / "simple_cnn")
+    weights = folder.weights.read_bytes()
+    done = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--epochs", "4", "--profile")
+    assert done.exit_code == 0
+    lines = done.stderr.splitlines()
+    for part in ("images", "forward", "backward", "optimiser", "averages"):
+        assert any(line.startswith(f"{part} ") and line.endswith("%") for line in lines)
+    assert any("aten::convolution_backward" in line for line in lines)
+    assert f"trace: {folder.trace} " in done.stderr
+    events = json.loads(folder.trace.read_text())["traceEvents"]
+    assert {event.get("name") for event in events} >= {"forward", "backward", "aten::conv2d"}
+    assert folder.weights.read_bytes() == weights  # to look changes nothing

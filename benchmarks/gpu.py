@@ -375,14 +375,14 @@ def exported(session: Session, name: str) -> bool:
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
     """Label and options of each format, flavour and precision that the program knows."""
     sys.path.insert(0, str(ROOT))
-    from cifar_deploy import cli
+    from cifar_deploy.cli.options import Format, Precision
     from cifar_deploy.engines import flavour as flavours
 
     asked = session.asked
-    kinds = [kind for kind in cli.Format if not asked.format or kind in asked.format]
-    precisions = [p for p in cli.Precision if not asked.precision or p in asked.precision]
+    kinds = [kind for kind in Format if not asked.format or kind in asked.format]
+    precisions = [p for p in Precision if not asked.precision or p in asked.precision]
     for kind in kinds:
-        for flavour in flavours.NAMES if kind == cli.Format.trt else [""]:
+        for flavour in flavours.NAMES if kind == Format.trt else [""]:
             for precision in precisions:
                 options = ["--format", kind.value, "--precision", precision.value]
                 options += ["--flavour", flavour] if flavour else []

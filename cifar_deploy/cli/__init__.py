@@ -1,0 +1,83 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import __version__
+from cifar_deploy.cli import (
+    benchmark,
+    data,
+    demo,
+    doctor,
+    export,
+    find_lr,
+    models,
+    package,
+    predict,
+    train,
+    validate,
+)
+from cifar_deploy.errors import OwnError, UserError
+
+app = typer.Typer(
+    name="cifar-deploy",
+    help="Train image classifiers, export them, and prove that the exported file is as good.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# In the order in which they are needed.
+app.command()(train.train)
+app.command("find-lr")(find_lr.find_lr)
+app.command()(export.export)
+app.command()(validate.validate)
+app.command()(benchmark.benchmark)
+app.command()(package.package)
+app.command()(predict.predict)
+app.command()(models.models)
+app.command()(data.data)
+app.command()(doctor.doctor)
+app.command()(demo.demo)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one or two lines on standard error and status 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    # Large pages for large tensors: training on a CPU spends less time on page faults.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        # Among torchrun's processes one speaks for all, and who alone has an error for itself.
+        local = os.environ.get("LOCAL_RANK", "0")
+        if local == "0" or isinstance(error, OwnError):
+            who = "" if local == "0" else f"process {os.environ.get('RANK', local)}: "
+            print(f"{who}error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    pass  # --debug is taken by `main`

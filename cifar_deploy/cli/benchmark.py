@@ -1,0 +1,170 @@
+"""`cifar-deploy benchmark`."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.options import (
+    DataDirOption,
+    DeviceOption,
+    Source,
+    TrustFlag,
+    print_json,
+)
+from cifar_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from cifar_deploy.data.dataset import Split
+
+
+class Scenario(StrEnum):
+    """MLPerf's scenarios."""
+
+    SingleStream = "SingleStream"
+    Offline = "Offline"
+
+
+def benchmark(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL|FILE]...", help="Models, or files.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Images a call; may be repeated. [default: 1 8 32 128 256 1024]", min=1),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Of measuring, for each file and batch.", min=0.0)
+    ] = 1.0,
+    in_flight: Annotated[
+        int | None, typer.Option(help="Batches at once; 0: none. [default: 4, CPU 2]", min=0)
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Also torch.compile. [default: on a GPU]"),
+    ] = None,
+    scenario: Annotated[
+        Scenario | None, typer.Option(help="Let MLPerf's LoadGen drive instead.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="LoadGen: only the first so many test images.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="LoadGen: its logs go here; else mlperf among the models.")
+    ] = None,
+    trust: TrustFlag = False,
+    device: DeviceOption = "auto",
+    data_dir: DataDirOption = None,
+    data: Annotated[
+        Source | None, typer.Option(help="LoadGen: by default what the model was trained on.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
+    ] = None,
+) -> None:
+    """Measure latency and throughput of PyTorch and exported files side by side.
+
+    Exit status 1 if something could not be measured.
+    """
+    from rich.console import Console
+
+    work = _contestants(targets or [])
+    from cifar_deploy.benchmark import mlperf, sweep, table
+    from cifar_deploy.device import pick
+    from cifar_deploy.timing import BATCHES
+
+    where = pick(device)
+    on_gpu = where.type == "cuda"
+    at_once = (4 if on_gpu else 2) if in_flight is None else in_flight
+    command = " ".join(["cifar-deploy", *sys.argv[1:]])
+    if scenario:
+        mlperf.loadgen()  # where it is missing, that is told first
+    with Console(stderr=True).status("opening") as status:
+        with_compile = on_gpu if compiled is None else compiled
+        entered, failures = sweep.contenders(work, where, with_compile, trust)
+        if scenario:
+            folders = [folder for folder, *_ in work]
+            ran = mlperf.run_all(
+                entered,
+                _test_images(folders, data.value if data else None, data_dir, images),
+                mlperf.Settings(scenario.value, seconds, max(batch or [256]), max(at_once, 1)),
+                out or store.models_root() / "mlperf",
+                where,
+                status.update,
+            )
+            ran.failures[:0] = failures
+            shown = table.scenario_table(ran.results)
+            said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
+            failures = ran.failures
+        else:
+            settings = sweep.Settings(tuple(batch or BATCHES), seconds, at_once)
+            result = sweep.run(entered, settings, where, status.update)
+            result.failures[:0] = failures
+            shown = table.table(result.rows)
+            said, value = table.notes(result), sweep.to_json(result, command)
+            failures = result.failures
+    _show(shown, said, value, json_file)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _test_images(
+    folders: list[store.ModelFolder],
+    source: str | None,
+    data_dir: Path | None,
+    images: int | None,
+) -> "dict[str, Split]":
+    """For each model the test images of the data it was trained on, or of `source`."""
+    from cifar_deploy.data import find
+
+    loaded: dict[tuple[str, Path | None], Split] = {}
+    splits = {}
+    for folder in folders:
+        key = (source or "auto", data_dir)
+        if folder.card.exists():
+            key = find.trained_on(store.read_card(folder), source, data_dir)
+        if key not in loaded:
+            test = find.load(*key).test
+            loaded[key] = test.first(images) if images else test
+        splits[folder.name] = loaded[key]
+    return splits
+
+
+def _contestants(targets: list[str]) -> "list[tuple[store.ModelFolder, list[Path], bool]]":
+    """Models with their files and PyTorch, files alone; without a name, all trained models."""
+    files = [Path(t) for t in targets if Path(t).is_file()]
+    folders = [architectures.folder(t) for t in targets if Path(t) not in files]
+    for folder in folders:
+        if Path(folder.name).suffix and not folder.path.is_dir():
+            raise UserError(f"{folder.path} does not exist; run: cifar-deploy export MODEL")
+    if not targets:
+        folders = store.trained_models()
+    if not folders and not files:
+        raise UserError(
+            f"nothing in {store.models_root()}/ is trained; run: cifar-deploy train MODEL"
+        )
+    for folder in folders:
+        store.read_card(folder)
+    return [(folder, folder.exported(), True) for folder in folders] + [
+        (store.ModelFolder(file.absolute().parent), [file], False) for file in files
+    ]
+
+
+def _show(table: Any, notes: list[str], value: Any, json_file: Path | None) -> None:
+    """Print a table with its notes, and write the JSON; or print the JSON alone."""
+    from rich.console import Console
+
+    if json_file and str(json_file) == "-":
+        print_json(value)
+        return
+    if json_file:
+        store.write_json(json_file, value)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+    for line in notes:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

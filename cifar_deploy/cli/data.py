@@ -1,0 +1,46 @@
+"""`cifar-deploy data`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import architectures
+from cifar_deploy.cli.options import DataDirOption, JsonFlag, Source, SourceOption, print_json
+
+
+def data(
+    preview: Annotated[
+        Path | None, typer.Option(help="Write a PNG of images before and after augmentation.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Preview with this network's augmentation.")
+    ] = None,
+    data_dir: DataDirOption = None,
+    source: SourceOption = Source.auto,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what data set was found: counts, checksums, class balance, mean and std."""
+    from cifar_deploy import recipe as recipes
+    from cifar_deploy.data import find
+
+    folder = architectures.folder(model) if model else None
+    recipe = recipes.load(recipes.recipe_path(folder, folder.name) if folder else None)
+    dataset = find.load(source.value, data_dir)
+    facts = dataset.describe()
+    if preview:
+        from cifar_deploy.data.preview import preview as draw
+
+        draw(dataset, recipe.augment, preview)
+        facts["preview"] = str(preview)
+    if as_json:
+        print_json(facts)
+        return
+    for key in ("name", "origin", "verified", "sha256"):
+        typer.echo(f"{key:<10}{facts[key]}")
+    for split in ("train", "test"):
+        counts = ", ".join(f"{k} {v:,}" for k, v in facts[split]["per_class"].items())
+        typer.echo(f"{split:<10}{facts[split]['images']:,} images: {counts}")
+    typer.echo(f"{'mean':<10}{facts['mean']}\n{'std':<10}{facts['std']}")
+    if preview:
+        typer.echo(f"{'preview':<10}{preview}")

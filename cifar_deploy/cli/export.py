@@ -1,0 +1,142 @@
+"""`cifar-deploy export`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.options import Format, JsonFlag, Models, Precision, print_json, say
+from cifar_deploy.errors import UserError
+
+CAPABILITY = re.compile(r"\d+\.\d")  # of a GPU, as 8.6
+
+
+def export(
+    models: Models = None,
+    format: Annotated[Format, typer.Option(help="The format.")] = Format.onnx,
+    precision: Annotated[
+        list[Precision] | None, typer.Option(help="fp32 (default), fp16, or both: give it twice.")
+    ] = None,
+    flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    batch_profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MIN/OPT/MAX",
+            help="Batches it takes; 1/128/1024. Several may be given.",
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None, typer.Option(metavar="MIB", help="GPU memory a layer may use.")
+    ] = None,
+    timing_cache_file: Annotated[
+        Path | None, typer.Option(help="tensorrt: kept between builds; else in the user's cache.")
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: for other versions too.")
+    ] = False,
+    hardware_compatibility: Annotated[
+        str | None, typer.Option(help="tensorrt: ampere+ or same-compute-capability.")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X.Y...", help="tensorrt-rtx: targets, as 8.6 8.9 12.0."),
+    ] = None,
+    builder_optimization_level: Annotated[int | None, typer.Option(help="0 to 5.")] = None,
+    strip_weights: Annotated[
+        bool, typer.Option("--strip-weights", help="Leave them to the ONNX file beside it.")
+    ] = False,
+    export_layer_info: Annotated[
+        bool, typer.Option("--export-layer-info", help="Also write the layers as JSON.")
+    ] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32 in fp32 engines.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Export trained models; without a name, all that have weights.
+
+    --format trt builds TensorRT engines from the ONNX files, which it exports first if need be.
+    """
+    # `--compute-capability 8.6 8.9`: what follows the first arrives among the names.
+    versions = [name for name in models or [] if CAPABILITY.fullmatch(name)]
+    if versions and not compute_capability:
+        raise UserError(f"{versions[0]} is no model; a compute capability follows its option")
+    named = [name for name in models or [] if name not in versions]
+    folders = [architectures.folder(m) for m in named] or store.trained_models()
+    if not folders:
+        raise UserError(
+            f"nothing in {store.models_root()}/ is trained; run: cifar-deploy train MODEL"
+        )
+    precisions = [p.value for p in precision or [Precision.fp32]]
+    asked: dict[str, Any] = {
+        "workspace": workspace,
+        "timing_cache": timing_cache_file,
+        "version_compatible": version_compatible,
+        "hardware_compatibility": hardware_compatibility,
+        "compute_capabilities": tuple(dict.fromkeys([*(compute_capability or []), *versions])),
+        "level": builder_optimization_level,
+        "strip_weights": strip_weights,
+        "layer_info": export_layer_info,
+        "tf32": tf32,
+    }
+    if format is Format.trt:
+        manifests = _export_engines(folders, precisions, flavour, batch_profile or [], asked)
+    elif (
+        flavour != "auto"
+        or batch_profile
+        or any(v not in (None, False, ()) for v in asked.values())
+    ):
+        raise UserError("options of engines were given; they go with --format trt")
+    else:
+        manifests = write_onnx(folders, precisions)
+    if as_json:
+        print_json(manifests)
+
+
+def write_onnx(folders: list[store.ModelFolder], precisions: list[str]) -> list[store.Json]:
+    for folder in folders:
+        store.read_card(folder)  # a missing model is told before anything is written
+    from cifar_deploy.export.onnx_file import export_onnx
+
+    return [
+        _exported(export_onnx(folder, precision)) for folder in folders for precision in precisions
+    ]
+
+
+def _export_engines(
+    folders: list[store.ModelFolder],
+    precisions: list[str],
+    flavour: str,
+    profiles: list[str],
+    asked: dict[str, Any],
+) -> list[store.Json]:
+    from cifar_deploy.engines import flavour as flavours
+    from cifar_deploy.engines.options import Options, Profile, check
+
+    if profiles:
+        asked = {**asked, "profiles": tuple(map(Profile.parse, profiles))}
+    options = Options(**asked)
+    from cifar_deploy.engines.progress import Bars
+    from cifar_deploy.export.engine import cuda_device, export_engine
+
+    gpu = cuda_device()
+    chosen, reason = flavours.choose(flavour, gpu is not None)
+    check(options, chosen, gpu is not None)
+    for folder in folders:
+        store.read_card(folder)
+    say(f"{chosen}: {reason}")
+    manifests = []
+    for folder in folders:
+        for precision in precisions:
+            with Bars() as bars:
+                path = export_engine(folder, precision, chosen, options, bars)
+            manifests.append(_exported(path))
+    return manifests
+
+
+def _exported(path: Path) -> store.Json:
+    """Say what was written; its manifest."""
+    manifest = store.read_json(store.manifest_path(path))
+    took = f", built in {manifest['build_seconds']:.1f} s" if "build_seconds" in manifest else ""
+    say(f"{path}  {manifest['bytes'] / 1e6:.1f} MB{took}")
+    return manifest

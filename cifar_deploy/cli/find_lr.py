@@ -1,0 +1,68 @@
+"""`cifar-deploy find-lr`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import architectures
+from cifar_deploy.cli.options import (
+    BatchOption,
+    DataDirOption,
+    DeviceOption,
+    InitOption,
+    JsonFlag,
+    RecipeOption,
+    SetOption,
+    Source,
+    SourceOption,
+    WeightsFileOption,
+    print_json,
+)
+from cifar_deploy.cli.train import home
+
+
+def find_lr(
+    model: Annotated[str, typer.Argument(help="The network.")],
+    low: Annotated[float, typer.Option(help="The first learning rate.")] = 1e-4,
+    high: Annotated[float, typer.Option(help="The last one.")] = 10.0,
+    steps: Annotated[int, typer.Option(help="Steps between them.", min=20)] = 200,
+    batch_size: BatchOption = None,
+    init: InitOption = None,
+    weights_file: WeightsFileOption = None,
+    device: DeviceOption = "auto",
+    data_dir: DataDirOption = None,
+    data: SourceOption = Source.auto,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; else models/MODEL/find-lr.png.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Suggest a peak learning rate: a range test with its curve as a picture."""
+    from cifar_deploy import recipe as recipes
+
+    name = architectures.canonical(model)
+    folder = home(name, recipe)
+    overrides = [f"train.batch_size={batch_size}"] if batch_size is not None else []
+    found = recipes.load(recipes.find(recipe, folder, name), overrides + (set_ or []))
+    from cifar_deploy.data import find
+    from cifar_deploy.device import pick
+    from cifar_deploy.train import find_lr as finder
+    from cifar_deploy.train.loop import Job
+
+    where = pick(device)
+    job = Job(name, found, find.load(data.value, data_dir), where, folder)
+    job = dataclasses.replace(job, init=init, weights_file=weights_file)
+    curve = finder.find(job, low, high, steps)
+    picture = out or folder.finder
+    finder.draw(picture, f"{name}, batch of {found.train.batch_size}", curve)
+    if as_json:
+        print_json({**curve.to_dict(), "picture": str(picture)})
+        return
+    typer.echo(
+        f"{name}: suggested peak {curve.suggested:.2g} (steepest descent at {curve.steepest:.2g}, "
+        f"lowest loss at {curve.lowest:.2g}); the recipe has {found.optimizer.lr:g}\n{picture}"
+    )

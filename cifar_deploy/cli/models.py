@@ -1,0 +1,63 @@
+"""`cifar-deploy models`."""
+
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.options import JsonFlag, print_json
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print this network's layers.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """What networks there are, what is trained and what is exported; or one network's layers."""
+    if name:
+        from cifar_deploy.architectures.summary import layers, text
+
+        network = architectures.canonical(name)
+        if as_json:
+            print_json(layers(network))
+        else:
+            typer.echo(text(network))
+        return
+    from cifar_deploy.architectures.summary import overview
+
+    entries = overview()
+    if as_json:
+        print_json(entries)
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("network", "alias", "parameters", "trained: test top-1", "time", "exported"):
+        table.add_column(heading, justify="right" if heading == "parameters" else "left")
+    for entry in entries:
+        table.add_row(
+            entry["network"],
+            ", ".join(entry["aliases"]),
+            f"{entry['parameters']:,}",
+            _top1(entry),
+            f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
+            ", ".join(entry["exported"]) or "-",
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
+    for entry in entries:
+        if entry["command"]:
+            typer.echo(f"{entry['network']}: {entry['command']}, on {entry['device']}")
+
+
+def _top1(entry: store.Json) -> str:
+    """Accuracy, spread and length of training, as a cell."""
+    accuracy = entry["test_accuracy"]
+    if accuracy is None:
+        return "-"
+    length = f"{entry['epochs']} epochs"
+    if entry["seeds"] == 1:
+        return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
+    mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
+    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"

@@ -1,0 +1,73 @@
+"""What the commands share: options of the same name and meaning, and how they speak."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Source(StrEnum):
+    """Where images come from."""
+
+    auto = "auto"
+    synthetic = "synthetic"
+
+
+class Format(StrEnum):
+    """What to export to."""
+
+    onnx = "onnx"
+    trt = "trt"
+
+
+class Precision(StrEnum):
+    """The arithmetic inside an exported graph."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class Target(StrEnum):
+    """Who takes the package."""
+
+    cpp = "cpp"
+    triton = "triton"
+
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the data set; else $CIFAR_DEPLOY_DATA, else data/."),
+]
+SourceOption = Annotated[Source, typer.Option("--data", help="auto, or the generated set.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TrustFlag = Annotated[
+    bool, typer.Option("--trust", help="Load engines without a matching manifest: they are code.")
+]
+Models = Annotated[
+    list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or model folders.")
+]
+BatchOption = Annotated[int | None, typer.Option(help="Images a step, of all processes.")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="Another recipe: a file, or a word such as speed.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the recipe."),
+]
+InitOption = Annotated[
+    str | None, typer.Option(help="Weights to begin with: imagenet, a model folder or a file.")
+]
+WeightsFileOption = Annotated[
+    Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
+]
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    typer.echo(text, err=True)

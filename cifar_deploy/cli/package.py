@@ -1,0 +1,87 @@
+"""`cifar-deploy package`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.export import write_onnx
+from cifar_deploy.cli.options import (
+    DataDirOption,
+    Format,
+    JsonFlag,
+    Precision,
+    Target,
+    print_json,
+    say,
+)
+from cifar_deploy.errors import UserError
+
+
+def package(
+    model: Annotated[str, typer.Argument(help="A trained model.")],
+    target: Annotated[
+        Target, typer.Option(help="cpp: for a C++ program; triton: for Triton Inference Server.")
+    ] = Target.cpp,
+    format: Annotated[Format, typer.Option(help="ONNX, or an engine.")] = Format.onnx,
+    precision: Annotated[Precision, typer.Option(help="Of the exported file.")] = Precision.fp32,
+    flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder, or a file ending in .tar.gz; else MODEL-package, MODEL-triton."),
+    ] = None,
+    unproved: Annotated[
+        bool, typer.Option("--unproved", help="Also a file that validate gave no PASS.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a package that is there.")
+    ] = False,
+    data_dir: DataDirOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write what a machine without Python needs to run a proved file: a folder or a .tar.gz.
+
+    The file is exported first where it is missing or older than the weights.
+    """
+    folder = architectures.folder(model)
+    name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
+    place = out or Path(name)
+    from cifar_deploy.package import write
+
+    write.check_target(place, force)
+    card = store.read_card(folder)
+    if flavour != "auto" and format is Format.onnx:
+        raise UserError("--flavour is an engine's; it goes with --format trt")
+    from cifar_deploy.package import cpp, source, triton
+
+    if format is Format.onnx and source.is_stale(folder, precision.value):
+        write_onnx([folder], [precision.value])
+    found = source.find(folder, format.value, precision.value, flavour)
+    if not unproved:
+        source.require_proof(found)
+    if target is Target.triton:
+        contents = triton.contents(found)
+    else:
+        from cifar_deploy.data import find
+        from cifar_deploy.package import vectors
+
+        dataset = find.load(*find.trained_on(card, None, data_dir))
+        contents = cpp.contents(found, vectors.make(found, dataset))
+    write.write(contents, place, name)
+    if as_json:
+        print_json(
+            {
+                "package": str(place),
+                "target": target.value,
+                "file": str(found.path),
+                "sha256": found.sha256,
+                "proved": found.proved,
+                "contents": sorted(contents),
+            }
+        )
+        return
+    say(
+        f"{place}  {sum(map(len, contents.values())) / 1e6:.1f} MB, "
+        f"{len(contents)} files{'' if found.proved else ', NOT PROVED'}"
+    )

@@ -1,0 +1,39 @@
+"""`cifar-deploy predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import store
+from cifar_deploy.cli.options import DeviceOption, JsonFlag, TrustFlag, print_json
+
+
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="What predicts.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
+    trust: TrustFlag = False,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> None:
+    """Classify pictures of any size and format: the top 3 with probabilities."""
+    from cifar_deploy.classifier import load, pictures
+
+    pixels = pictures(images)  # a picture that is none is told before a model is loaded
+    classifier = load(model, device, trust)
+    answers: list[store.Json] = [
+        {
+            "image": str(path),
+            "top": [
+                {"class": label, "probability": round(probability, 6)}
+                for label, probability in prediction.top(3)
+            ],
+        }
+        for path, prediction in zip(images, classifier.predict(pixels), strict=True)
+    ]
+    if as_json:
+        print_json(answers)
+        return
+    for answer in answers:
+        top = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
+        typer.echo(f"{answer['image']}: {top}")

@@ -1,0 +1,174 @@
+"""`cifar-deploy train`."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.options import (
+    BatchOption,
+    DataDirOption,
+    DeviceOption,
+    InitOption,
+    JsonFlag,
+    RecipeOption,
+    SetOption,
+    Source,
+    SourceOption,
+    WeightsFileOption,
+    print_json,
+    say,
+)
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="The network; `cifar-deploy models` lists them.")],
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: BatchOption = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Train with so many seeds; the weights are the first one's.", min=1)
+    ] = 1,
+    init: InitOption = None,
+    weights_file: WeightsFileOption = None,
+    hold_out: Annotated[
+        int | None,
+        typer.Option(help="Judge by so many training images; the test images are not looked at."),
+    ] = None,
+    device: DeviceOption = "auto",
+    data_dir: DataDirOption = None,
+    data: SourceOption = Source.auto,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; else models/MODEL.")] = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where a step's time goes; write a trace.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a network: weights, card, curves and log go to models/MODEL.
+
+    With torchrun --nproc-per-node N -m cifar_deploy train, N processes share every batch.
+    """
+    flags = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
+    overrides += [f"optimizer.lr={lr}"] if lr is not None else []
+    if hold_out is not None:
+        overrides += [f"data.holdout={hold_out}", "data.test=false"]
+    overrides += set_ or []
+    name = architectures.canonical(model)
+    folder = store.ModelFolder(out) if out else home(name, recipe)
+    card = run(
+        *(name, folder, overrides, recipe, device, data.value, data_dir, resume),
+        init=init,
+        weights_file=weights_file,
+        seeds=seeds,
+        profile=profile,
+    )
+    if card is None:
+        return
+    if as_json:
+        print_json(card)
+        return
+    typer.echo(f"{name}: {_accuracy(card)}, {_seconds(card)} on {card['device']}")
+    typer.echo(f"{folder.weights}  {folder.card}  {folder.curves}")
+
+
+def home(name: str, recipe: str | None) -> store.ModelFolder:
+    """Where a run writes: a second recipe does not overwrite what the first one made."""
+    from cifar_deploy.recipe import is_word
+
+    second = f"-{recipe}" if recipe and is_word(recipe) else ""
+    return store.ModelFolder(store.models_root() / f"{name}{second}")
+
+
+def _accuracy(card: store.Json) -> str:
+    """The accuracy of a card in words, with the mean where there are several seeds."""
+    test = "test" if card["test_accuracy"] is not None else "holdout"
+    images = card["test_images"] or card["data"]["holdout_images"]
+    of = f"of {images:,} {'test' if test == 'test' else 'held-out'} images"
+    accuracy = card.get(f"{test}_accuracy")
+    if accuracy is None:
+        return "not tested"
+    mean = card.get(f"{test}_accuracy_mean")
+    if mean is None:
+        return f"{100 * accuracy:.2f} % {of}"
+    spread = card[f"{test}_accuracy_std"]
+    seeds = len(card["runs"])
+    return f"{100 * mean:.2f} ± {100 * spread:.2f} % {of} ({seeds} seeds)"
+
+
+def _seconds(card: store.Json) -> str:
+    """The time of a card in words: training, and what came before it."""
+    wall = card["wall_seconds"]
+    said = f"{wall:.0f} s" if wall >= 100 else f"{wall:.2f} s"
+    before = [
+        f"{what} {card[key]:.1f} s"
+        for what, key in (("data", "data_seconds"), ("warm-up", "warmup_seconds"))
+        if card.get(key, 0) >= 0.05
+    ]
+    return said + (f" (before that {', '.join(before)})" if before else "")
+
+
+def run(
+    name: str,
+    folder: store.ModelFolder,
+    overrides: list[str],
+    recipe: str | None = None,
+    device: str = "auto",
+    source: str = "auto",
+    data_dir: Path | None = None,
+    resume: bool = False,
+    init: str | None = None,
+    weights_file: Path | None = None,
+    seeds: int = 1,
+    profile: bool = False,
+) -> store.Json | None:
+    """Train; returns the card, or None in those of several processes that write nothing."""
+    from cifar_deploy import recipe as recipes
+
+    found = recipes.load(recipes.find(recipe, folder, name), overrides)
+    from cifar_deploy.data import find
+    from cifar_deploy.device import pick
+    from cifar_deploy.train import seeds as several
+    from cifar_deploy.train.loop import Interrupted, Job, Trainer
+    from cifar_deploy.train.progress import Bar
+    from cifar_deploy.train.ranks import launched, own_device, together
+
+    where = pick(own_device(device) if launched() else device)
+    with together(where) as ranks:
+        started = time.perf_counter()
+        with ranks.one_after_the_other():  # only one of a machine's processes downloads
+            dataset = find.load(source, data_dir)
+        job = Job(
+            *(name, found, dataset, where, folder, resume, init, weights_file, ranks, profile),
+            command=_command(ranks.world),
+            data_seconds=time.perf_counter() - started,
+        )
+
+        def watching(trainer: Trainer) -> Bar:
+            return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
+
+        try:
+            card = several.run(job, seeds, watching)
+        except Interrupted as stop:
+            if ranks.main:
+                say(
+                    f"stopped after step {stop.step}; go on with the same command and --resume "
+                    f"({folder.checkpoint})"
+                )
+            raise typer.Exit(128 + stop.signal) from None
+        return card if ranks.main else None
+
+
+def _command(processes: int) -> str:
+    """The command that gives this run again, from its beginning."""
+    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--json", "--profile")]
+    before = f"torchrun --nproc-per-node {processes} -m cifar_deploy"
+    return f"{before if processes > 1 else 'cifar-deploy'} {shlex.join(arguments)}"

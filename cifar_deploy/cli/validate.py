@@ -1,0 +1,176 @@
+"""`cifar-deploy validate`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.options import (
+    DataDirOption,
+    DeviceOption,
+    Source,
+    TrustFlag,
+    print_json,
+    say,
+)
+from cifar_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from cifar_deploy.data.dataset import Dataset
+    from cifar_deploy.validate.judge import Judgement
+
+
+def validate(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL|FILE]...", help="Models, or files with --reference."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Judge files against this model.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Margin in points; by default fp32 0.05, fp16 0.10.", min=0.0, max=100.0),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Only the first so many test images.", min=1)
+    ] = None,
+    latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    trust: TrustFlag = False,
+    device: DeviceOption = "auto",
+    data_dir: DataDirOption = None,
+    data: Annotated[
+        Source | None, typer.Option(help="By default what the model was trained on.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="The page; else report.html among the models.")
+    ] = None,
+) -> None:
+    """Prove that exported files are as accurate as the trained network, and time them.
+
+    Exit status 1 unless every file passes.
+    """
+    judgements = prove(
+        _targets(targets or [], reference),
+        max_drop=max_drop,
+        images=images,
+        latency=latency,
+        trust=trust,
+        device=device,
+        source=data.value if data else None,
+        data_dir=data_dir,
+    )
+    publish(judgements, json_file, report or store.models_root() / "report.html")
+    if not all(judgement.passed for judgement in judgements):
+        raise typer.Exit(1)
+
+
+def _targets(
+    targets: list[str], reference: str | None
+) -> list[tuple[store.ModelFolder, list[Path]]]:
+    """Folders to judge, each with its files. A lone file is judged with its folder's model."""
+    files = [Path(t) for t in targets if Path(t).is_file() or Path(t).suffix in store.EXPORTED]
+    named = [architectures.folder(t) for t in targets if Path(t) not in files]
+    if missing := [file for file in files if not file.is_file()]:
+        raise UserError(f"{missing[0]} does not exist; run: cifar-deploy export MODEL")
+    if files:
+        if named:
+            raise UserError("name models or files, not both; a file's model goes to --reference")
+        owner = architectures.folder(reference) if reference else store.ModelFolder(files[0].parent)
+        if not reference and any(f.parent != owner.path or not owner.card.exists() for f in files):
+            raise UserError(f"{files[0]} has no trained model beside it; name one with --reference")
+        return [(owner, files)]
+    if reference:
+        raise UserError("--reference goes with files; a model's own files need none")
+    if not named:
+        named = [folder for folder in store.trained_models() if folder.exported()]
+    for folder in named:
+        store.read_card(folder)
+        if not folder.exported():
+            raise UserError(
+                f"{folder.path} has no exported file; run: cifar-deploy export {folder.name}"
+            )
+    if not named:
+        raise UserError(
+            f"no exported model in {store.models_root()}/; run: cifar-deploy train MODEL, then "
+            "cifar-deploy export"
+        )
+    return [(folder, folder.exported()) for folder in named]
+
+
+def prove(
+    work: list[tuple[store.ModelFolder, list[Path]]],
+    *,
+    max_drop: float | None = None,
+    images: int | None = None,
+    latency: bool = True,
+    trust: bool = False,
+    device: str = "auto",
+    source: str | None = None,
+    data_dir: Path | None = None,
+) -> "list[Judgement]":
+    from rich.console import Console
+
+    from cifar_deploy.architectures import weights
+    from cifar_deploy.data import find
+    from cifar_deploy.device import pick
+    from cifar_deploy.runtimes.load import check_file
+    from cifar_deploy.validate import proof
+    from cifar_deploy.validate.judge import Options, judge
+
+    where = pick(device)
+    own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
+    for folder, files in work:  # what is damaged is told before anything runs
+        exported_from = store.read_card(folder)["weights"]["sha256"]
+        for file in files:
+            check_file(file, exported_from if file.parent == folder.path else None, trust)
+            if file.parent == folder.path:
+                own[file] = store.sha256_of(file)
+    options = Options(max_drop, 1.0 if latency else 0.0, trust)
+    loaded: dict[tuple[str, Path | None], Dataset] = {}
+    judgements = []
+    with Console(stderr=True).status("validating") as status:
+        for folder, files in work:
+            trained = weights.load(folder)
+            key = find.trained_on(trained.card, source, data_dir)
+            if key not in loaded:
+                loaded[key] = find.load(*key)
+            judgements.append(
+                judge(trained, files, loaded[key], where, options, images, status.update)
+            )
+            try:
+                proof.write(judgements[-1], own, len(loaded[key].test))
+            except UserError as error:  # the verdict is still to be shown
+                say(f"no proof was left beside the files: {error}")
+    return judgements
+
+
+def publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) -> None:
+    """Print the table, write the page and, where asked for, the JSON."""
+    from rich.console import Console
+
+    from cifar_deploy.validate import report, table
+    from cifar_deploy.validate.judge import to_json
+
+    value = {
+        "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
+        "models": [to_json(judgement) for judgement in judgements],
+    }
+    report.write(page, judgements)
+    if json_file and str(json_file) == "-":
+        print_json(value)
+        return
+    if json_file:
+        store.write_json(json_file, value)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(table.table(judgements))
+    for line in table.notes(judgements):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -1,9 +1,9 @@
 """Latency at batch 1: a runtime called from the C++ library, and the same runtime from Python.
 
     cmake -S cpp -B build/cpp -D OpenVINO_DIR=... -D ONNXRUNTIME_ROOT=... && cmake --build build/cpp
-    python benchmarks/cpp_latency.py PACKAGE build/cpp/bin/benchmark --json FILE
+    python benchmarks/cpp_latency.py PACKAGE... --threads 1 --json FILE
 
-PACKAGE is what `cifar-deploy package MODEL --target cpp` wrote. C++ and Python take turns
+A PACKAGE is what `cifar-deploy package MODEL --target cpp` wrote. C++ and Python take turns
 of a few calls, each with as many threads, so that what else the machine does falls on both; a pair
 of turns gives one ratio. A call in C++ goes from pixels to a filled prediction, with
 softmax and label; a call in Python from a uint8 array to the logits, in the cheapest way that the
@@ -80,8 +80,8 @@ def from_python(call: Call, calls: int) -> list[float]:
 class FromCpp:
     """The program `benchmark`, which times as many calls as it is told to."""
 
-    def __init__(self, given: argparse.Namespace, backend: str) -> None:
-        command = [given.program, given.package, "--backend", backend, "--on-request"]
+    def __init__(self, given: argparse.Namespace, package: Path, backend: str) -> None:
+        command = [given.program, package, "--backend", backend, "--on-request"]
         command += ["--threads", given.threads, "--batch", 1]
         self._process = subprocess.Popen(
             [str(word) for word in command],
@@ -113,11 +113,11 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"calls": len(times), **{key: round(float(value), 4) for key, value in found.items()}}
 
 
-def compare(given: argparse.Namespace, backend: str) -> dict[str, Any]:
+def compare(given: argparse.Namespace, package: Path, backend: str) -> dict[str, Any]:
     """Both ways of one runtime, in turns."""
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    runtime, call = CALLS[backend](given.package / "model.onnx", given.threads, image)
-    cpp = FromCpp(given, backend)
+    runtime, call = CALLS[backend](package / "model.onnx", given.threads, image)
+    cpp = FromCpp(given, package, backend)
     ways: dict[str, Callable[[int], list[float]]] = {
         "cpp": cpp,
         "python": lambda calls: from_python(call, calls),
@@ -155,26 +155,27 @@ def compare(given: argparse.Namespace, backend: str) -> dict[str, Any]:
 def main() -> None:
     """Parse, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("package", type=Path)
-    parser.add_argument("program", type=Path, help="cpp/'s benchmark, built with the backends")
+    parser.add_argument("packages", type=Path, nargs="+", metavar="PACKAGE")
+    parser.add_argument("--program", type=Path, default=Path("build/cpp/bin/benchmark"))
     parser.add_argument("--backend", action="append", choices=list(CALLS), help="(both)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--turns", type=int, default=200, help="of each way (200)")
     parser.add_argument("--json", type=Path, help="write the result here as well")
     given = parser.parse_args()
-    manifest = dict(
-        line.split(" ", 1) for line in (given.package / "manifest.txt").read_text().splitlines()
-    )
+    results = []
+    for package in given.packages:
+        lines = (package / "manifest.txt").read_text().splitlines()
+        manifest = dict(line.split(" ", 1) for line in lines)
+        said = {key: manifest[key] for key in ("model", "precision", "sha256")}
+        for backend in given.backend or CALLS:
+            results.append({**said, **compare(given, package, backend)})
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": manifest["model"],
-        "precision": manifest["precision"],
-        "file_sha256": manifest["sha256"],
         "cpu": cpu_name(),
         "threads": given.threads,
         "turns": given.turns,
         "calls_a_turn": CALLS_A_TURN,
-        "results": [compare(given, backend) for backend in given.backend or CALLS],
+        "results": results,
     }
     text = json.dumps(report, indent=2) + "\n"
     if given.json:

@@ -259,6 +259,8 @@ void test_answers() {
         const auto alone = classifier.classify(images[i].rgb, images[i].width, images[i].height);
         EXPECT(alone.logits == predictions[i].logits && alone.label == predictions[i].label);
     }
+    const std::vector<std::uint8_t> grey(32 * 32 * 3, 9);
+    EXPECT(classifier.classify(grey.data(), 32, 32).index == 0);  // of equals the first, as in numpy
     classifier.classify_batch({}, {});  // nothing to do is no error
 
     Prediction quiet;
@@ -414,6 +416,7 @@ void test_load(const fs::path& home) {
     EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_TENSORRT_RTX=ON"));
     write(home / "manifest.txt", joined(with(engine, "backend", "tensorrt")));
     EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_TENSORRT=ON"));
+    options.backend = cifar_deploy::Backend::openvino;
     EXPECT(refuses(bad_argument, "runs in no other backend",
                    [&] { Classifier::load(home.string(), options); }));
 #endif

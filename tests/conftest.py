@@ -1,6 +1,8 @@
 """What several rooms' tests share: the data sets, quick training, and what to skip and why."""
 
 import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,14 @@ def real_data() -> Dataset:
 def small_data() -> Dataset:
     """A small generated data set: 2,000 training and 500 test images."""
     return synthetic.generate(train=2_000, test=500)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Ctrl-C as it reaches this process from a terminal; a process in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,11 +38,14 @@ def small_data() -> Dataset:
 
 
 @pytest.fixture
-def ctrl_c() -> Iterator[Callable[[], None]]:
-    """Ctrl-C as it reaches this process from a terminal; a process in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: os.kill(os.getpid(), signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
+def ctrl_c() -> Callable[[], None]:
+    """Ctrl-C for this process."""
+    return lambda: os.kill(os.getpid(), signal.SIGINT)
+
+
+def pytest_configure() -> None:
+    # A shell makes what it runs in the background deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

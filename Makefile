@@ -27,8 +27,9 @@ export: $(READY)
 validate: $(READY)
 	$(BIN)/cifar-deploy validate $(MODEL) $(ARGS)
 
+# A worker a core, and a thread a worker; a folder's tests stay together, for what they share.
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 # Everything that needs a GPU, with the Python that is there and no network:
 # make gpu OUT=results STAGES="train:cnn9 export validate benchmark" WHEELS=folder ARGS="--limit 300"

@@ -49,6 +49,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # what a folder's session fixtures make is made once
+        place = item.path.relative_to(Path(__file__).parent)
+        item.add_marker(pytest.mark.xdist_group(place.parts[0]))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -18,10 +18,17 @@ CPU = torch.device("cpu")
 
 
 def test_batches_in_flight_overlap() -> None:
-    alone = flight(Sleeper(lambda _: 0.02), Pool(blank(8), CPU), 4, 1).fly(0.2)
-    together = flight(Sleeper(lambda _: 0.02), Pool(blank(8), CPU), 4, 4).fly(0.2)
-    assert together.images / together.seconds > 2 * alone.images / alone.seconds
-    assert alone.images / alone.seconds <= 4 / 0.02
+    all_four = threading.Barrier(4, timeout=30)  # nobody passes before four are in flight
+
+    def meet(_: int) -> float:
+        all_four.wait()
+        return 0.0
+
+    runtime = Sleeper(meet)
+    made = flight(runtime, Pool(blank(8), CPU), 4, 4)
+    calls = runtime.calls
+    assert made.fly(0.0).images == 16
+    assert runtime.calls == calls + 4
 
 
 def test_every_batch_in_flight_has_buffers_and_a_thread_of_its_own(small_data: Dataset) -> None:

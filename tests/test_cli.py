@@ -363,6 +363,24 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
 # --- bad input ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("bogus",), "error: No such command 'bogus'; see --help"),
+        (("export", "--nope"), "No such option: --nope"),
+        (("package", "simple_cnn", "--target", "tritn"), "'tritn' is not one of 'cpp', 'triton'"),
+        (("validate", "--images", "0"), "Invalid value for '--images'"),
+        (("train",), "Missing argument"),
+        (("package", "lone.onnx"), "is a file; `package` takes a model"),
+        (("benchmark", "lone.onnx"), "there is no file lone.onnx"),
+    ],
+)
+def test_a_slip_of_the_keyboard_is_told_in_a_line(
+    arguments: tuple[str, ...], said: str, refused: Callable[..., str]
+) -> None:
+    assert said in refused(*arguments)
+
+
 def test_unknown_model(refused: Callable[..., str]) -> None:
     assert "did you mean resnet18?" in refused("train", "resnet81")
     assert "did you mean vgg19?" in refused("export", "vgg9")

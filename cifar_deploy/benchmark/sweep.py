@@ -114,7 +114,8 @@ def contenders(
             try:
                 opened.append(Contender(folder.name, file.name, open_runtime(file, device, trust)))
             except UserError as error:
-                failures.append(Failure(folder.name, file.name, str(error)))
+                reason = str(error).removeprefix(f"{file}: ")
+                failures.append(Failure(folder.name, file.name, reason))
         if with_pytorch:
             there = {contender.runtime.precision for contender in opened}
             halves = ["fp16"] if device.type == "cuda" and "fp16" in there else []

@@ -52,7 +52,9 @@ def main() -> None:
     # Large pages for large tensors: training on a CPU spends less time on page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
     except UserError as error:
         if debug:
             raise
@@ -61,6 +63,15 @@ def main() -> None:
         if local == "0" or isinstance(error, OwnError):
             who = "" if local == "0" else f"process {os.environ.get('RANK', local)}: "
             print(f"{who}error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        # The parser's errors have no public base class; without a command it shows the help.
+        wrong = getattr(error, "format_message", None)
+        if wrong is None or debug:
+            raise
+        said = " ".join(str(wrong()).replace("Value error, ", "").split()).rstrip(".")
+        helpful = type(error).__name__ == "NoArgsIsHelpError"
+        print(wrong() if helpful else f"error: {said}; see --help", file=sys.stderr)
         sys.exit(2)
 
 

@@ -13,6 +13,7 @@ from cifar_deploy.cli.options import (
     DeviceOption,
     Source,
     TrustFlag,
+    doing,
     print_json,
 )
 from cifar_deploy.errors import UserError
@@ -69,7 +70,6 @@ def benchmark(
 
     Exit status 1 if something could not be measured.
     """
-    from rich.console import Console
 
     work = _contestants(targets or [])
     from cifar_deploy.benchmark import mlperf, sweep, table
@@ -82,9 +82,11 @@ def benchmark(
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
     if scenario:
         mlperf.loadgen()  # where it is missing, that is told first
-    with Console(stderr=True).status("opening") as status:
+    with doing("opening") as told:
         with_compile = on_gpu if compiled is None else compiled
         entered, failures = sweep.contenders(work, where, with_compile, trust)
+        if failures and not entered:
+            raise UserError(f"nothing to measure: {failures[0].reason}")
         if scenario:
             folders = [folder for folder, *_ in work]
             ran = mlperf.run_all(
@@ -93,7 +95,7 @@ def benchmark(
                 mlperf.Settings(scenario.value, seconds, max(batch or [256]), max(at_once, 1)),
                 out or store.models_root() / "mlperf",
                 where,
-                status.update,
+                told,
             )
             ran.failures[:0] = failures
             shown = table.scenario_table(ran.results)
@@ -101,7 +103,7 @@ def benchmark(
             failures = ran.failures
         else:
             settings = sweep.Settings(tuple(batch or BATCHES), seconds, at_once)
-            result = sweep.run(entered, settings, where, status.update)
+            result = sweep.run(entered, settings, where, told)
             result.failures[:0] = failures
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
@@ -136,10 +138,10 @@ def _test_images(
 def _contestants(targets: list[str]) -> "list[tuple[store.ModelFolder, list[Path], bool]]":
     """Models with their files and PyTorch, files alone; without a name, all trained models."""
     files = [Path(t) for t in targets if Path(t).is_file()]
-    folders = [architectures.folder(t) for t in targets if Path(t) not in files]
-    for folder in folders:
-        if Path(folder.name).suffix and not folder.path.is_dir():
-            raise UserError(f"{folder.path} does not exist; run: cifar-deploy export MODEL")
+    named = [t for t in targets if Path(t) not in files]
+    if lost := [t for t in named if Path(t).suffix in store.EXPORTED]:
+        raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
+    folders = [architectures.folder(t) for t in named]
     if not targets:
         folders = store.trained_models()
     if not folders and not files:

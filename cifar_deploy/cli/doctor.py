@@ -14,9 +14,9 @@ def doctor(as_json: JsonFlag = False) -> None:
         print_json(facts)
         return
     for name, version in facts["versions"].items():
-        typer.echo(f"{name:<18}{version}")
+        typer.echo(f"{name:<28}{version}")
     for key in ("platform", "cpu", "gpu", "driver"):
-        typer.echo(f"{key:<18}{facts[key]}")
+        typer.echo(f"{key:<28}{facts[key]}")
     for check in facts["checks"]:
         mark = "works" if check["works"] else "does not work"
-        typer.echo(f"{check['name']:<18}{mark}: {check['detail']}")
+        typer.echo(f"{check['name']:<28}{mark}: {check['detail']}")

@@ -1,6 +1,8 @@
 """What the commands share: options of the same name and meaning, and how they speak."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,6 +69,19 @@ WeightsFileOption = Annotated[
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[Callable[[str], None]]:
+    """Yield what is told of the work: a line that changes on a terminal, lines anywhere else."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield say
+        return
+    with console.status(what) as status:
+        yield status.update
 
 
 def say(text: str) -> None:

@@ -12,6 +12,7 @@ from cifar_deploy.cli.options import (
     DeviceOption,
     Source,
     TrustFlag,
+    doing,
     print_json,
     say,
 )
@@ -114,7 +115,6 @@ def prove(
     source: str | None = None,
     data_dir: Path | None = None,
 ) -> "list[Judgement]":
-    from rich.console import Console
 
     from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
@@ -134,15 +134,13 @@ def prove(
     options = Options(max_drop, 1.0 if latency else 0.0, trust)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
     judgements = []
-    with Console(stderr=True).status("validating") as status:
+    with doing("validating") as told:
         for folder, files in work:
             trained = weights.load(folder)
             key = find.trained_on(trained.card, source, data_dir)
             if key not in loaded:
                 loaded[key] = find.load(*key)
-            judgements.append(
-                judge(trained, files, loaded[key], where, options, images, status.update)
-            )
+            judgements.append(judge(trained, files, loaded[key], where, options, images, told))
             try:
                 proof.write(judgements[-1], own, len(loaded[key].test))
             except UserError as error:  # the verdict is still to be shown

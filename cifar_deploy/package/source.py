@@ -200,6 +200,8 @@ def require_proof(source: Source) -> None:
         why = f"was exported anew since it was judged; run: cifar-deploy validate {name}"
     else:
         why = f"is not proved on the whole test set; run: cifar-deploy validate {name}"
+        if source.engine:
+            why += ", on a machine with the GPU it is for"
     raise UserError(f"{source.path} {why}\n--unproved packages it all the same, and says so")
 
 

@@ -126,7 +126,7 @@ def judge(
             runtime = open_runtime(file, device, options.trust)
             rows.append(_row(str(file), runtime, file.stat().st_size, split, reference, options))
         except UserError as error:
-            unusable.append(Unusable(str(file), str(error)))
+            unusable.append(Unusable(str(file), str(error).removeprefix(f"{file}: ")))
     sha256 = dataset.sha256()
     return Judgement(
         model=trained.name,

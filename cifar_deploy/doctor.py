@@ -79,47 +79,46 @@ def _onnx_export() -> str:
 
 
 def _onnxruntime(provider: str) -> str:
-    import onnx
     import onnxruntime
-    from onnx import TensorProto, helper
 
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeError(f"this build of ONNX Runtime has no {provider}")
     if provider.startswith("CUDA"):
         machine.pick("cuda")
         onnxruntime.preload_dlls()
-    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "y")]
-    graph = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["y"])], "trial", value[:1], value[1:]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
+    session = onnxruntime.InferenceSession(_negation([1]), options, providers=[provider])
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime could not start {provider}")
     return f"ONNX Runtime {onnxruntime.__version__}"
 
 
-def _tensorrt(name: str) -> str:
-    """Builds and, on a GPU, loads an engine of one layer."""
+def _negation(shape: list[int | str]) -> bytes:
+    """An ONNX file of one layer, float32 of `shape` to the same."""
     import onnx
     from onnx import TensorProto, helper
 
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])], "trial", value[:1], value[1:]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    raw: bytes = model.SerializeToString()
+    return raw
+
+
+def _tensorrt(name: str) -> str:
+    """Builds and, on a GPU, loads an engine of one layer."""
     from cifar_deploy.engines import build, flavour, load
     from cifar_deploy.engines.options import Options, Profile
 
     gpu = torch.cuda.is_available()
     chosen, _ = flavour.choose(name, gpu)
-    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 32, 32, 3])
-    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32, 32, 3])
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "trial", [given], [result])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
     source = Path("trial.onnx")
     options = Options(profiles=(Profile(1, 1, 1),))
-    built = build.build(chosen, model.SerializeToString(), source, options)
+    built = build.build(chosen, _negation(["batch", 32, 32, 3]), source, options)
     if not gpu:
         return f"{chosen} builds engines; running one needs a CUDA device"
     load.deserialise(chosen, built.engine, source, {})

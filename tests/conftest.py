@@ -10,6 +10,8 @@ import torch
 
 from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.engines import flavour
+from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
 
 NO_DATA = "the real CIFAR-10 is not here: set CIFAR_DEPLOY_DATA or put it under data/"
@@ -35,6 +37,15 @@ def real_data() -> Dataset:
 def small_data() -> Dataset:
     """A small generated data set: 2,000 training and 500 test images."""
     return synthetic.generate(train=2_000, test=500)
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Flavour:
+    """TensorRT for RTX, which builds engines without a GPU; it exists for Linux x86-64 only."""
+    try:
+        return flavour.load(flavour.RTX)
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

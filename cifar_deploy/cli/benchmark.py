@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,10 +11,11 @@ from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
+    JsonFileOption,
     Source,
     TrustFlag,
     doing,
-    print_json,
+    show,
 )
 from cifar_deploy.errors import UserError
 
@@ -62,15 +63,12 @@ def benchmark(
     data: Annotated[
         Source | None, typer.Option(help="LoadGen: by default what the model was trained on.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
-    ] = None,
+    json_file: JsonFileOption = None,
 ) -> None:
     """Measure latency and throughput of PyTorch and exported files side by side.
 
     Exit status 1 if something could not be measured.
     """
-
     work = _contestants(targets or [])
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import pick
@@ -108,7 +106,7 @@ def benchmark(
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
             failures = result.failures
-    _show(shown, said, value, json_file)
+    show(shown, said, value, json_file, 160)
     if failures:
         raise typer.Exit(1)
 
@@ -153,20 +151,3 @@ def _contestants(targets: list[str]) -> "list[tuple[store.ModelFolder, list[Path
     return [(folder, folder.exported(), True) for folder in folders] + [
         (store.ModelFolder(file.absolute().parent), [file], False) for file in files
     ]
-
-
-def _show(table: Any, notes: list[str], value: Any, json_file: Path | None) -> None:
-    """Print a table with its notes, and write the JSON; or print the JSON alone."""
-    from rich.console import Console
-
-    if json_file and str(json_file) == "-":
-        print_json(value)
-        return
-    if json_file:
-        store.write_json(json_file, value)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
-    for line in notes:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)

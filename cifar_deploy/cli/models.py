@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cifar_deploy import architectures, store
-from cifar_deploy.cli.options import JsonFlag, print_json
+from cifar_deploy.cli.options import JsonFlag, print_json, wide
 
 
 def models(
@@ -29,7 +29,6 @@ def models(
         print_json(entries)
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -44,8 +43,7 @@ def models(
             f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
             ", ".join(entry["exported"]) or "-",
         )
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    wide(120).print(table)
     for entry in entries:
         if entry["command"]:
             typer.echo(f"{entry['network']}: {entry['command']}, on {entry['device']}")

@@ -5,9 +5,14 @@ import json
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cifar_deploy import store
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Source(StrEnum):
@@ -62,6 +67,9 @@ SetOption = Annotated[
 InitOption = Annotated[
     str | None, typer.Option(help="Weights to begin with: imagenet, a model folder or a file.")
 ]
+JsonFileOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
+]
 WeightsFileOption = Annotated[
     Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
 ]
@@ -69,6 +77,27 @@ WeightsFileOption = Annotated[
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def wide(width: int) -> "Console":
+    """Where tables are printed: the terminal, or `width` columns where there is none."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
+def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:
+    """Print a table with its notes, and write the JSON; or, for "-", print the JSON alone."""
+    if json_file and str(json_file) == "-":
+        print_json(value)
+        return
+    if json_file:
+        store.write_json(json_file, value)
+    console = wide(width)
+    console.print(table)
+    for line in notes:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

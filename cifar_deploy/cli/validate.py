@@ -10,11 +10,12 @@ from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
+    JsonFileOption,
     Source,
     TrustFlag,
     doing,
-    print_json,
     say,
+    show,
 )
 from cifar_deploy.errors import UserError
 
@@ -45,9 +46,7 @@ def validate(
     data: Annotated[
         Source | None, typer.Option(help="By default what the model was trained on.")
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
-    ] = None,
+    json_file: JsonFileOption = None,
     report: Annotated[
         Path | None, typer.Option(help="The page; else report.html among the models.")
     ] = None,
@@ -150,8 +149,6 @@ def prove(
 
 def publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) -> None:
     """Print the table, write the page and, where asked for, the JSON."""
-    from rich.console import Console
-
     from cifar_deploy.validate import report, table
     from cifar_deploy.validate.judge import to_json
 
@@ -160,15 +157,5 @@ def publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) -
         "models": [to_json(judgement) for judgement in judgements],
     }
     report.write(page, judgements)
-    if json_file and str(json_file) == "-":
-        print_json(value)
-        return
-    if json_file:
-        store.write_json(json_file, value)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
-    console.print(table.table(judgements))
-    for line in table.notes(judgements):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    notes = [*table.notes(judgements), f"report: {page}"]
+    show(table.table(judgements), notes, value, json_file, 140)

@@ -82,7 +82,6 @@ def build(
         wanted.set_shape(name, *shapes)
         config.add_optimization_profile(wanted)
     _configure(flavour, config, options)
-    kept = None
     if timing_cache:
         kept = config.create_timing_cache(cache.read(timing_cache))
         config.set_timing_cache(kept, False)
@@ -92,7 +91,7 @@ def build(
     raw = _interruptibly(lambda: builder.build_serialized_network(network, config), stop)
     if raw is None:
         raise _failed(flavour, source)
-    if timing_cache and kept is not None:
+    if timing_cache:
         cache.write(timing_cache, bytes(config.get_timing_cache().serialize()))
     inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [_tensor(network.get_output(i)) for i in range(network.num_outputs)]
@@ -186,8 +185,7 @@ def _refused(flavour: Flavour, parser: Any, source: Path) -> UserError:
 
 
 def _failed(flavour: Flavour, source: Path) -> UserError:
-    errors = flavour.log.errors() or ["the library gives no reason"]
-    for line in errors:
+    for line in flavour.log.errors():
         if "OutOfMemory" in line or "out of memory" in line.lower():
             need = re.search(r"size was (\d+) bytes", line)
             said = f"{int(need[1]) / MIB:,.0f} MiB" if need else "more memory than there is"
@@ -195,5 +193,4 @@ def _failed(flavour: Flavour, source: Path) -> UserError:
                 f"{source}: {flavour} needs {said} to build the engine; "
                 "raise --workspace, or lower the largest batch of --batch-profile"
             )
-    first = re.sub(r"\s+", " ", errors[0])
-    return UserError(f"{source}: {flavour} cannot build an engine: {first[:300]}")
+    return UserError(f"{source}: {flavour} cannot build an engine: {flavour.log.reason()}")

@@ -13,6 +13,12 @@ def folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "cifar-deploy"
 
 
+def path(kind: str, version: str, gpu: str, *more: str) -> Path:
+    """The cache of a kind for a library version and a GPU, by name."""
+    words = "-".join((kind, version, gpu.lower(), *more))
+    return folder() / f"{words.replace(' ', '-').replace('/', '-')}.cache"
+
+
 def read(path: Path) -> bytes:
     """What was kept there, or nothing: a cache that is gone or was changed is made anew.
 

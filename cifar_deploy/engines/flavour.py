@@ -105,4 +105,8 @@ def _listener(module: Any) -> Any:
             with self._lock:
                 return list(self._lines)
 
+        def reason(self) -> str:
+            """The first error since `clear`, as one line."""
+            return " ".join((self.errors() or ["no reason given"])[0].split())[:300]
+
     return Listener()

@@ -69,8 +69,7 @@ def deserialise(flavour: Flavour, raw: bytes, path: Path, manifest: Json) -> Ope
         _check_validity(flavour, runtime, raw, path)
     engine = runtime.deserialize_cuda_engine(raw)
     if engine is None:
-        reason = (flavour.log.errors() or ["no reason given"])[0]
-        raise UserError(f"{path}: {flavour} cannot load it: {' '.join(reason.split())[:300]}")
+        raise UserError(f"{path}: {flavour} cannot load it: {flavour.log.reason()}")
     return Opened(flavour, runtime, engine, manifest)
 
 
@@ -82,9 +81,7 @@ def _check_validity(flavour: Flavour, runtime: Any, raw: bytes, path: Path) -> N
         return
     members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, member in members.items() if int(bits) & int(member)]
-    said = ", ".join(name.lower().replace("_", " ") for name in found)
-    if not said:
-        said = " ".join((flavour.log.errors() or ["no reason given"])[0].split())[:200]
+    said = ", ".join(name.lower().replace("_", " ") for name in found) or flavour.log.reason()
     raise UserError(f"{path}: {flavour} finds the engine invalid here: {said}; export it again")
 
 
@@ -107,5 +104,4 @@ def refit(opened: Opened, path: Path) -> None:
     with disk_errors(onnx, "read"):
         raw = onnx.read_bytes()
     if not parser.refit_from_bytes(raw) or not refitter.refit_cuda_engine():
-        reason = (log.errors() or ["no reason given"])[0]
-        raise UserError(f"{path} cannot be refitted from {onnx}: {' '.join(reason.split())[:300]}")
+        raise UserError(f"{path} cannot be refitted from {onnx}: {log.reason()}")

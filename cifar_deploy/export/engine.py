@@ -60,8 +60,7 @@ def export_engine(
     assert source
     timing_cache = options.timing_cache
     if timing_cache is None and flavour.name == TENSORRT and gpu:
-        slug = gpu.name.lower().replace(" ", "-").replace("/", "-")
-        timing_cache = cache.folder() / f"timing-{flavour.version}-{slug}.cache"
+        timing_cache = cache.path("timing", flavour.version, gpu.name)
     built = builder.build(flavour, onnx.read_bytes(), onnx, options, watch, timing_cache)
     path = folder.engine(precision, flavour.name)
     facts: Json = {

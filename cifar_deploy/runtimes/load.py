@@ -3,17 +3,16 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cifar_deploy.architectures import weights
-from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.runtimes.tensorrt import TensorRT
 from cifar_deploy.store import EXPORTED, Json, ModelFolder, read_manifest
 
 
@@ -28,8 +27,6 @@ def open_runtime(
     """
     _known(path)
     if path.suffix == ".engine":
-        from cifar_deploy.runtimes.tensorrt import TensorRT
-
         return TensorRT(path, device, trust, known)
     return OnnxRuntime(path, device)
 
@@ -42,9 +39,8 @@ def open_file(
     Raises UserError as `open_runtime` does.
     """
     runtime = open_runtime(path, device, trust)
-    if path.suffix == ".engine":
-        classes = engine_manifest.read(path, trust).get("classes")
-        count = runtime.logits(np.zeros((1, SIZE, SIZE, 3), np.uint8)).shape[1]
+    if isinstance(runtime, TensorRT):
+        classes, count = runtime.manifest.get("classes"), runtime.classes
     else:
         facts = onnx_interface.inspect(path)
         count = int(facts["outputs"][0]["shape"][-1])

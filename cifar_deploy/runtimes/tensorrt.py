@@ -51,13 +51,14 @@ class TensorRT:
         self._path = path
         self._device = device
         opened = open_engine(path, device, trust, known)
+        self.manifest = opened.manifest
         self._opened = opened  # the engine lives as long as its runtime and its logger
         self._engine, self._trt = opened.engine, opened.flavour.module
         self.runtime = str(opened.flavour)
         self.provider = "CUDA"
         self.device = str(device)
-        self.precision = str(opened.manifest.get("precision", "fp32"))
-        self._input, self._output, self._classes = self._interface()
+        self.precision = str(self.manifest.get("precision", "fp32"))
+        self._input, self._output, self.classes = self._interface()
         self._profiles = self._read_profiles()
         self._threads = threading.local()
         # Building a context and capturing touch the engine and the device: one at a time.
@@ -148,7 +149,7 @@ class TensorRT:
     def _lane(self, batch: int, stream: torch.cuda.Stream) -> _Lane:
         """A context for `batch`, run once, and captured where the library does not do it."""
         given = torch.zeros(batch, SIZE, SIZE, 3, dtype=torch.uint8, device=self._device)
-        result = torch.empty(batch, self._classes, dtype=torch.float32, device=self._device)
+        result = torch.empty(batch, self.classes, dtype=torch.float32, device=self._device)
         with self._lock:
             # Work is prepared beside torch's default stream, which cannot be captured.
             side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -162,7 +163,8 @@ class TensorRT:
                 and context.execute_async_v3(side.cuda_stream)
             )
             if not ready:
-                raise self._failed("cannot run")
+                reason = self._opened.flavour.log.reason()
+                raise UserError(f"{self._path}: {self.runtime} cannot run: {reason}")
             side.synchronize()
             graph = None
             if self._kernels:
@@ -179,7 +181,7 @@ class TensorRT:
         else:
             context = self._engine.create_execution_context()
         if context is None:
-            raise torch.OutOfMemoryError(self._reason("no context"))
+            raise torch.OutOfMemoryError(self._opened.flavour.log.reason())
         return context
 
     def _capture(self, context: Any, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
@@ -195,12 +197,6 @@ class TensorRT:
             torch.cuda.synchronize(self._device)
             return None
         return graph
-
-    def _failed(self, what: str) -> UserError:
-        return UserError(f"{self._path}: {self.runtime} {what}: {self._reason('no reason given')}")
-
-    def _reason(self, fallback: str) -> str:
-        return " ".join((self._opened.flavour.log.errors() or [fallback])[0].split())[:300]
 
     def _cuda(self, batch: int) -> AbstractContextManager[None]:
         """Work on the device; what it refuses is a `UserError`."""
@@ -225,10 +221,8 @@ class _Kernels:
         )
         gpu = gpu_of(owner._device)
         assert gpu
-        slug = gpu.name.lower().replace(" ", "-").replace("/", "-")
         engine = sha256_of(owner._path)[:16]
-        version = owner._opened.flavour.version
-        self._path = cache.folder() / f"kernels-{version}-{slug}-{engine}.cache"
+        self._path = cache.path("kernels", owner._opened.flavour.version, gpu.name, engine)
         self._cache = self.config.create_runtime_cache()
         self._saved = 0
         if kept := cache.read(self._path):

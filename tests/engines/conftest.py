@@ -8,20 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cifar_deploy.engines import flavour
 from cifar_deploy.engines.build import build
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options
-from cifar_deploy.errors import UserError
-
-
-@pytest.fixture(scope="session")
-def rtx() -> Flavour:
-    """TensorRT for RTX, which builds engines without a GPU; it exists for Linux x86-64 only."""
-    try:
-        return flavour.load(flavour.RTX)
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def tiny(operator: str = "Relu") -> bytes:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cifar_deploy import architectures
-from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options, Profile
 from cifar_deploy.errors import UserError
@@ -18,15 +17,6 @@ from cifar_deploy.store import ModelFolder, manifest_path, read_card, read_manif
 
 if TYPE_CHECKING:
     from conftest import Shelf
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Flavour:
-    """TensorRT for RTX, which builds engines without a GPU; it exists for Linux x86-64 only."""
-    try:
-        return flavour.load(flavour.RTX)
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """How fast training is: time to 94 % on a GPU, images a second on a CPU.
 
     python benchmarks/train_speed.py gpu [--seeds 10] [--airbench airbench94_muon.py]
-    python benchmarks/train_speed.py cpu [--steps 12] [--rounds 3]
+    python benchmarks/train_speed.py cpu [--network vgg19] [--steps 12] [--rounds 3]
+    python benchmarks/train_speed.py convolutions
 
 `gpu` trains custom_resnet's speed recipe with several seeds, and after each run airbench's where
 the path of its script is given (it is not part of this project): on the same card, in turns.
 Warm-up, compilation and data loading stand apart from the training time, for both. `cpu` compares
 this loop with the usual one, a DataLoader with torchvision's transforms in fp32, in turns.
+`convolutions` times the kinds that `train.cpu_convolution` does its own way, there and in torch's.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from cifar_deploy import architectures, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.train.cpu_convolution import CpuConvolutions
 from cifar_deploy.train.loop import Job, Trainer
 
 NETWORK = "custom_resnet"
@@ -154,7 +157,7 @@ def gpu(options: argparse.Namespace) -> store.Json:
 # --- CPU: images a second -----------------------------------------------------------------------
 
 
-def usual(dataset: Dataset, batch: int, workers: int) -> Callable[[int], float]:
+def usual(dataset: Dataset, network_name: str, batch: int, workers: int) -> Callable[[int], float]:
     """The usual loop: DataLoader, transforms of one image after another, fp32, NCHW."""
     from PIL import Image
     from torch.utils.data import DataLoader
@@ -179,7 +182,7 @@ def usual(dataset: Dataset, batch: int, workers: int) -> Callable[[int], float]:
             return change(image), int(dataset.train.labels[index])
 
     loader = DataLoader(Images(), batch, shuffle=True, num_workers=workers, drop_last=True)
-    network = architectures.build(NETWORK, len(dataset.classes)).train()
+    network = architectures.build(network_name, len(dataset.classes)).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     criterion = nn.CrossEntropyLoss()
 
@@ -199,12 +202,12 @@ def usual(dataset: Dataset, batch: int, workers: int) -> Callable[[int], float]:
     return run
 
 
-def this(dataset: Dataset, batch: int) -> Callable[[int], float]:
-    """This project's loop with the network's own recipe."""
-    found = store.packaged_recipe(NETWORK)
-    chosen = recipe.load(found, [f"train.batch_size={batch}"])
+def this(dataset: Dataset, network: str, batch: int) -> Callable[[int], float]:
+    """This project's loop with the network's own recipe, on images of their own size."""
+    found = store.packaged_recipe(network)
+    chosen = recipe.load(found, [f"train.batch_size={batch}", "schedule.first_size=0"])
     place = store.ModelFolder(Path("unused"))
-    trainer = Trainer(Job(NETWORK, chosen, dataset, torch.device("cpu"), place))
+    trainer = Trainer(Job(network, chosen, dataset, torch.device("cpu"), place))
     trainer._prepare()
 
     def run(steps: int) -> float:
@@ -222,8 +225,8 @@ def cpu(options: argparse.Namespace) -> store.Json:
     """Images a second of both loops, in turns; the ratio is of the medians."""
     dataset = find.load("auto", options.data_dir)
     loops = {
-        "this": this(dataset, options.batch_size),
-        "usual": usual(dataset, options.batch_size, options.workers),
+        "this": this(dataset, options.network, options.batch_size),
+        "usual": usual(dataset, options.network, options.batch_size, options.workers),
     }
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for run in loops.values():
@@ -236,6 +239,7 @@ def cpu(options: argparse.Namespace) -> store.Json:
     ratio = medians["this"] / medians["usual"]
     print(f"this loop: {ratio:.2f} times the usual one")
     return {
+        "network": options.network,
         "batch_size": options.batch_size,
         "steps": options.steps,
         "workers": options.workers,
@@ -244,6 +248,45 @@ def cpu(options: argparse.Namespace) -> store.Json:
         "median": medians,
         "ratio": ratio,
     }
+
+
+# Channels in and out, side of the plane, side of the filter, groups, stride; of the seven networks.
+CONVOLUTIONS = (
+    (512, 512, 4, 3, 1, 1),
+    (512, 512, 2, 3, 1, 1),
+    (256, 256, 4, 3, 1, 1),
+    (288, 288, 8, 5, 288, 2),
+    (240, 240, 8, 5, 240, 1),
+    (16, 16, 16, 3, 16, 1),
+)
+
+
+def convolutions(options: argparse.Namespace) -> store.Json:
+    """Milliseconds of a forward and backward pass in bf16, torch's way and this project's."""
+    results = []
+    for inputs, outputs, plane, side, groups, stride in CONVOLUTIONS:
+        layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=False)
+        layer.to(memory_format=torch.channels_last)
+        x = torch.randn(options.batch_size, inputs, plane, plane, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        found: dict[str, list[float]] = {"torch": [], "this": []}
+        for turn in range(options.rounds + 1):
+            for name, way in (("torch", contextlib.nullcontext()), ("this", CpuConvolutions())):
+                started = time.perf_counter()
+                with torch.autocast("cpu", torch.bfloat16), way:
+                    y = layer(x)
+                y.backward(y.detach())
+                if turn:  # the first is a warm-up
+                    found[name].append(1e3 * (time.perf_counter() - started))
+        medians = {name: round(statistics.median(times), 2) for name, times in found.items()}
+        ratio = round(medians["torch"] / medians["this"], 2)
+        shape = f"{inputs} -> {outputs}, {plane}x{plane}, {side}x{side} / {stride}"
+        kind = "depthwise" if groups > 1 else "small plane"
+        print(
+            f"{shape:<28}{kind:<13}{medians['torch']:8.1f} {medians['this']:8.1f} ms {ratio:6.1f}"
+        )
+        results.append({"shape": shape, "kind": kind, "milliseconds": medians, "ratio": ratio})
+    return {"batch_size": options.batch_size, "rounds": options.rounds, "convolutions": results}
 
 
 def main() -> None:
@@ -257,13 +300,17 @@ def main() -> None:
     on_gpu.add_argument("--airbench", type=Path, help="airbench94_muon.py, from its repository")
     on_gpu.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     on_cpu = kinds.add_parser("cpu")
+    on_cpu.add_argument("--network", type=architectures.canonical, default=NETWORK)
     on_cpu.add_argument("--steps", type=int, default=12)
     on_cpu.add_argument("--rounds", type=int, default=3)
     on_cpu.add_argument("--batch-size", type=int, default=512)
     on_cpu.add_argument("--workers", type=int, default=2)
+    single = kinds.add_parser("convolutions")
+    single.add_argument("--batch-size", type=int, default=256)
+    single.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     command = " ".join(sys.argv)
-    result = gpu(options) if options.kind == "gpu" else cpu(options)
+    result = {"gpu": gpu, "cpu": cpu, "convolutions": convolutions}[options.kind](options)
     device = torch.device("cuda" if options.kind == "gpu" else "cpu")
     result = {
         "command": command,

@@ -111,6 +111,10 @@ class Schedule:
 
     name: str = choice("triangular", "onecycle", "cosine")
     warmup: float = number(0.2, 0.0, 0.9)  # share of the run in which the rate rises to its peak
+    # Images begin with so many pixels a side and grow by eights, to their own size after the share
+    # `grown` of the run; 0: they always have their own.
+    first_size: int = number(0, 0, 32)
+    grown: float = number(0.6, 0.0, 1.0)
 
 
 @dataclass(frozen=True)

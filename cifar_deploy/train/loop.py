@@ -34,7 +34,7 @@ from cifar_deploy.store import Json, ModelFolder, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial
 from cifar_deploy.train.memory import largest
 from cifar_deploy.train.objective import Objective
-from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate
+from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
 from cifar_deploy.train.profile import Profile
 from cifar_deploy.train.ranks import ALONE, Ranks
 
@@ -126,6 +126,7 @@ class Trainer:
         self.saved: int | None = None  # the step of the last checkpoint
         self._there = self._read_checkpoint() if job.resume else None
         self.network, self.start = self._build()
+        self._check_first_size()
         factors = initial.rates(self.network, self.start, recipe.finetune)
         self.frozen = freeze(self.network, recipe.finetune.freeze)
         self.network = self.network.to(device).to(memory_format=torch.channels_last)
@@ -160,6 +161,7 @@ class Trainer:
             mode = "max-autotune-no-cudagraphs" if tried else None
             self.forward = torch.compile(self.forward, mode=mode)
         self.factor: Callable[[int], float] = lambda step: rate(recipe.schedule, step, self.steps)
+        self.sizes = sizes(recipe.schedule, self.steps, SIZE)
         self.profile = Profile(device) if job.profile and self.ranks.main else None
         self.loss: torch.Tensor | None = None  # of the last step, on the device
         self._chunk: tuple[int, torch.Tensor, torch.Tensor] | None = None
@@ -183,6 +185,20 @@ class Trainer:
         classes = len(job.dataset.classes)
         found = initial.load(network, job.network, job.init, job.weights_file, classes)
         return network, self._known(found)
+
+    def _check_first_size(self) -> None:
+        size = self.job.recipe.schedule.first_size
+        if not size:
+            return
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                self.network(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:
+            raise UserError(
+                f"schedule.first_size is {size}: {self.job.network} takes no images so "
+                f"small; set a larger one, or 0 for {SIZE}x{SIZE} throughout"
+            ) from error
 
     def _known(self, start: initial.Start) -> initial.Start:
         """Normalise the pixels as those were that the weights are used to."""
@@ -324,16 +340,21 @@ class Trainer:
     def _warm_up_steps(self) -> None:
         order = self._order(0)
         wanted = {name for name in ("mixup", "cutmix") if getattr(self.job.recipe.augment, name)}
-        done: set[str] = set()
-        # As many steps as it takes to meet every way of mixing, which are compiled one by one.
-        for step in range(1_000):
-            self.state.step = step
-            if step >= WARM_UP_STEPS and self._mixes(step) in done:
-                continue
-            self._step(order, step % self.steps_per_epoch)
-            done.add(self._mixes(step))
-            if step + 1 >= WARM_UP_STEPS and wanted <= done:
-                return
+        # As many steps as it takes to meet every size and way of mixing: compiled one by one.
+        for first in self.sizes:
+            done: set[str] = set()
+            for step in range(first, first + 1_000):
+                self.state.step = step
+                if step >= first + WARM_UP_STEPS and self._mixes(step) in done:
+                    continue
+                self._step(order, step % self.steps_per_epoch)
+                done.add(self._mixes(step))
+                if step + 1 >= first + WARM_UP_STEPS and wanted <= done:
+                    break
+
+    def _size(self) -> int:
+        """Pixels each way of the present step's images."""
+        return next(side for step, side in reversed(self.sizes.items()) if step <= self.state.step)
 
     def _mixes(self, step: int) -> str:
         return change.mixes(self.job.recipe.augment, self._seed("mix", step))
@@ -357,7 +378,7 @@ class Trainer:
         rank = self.ranks.rank
         torch.manual_seed(self._seed(f"step/{rank}" if rank else "step", state.step))
         with self._part("forward"):
-            loss, statistics = self.forward(images, labels, share)
+            loss, statistics = self.forward(images, labels, share, self._size())
         with self._part("backward"):
             loss.backward()
         with self._part("optimiser"):

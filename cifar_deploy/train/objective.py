@@ -1,8 +1,12 @@
 """What a step computes: raw pixels and labels to a loss, in one graph that torch.compile takes."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from cifar_deploy.train.cpu_convolution import CpuConvolutions
 
 
 class Objective(nn.Module):
@@ -31,16 +35,26 @@ class Objective(nn.Module):
         self.bf16 = bf16
 
     def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, share: torch.Tensor | None = None
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        share: torch.Tensor | None = None,
+        size: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss, and float64 [2]: the loss again and the number of correct answers.
 
         `share`, where images are mixed with those of the batch in reverse, is the first one's
-        part in the loss (`data.augment.mix`).
+        part in the loss (`data.augment.mix`). With `size` the images are made smaller first, to so
+        many pixels each way.
         """
         # NHWC in memory is channels-last: the permutation copies nothing.
         x = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+        if size is not None and size != x.shape[-1]:
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        with (
+            torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16),
+            self._convolutions(x),
+        ):
             logits = self.network(x)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -49,3 +63,7 @@ class Objective(nn.Module):
             loss = share * loss + (1 - share) * others
         correct = (logits.detach().argmax(1) == labels).sum()
         return loss, torch.stack([loss.detach().double(), correct.double()])
+
+    def _convolutions(self, x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+        fits = self.bf16 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        return CpuConvolutions() if fits else contextlib.nullcontext()

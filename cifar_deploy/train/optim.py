@@ -12,6 +12,7 @@ from torch import nn
 from cifar_deploy.recipe import Optimizer, Schedule
 from cifar_deploy.train.muon import Muon
 
+SIZE_STEP = 8  # pixels by which images grow
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -82,6 +83,19 @@ def rate(schedule: Schedule, step: int, steps: int) -> float:
     if schedule.name == "cosine":
         return done if rising else _cosine(1, 0, done)
     return _cosine(1 / 25, 1, done) if rising else _cosine(1, 1e-4, done)
+
+
+def sizes(schedule: Schedule, steps: int, whole: int) -> dict[int, int]:
+    """The sides of the images, in pixels, by the step from which on they hold; the last is `whole`.
+
+    Training on smaller images first is progressive resizing (Howard et al. 2018, fast.ai's
+    DAWNBench entry; Tan and Le 2021, arXiv:2104.00298): most of a run's arithmetic is saved in its
+    first part, where the pictures' coarse features are learned.
+    """
+    grown = round(schedule.grown * steps)
+    smaller = range(schedule.first_size, whole, SIZE_STEP) if schedule.first_size else range(0)
+    found = {grown * i // len(smaller): size for i, size in enumerate(smaller)} if grown else {}
+    return {**found, (grown if found else 0): whole}
 
 
 def _cosine(start: float, end: float, done: float) -> float:

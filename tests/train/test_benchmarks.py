@@ -105,6 +105,16 @@ def test_the_loops_on_a_cpu_are_compared(call: Any, pictures: Path, tmp_path: Pa
     assert not (tmp_path / "unused").exists()
 
 
+def test_the_convolutions_are_compared(call: Any, tmp_path: Path) -> None:
+    options = ("--batch-size", "1", "--rounds", "1")
+    said = call("train_speed", "--json", "conv.json", "convolutions", *options)
+    found = json.loads((tmp_path / "conv.json").read_text())["convolutions"]
+    assert {shape["kind"] for shape in found} == {"small plane", "depthwise"}
+    for shape in found:
+        assert set(shape["milliseconds"]) == {"torch", "this"}
+        assert shape["shape"] in said
+
+
 @pytest.mark.gpu
 def test_the_speed_recipe_is_timed_beside_another_script(
     call: Any, pictures: Path, tmp_path: Path

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from cifar_deploy import __version__, recipe, store
+from cifar_deploy import __version__, architectures, recipe, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
@@ -464,6 +464,57 @@ def test_held_out_and_test_images_are_never_trained_on(
 def test_the_holdout_leaves_something_to_train_on(make_job: MakeJob) -> None:
     with pytest.raises(UserError, match=r"data\.holdout is 600, of 600 training images"):
         Trainer(make_job("data.holdout=600"))
+
+
+# --- images that grow ---------------------------------------------------------------------------
+
+ANY_SIZE = """
+from torch import nn
+
+
+class Seen(nn.Sequential):
+    sides: list[int] = []
+
+    def forward(self, x):
+        if self.training:
+            self.sides.append(x.shape[-1])
+        return super().forward(x)
+
+
+def build(num_classes: int) -> nn.Module:
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    return Seen(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *pooled)
+"""
+
+
+def test_images_grow_and_a_resumed_run_knows_how_far(
+    make_job: MakeJob, recorder: Watching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "any_size.py").write_text(ANY_SIZE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(architectures.NETWORKS, "any_size", "any_size")
+    options = ("schedule.first_size=16", "schedule.grown=0.5")
+    whole = Trainer(make_job(*options, network="any_size", folder="whole"))
+    sides: Any = whole.network.sides
+    whole.run(recorder)
+    assert sides == [16] * 4 + [24] * 5 + [32] * 9
+
+    sides.clear()
+    stopped = make_job(*options, network="any_size", folder="stopped")
+    interrupt(stopped, 6, recorder)
+    Trainer(resumed(stopped)).run(recorder)
+    assert sides == [16] * 4 + [24] * 5 + [32] * 9
+    written = whole.job.folder.weights.read_bytes()
+    assert stopped.folder.weights.read_bytes() == written
+
+    sides.clear()
+    whole._warm_up()  # a compiled network has met every size before the clock starts
+    assert set(sides) == {16, 24, 32}
+
+
+def test_a_network_of_one_size_is_told(make_job: MakeJob) -> None:
+    with pytest.raises(UserError, match="first_size is 16: simple_cnn takes no images so small"):
+        Trainer(make_job("schedule.first_size=16"))
 
 
 # --- what goes wrong ----------------------------------------------------------------------------

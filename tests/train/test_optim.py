@@ -7,7 +7,7 @@ from torch import nn
 
 from cifar_deploy import architectures
 from cifar_deploy.recipe import Optimizer, Schedule
-from cifar_deploy.train.optim import Average, make_optimizer, rate
+from cifar_deploy.train.optim import Average, make_optimizer, rate, sizes
 
 NAMES = ("triangular", "onecycle", "cosine")
 START = {"triangular": 0.0, "cosine": 0.0, "onecycle": 1 / 25}  # one step before the first
@@ -88,6 +88,23 @@ def test_onecycle_is_torchs(warmup: float) -> None:
     assert found[peak:] == pytest.approx(wanted[peak:], abs=1e-9)
     assert found[:peak] == pytest.approx(wanted[:peak], abs=1e-2)
     assert found[: peak - 1] == pytest.approx(wanted[1:peak], abs=1e-2)
+
+
+# --- the images' size -----------------------------------------------------------------------------
+
+
+def test_images_grow_by_eights_until_they_are_whole() -> None:
+    assert sizes(Schedule(first_size=16, grown=0.6), 100, 32) == {0: 16, 30: 24, 60: 32}
+    assert sizes(Schedule(first_size=20, grown=1.0), 100, 32) == {0: 20, 50: 28, 100: 32}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Schedule(), Schedule(first_size=32), Schedule(first_size=16, grown=0.0)],
+    ids=["by default", "whole at first", "grown at once"],
+)
+def test_images_may_be_whole_throughout(schedule: Schedule) -> None:
+    assert sizes(schedule, 100, 32) == {0: 32}
 
 
 # --- optimisers ---------------------------------------------------------------------------------

@@ -1,0 +1,116 @@
+"""Other ways to the same convolutions: the same numbers, and only where they are faster."""
+
+import pytest
+import torch
+from torch import nn
+
+from cifar_deploy.train.cpu_convolution import CpuConvolutions
+from cifar_deploy.train.objective import Objective
+
+LAST = torch.channels_last
+
+
+def passes(
+    layer: nn.Conv2d, x: torch.Tensor, grad: torch.Tensor, other: bool, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], str]:
+    """Output and all gradients in fp64, and the name of what made the output."""
+    layer = layer.to(dtype)
+    layer.zero_grad()
+    x = x.to(dtype).clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        if other:
+            with CpuConvolutions():
+                y = layer(x)
+        else:
+            y = layer(x)
+    y.backward(grad.to(y.dtype))
+    assert y.grad_fn is not None
+    of_parameters = [p.grad for p in layer.parameters() if p.grad is not None]
+    assert x.grad is not None
+    return [t.detach().double() for t in (y, x.grad, *of_parameters)], y.grad_fn.name()
+
+
+def case(layer: nn.Conv2d, plane: int, n: int = 8) -> tuple[nn.Conv2d, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    layer = layer.to(memory_format=LAST)
+    x = torch.randn(n, layer.in_channels, plane, plane, generator=generator)
+    x = x.contiguous(memory_format=LAST)
+    shape = layer(x).shape
+    return layer, x, torch.randn(shape, generator=generator).contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("plane", [2, 3, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_small_planes_are_as_near_the_truth_as_torchs(plane: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    made = case(nn.Conv2d(24, 40, 3, padding=1, bias=bias), plane)
+    ours, name = passes(*made, other=True, dtype=torch.float32)
+    theirs, _ = passes(*made, other=False, dtype=torch.float32)
+    truth, _ = passes(*made, other=False, dtype=torch.float64)
+    # The bias is added to what the product made.
+    assert "_Product" in name or (bias and "Add" in name)
+    for mine, other, true in zip(ours, theirs, truth, strict=True):
+        assert mine.shape == true.shape
+        scale = true.abs().max()
+        assert (mine - true).abs().max() / scale < 2**-7
+        assert (mine - true).norm() < 1.5 * (other - true).norm() + 1e-6 * scale
+
+
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (5, 2)])
+def test_depthwise_ones_are_nearer_the_truth(side: int, stride: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, side, stride, side // 2, groups=16, bias=False)
+    made = case(layer, 8)
+    ours, _ = passes(*made, other=True, dtype=torch.float32)
+    theirs, _ = passes(*made, other=False, dtype=torch.float32)
+    truth, _ = passes(*made, other=False, dtype=torch.float64)
+    for mine, other, true in zip(ours, theirs, truth, strict=True):
+        assert (mine - true).norm() <= 1.01 * (other - true).norm()
+
+
+@pytest.mark.parametrize(
+    ("layer", "plane"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1), 5),
+        (nn.Conv2d(8, 8, 3, padding=1), 1),
+        (nn.Conv2d(8, 8, 3, stride=2, padding=1), 4),
+        (nn.Conv2d(8, 8, 3), 4),
+        (nn.Conv2d(8, 8, 3, padding="same"), 4),
+        (nn.Conv2d(8, 8, 3, padding=1, dilation=2), 4),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=2), 4),
+        (nn.Conv2d(8, 8, 1), 4),
+    ],
+    ids=["large", "pixel", "stride", "no-padding", "same", "dilation", "groups", "1x1"],
+)
+def test_all_others_stay_as_they_are(layer: nn.Conv2d, plane: int) -> None:
+    made = case(layer, plane)
+    ours, name = passes(*made, other=True, dtype=torch.float32)
+    theirs, expected = passes(*made, other=False, dtype=torch.float32)
+    assert name == expected
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_fp32_stays_as_it_is() -> None:
+    layer, x, _ = case(nn.Conv2d(8, 8, 3, padding=1, bias=False), 4)
+    with CpuConvolutions():
+        y = layer(x)
+    assert y.dtype == torch.float32
+    assert y.grad_fn is not None
+    assert "_Product" not in y.grad_fn.name()
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_training_in_bf16_on_a_cpu_does_it_so(bf16: bool) -> None:
+    layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    made: list[str] = []
+
+    def look(_module: nn.Module, _args: object, y: torch.Tensor) -> None:
+        assert y.grad_fn is not None
+        made.append(y.grad_fn.name())
+
+    layer.register_forward_hook(look)
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(8 * 16, 10))
+    objective = Objective(network, torch.tensor(1 / 255), torch.tensor(0.0), 0.0, bf16)
+    images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    objective(images, torch.zeros(2, dtype=torch.int64))
+    assert [("_Product" in name) for name in made] == [bf16]

@@ -159,7 +159,8 @@ class Trainer:
             torch.compiler.reset()
             tried = recipe.train.compile == "max"
             mode = "max-autotune-no-cudagraphs" if tried else None
-            self.forward = torch.compile(self.forward, mode=mode)
+            # The few sizes of images are met while warming up; kernels for any size are slower.
+            self.forward = torch.compile(self.forward, mode=mode, dynamic=False)
         self.factor: Callable[[int], float] = lambda step: rate(recipe.schedule, step, self.steps)
         self.sizes = sizes(recipe.schedule, self.steps, SIZE)
         self.profile = Profile(device) if job.profile and self.ranks.main else None

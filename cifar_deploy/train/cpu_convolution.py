@@ -60,8 +60,8 @@ def _convolution(
         and (_pair(stride), _pair(padding), _pair(dilation)) == ((1, 1), (1, 1), (1, 1))
     ):
         # In bf16 before the Function, so that autocast's cast is part of the graph.
-        y = _Product.apply(x.bfloat16(), weight.bfloat16())
-        return y if bias is None else y + bias.bfloat16().view(-1, 1, 1)
+        product: torch.Tensor = _Product.apply(x.bfloat16(), weight.bfloat16())
+        return product if bias is None else product + bias.bfloat16().view(-1, 1, 1)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 

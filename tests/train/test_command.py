@@ -41,7 +41,9 @@ def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
     found = {key: recipe["train"][key] for key in ("epochs", "batch_size", "seed", "ema")}
     assert found == {"epochs": 1, "batch_size": 120, "seed": 4, "ema": 0.0}
     assert recipe["optimizer"]["lr"] == 0.02
-    assert recipe["schedule"] == {"name": "cosine", "warmup": 0.25}  # the rest is the network's own
+    # The rest is the network's own, and the defaults.
+    own = {"warmup": 0.25, "first_size": 0, "grown": 0.6}
+    assert recipe["schedule"] == {"name": "cosine", **own}
     assert recipe["train"]["precision"] == "fp32"
     assert card["data"]["train_images"] == 240
 

@@ -114,7 +114,6 @@ def prove(
     source: str | None = None,
     data_dir: Path | None = None,
 ) -> "list[Judgement]":
-
     from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
     from cifar_deploy.device import pick

@@ -92,10 +92,10 @@ def sizes(schedule: Schedule, steps: int, whole: int) -> dict[int, int]:
     DAWNBench entry; Tan and Le 2021, arXiv:2104.00298): most of a run's arithmetic is saved in its
     first part, where the pictures' coarse features are learned.
     """
-    grown = round(schedule.grown * steps)
-    smaller = range(schedule.first_size, whole, SIZE_STEP) if schedule.first_size else range(0)
-    found = {grown * i // len(smaller): size for i, size in enumerate(smaller)} if grown else {}
-    return {**found, (grown if found else 0): whole}
+    smaller = range(schedule.first_size or whole, whole, SIZE_STEP)
+    grown = round(schedule.grown * steps) if smaller else 0
+    found = {grown * i // len(smaller): size for i, size in enumerate(smaller)}
+    return {**found, grown: whole}
 
 
 def _cosine(start: float, end: float, done: float) -> float:

@@ -114,9 +114,19 @@ def make_job(few: Dataset, tmp_path: Path) -> MakeJob:
 
 
 @pytest.fixture
-def normed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a registered network with batch norm and dropout."""
-    (tmp_path / "normed_network.py").write_text(NORMED)
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """Makes a network of a name from its file's text, and gives the name back."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(architectures.NETWORKS, "normed", "normed_network")
-    return "normed"
+
+    def register(name: str, text: str) -> str:
+        (tmp_path / f"{name}_network.py").write_text(text)
+        monkeypatch.setitem(architectures.NETWORKS, name, f"{name}_network")
+        return name
+
+    return register
+
+
+@pytest.fixture
+def normed(register: Callable[[str, str], str]) -> str:
+    """The name of a registered network with batch norm and dropout."""
+    return register("normed", NORMED)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from cifar_deploy import __version__, architectures, recipe, store
+from cifar_deploy import __version__, recipe, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
@@ -488,11 +488,9 @@ def build(num_classes: int) -> nn.Module:
 
 
 def test_images_grow_and_a_resumed_run_knows_how_far(
-    make_job: MakeJob, recorder: Watching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, recorder: Watching, register: Callable[[str, str], str]
 ) -> None:
-    (tmp_path / "any_size.py").write_text(ANY_SIZE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(architectures.NETWORKS, "any_size", "any_size")
+    register("any_size", ANY_SIZE)
     options = ("schedule.first_size=16", "schedule.grown=0.5")
     whole = Trainer(make_job(*options, network="any_size", folder="whole"))
     sides: Any = whole.network.sides

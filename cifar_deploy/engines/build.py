@@ -9,6 +9,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def build(
     stop = threading.Event()
     monitor = _monitor(trt, watch, stop)  # the config keeps no reference of its own in version 10
     config.progress_monitor = monitor
-    raw = _interruptibly(lambda: builder.build_serialized_network(network, config), stop)
+    raw = interruptibly(lambda: builder.build_serialized_network(network, config), stop)
     if raw is None:
         raise _failed(flavour, source)
     if timing_cache:
@@ -152,11 +153,16 @@ def _monitor(trt: Any, watch: Watch | None, stop: threading.Event) -> Any:
     return Monitor()
 
 
-def _interruptibly(work: Any, stop: threading.Event) -> Any:
-    """`work()` in a thread of its own, so that Ctrl-C reaches this one at once."""
+def interruptibly(work: Callable[[], Any], stop: threading.Event) -> Any:
+    """`work()` in a thread of its own, so that Ctrl-C reaches this one at once.
+
+    Then `stop` is set, and KeyboardInterrupt goes on once the work has ended.
+    """
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
+        # A Ctrl-C while the pool starts its thread would leave that one behind, unstopped.
+        pool.submit(bool).result()
         try:
+            future = pool.submit(work)
             while not future.done():
                 time.sleep(POLL)
         except KeyboardInterrupt:

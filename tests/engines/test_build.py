@@ -1,10 +1,11 @@
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cifar_deploy.engines.build import build
+from cifar_deploy.engines.build import build, interruptibly
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.manifest import MAGIC_RTX
 from cifar_deploy.engines.options import Options, Profile
@@ -94,3 +95,15 @@ def test_ctrl_c_stops_a_build_at_its_next_step(
     assert 1 <= sum(stopped.done.values()) < sum(whole.done.values()) / 2
     # The library is as good as before.
     assert build(rtx, graph("Relu"), SOURCE, Options()).engine
+
+
+def test_ctrl_c_as_early_as_can_be_leaves_nothing_running(ctrl_c: Callable[[], None]) -> None:
+    stop, seen = threading.Event(), []
+
+    def work() -> None:
+        ctrl_c()
+        seen.append(stop.wait(5))
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptibly(work, stop)
+    assert seen == [True]

@@ -3,23 +3,28 @@
     python benchmarks/train_speed.py gpu [--seeds 10] [--airbench airbench94_muon.py]
     python benchmarks/train_speed.py cpu [--network vgg19] [--steps 12] [--rounds 3]
     python benchmarks/train_speed.py convolutions
+    python benchmarks/train_speed.py memory [--network resnet50]
 
 `gpu` trains custom_resnet's speed recipe with several seeds, and after each run airbench's where
 the path of its script is given (it is not part of this project): on the same card, in turns.
 Warm-up, compilation and data loading stand apart from the training time, for both. `cpu` compares
 this loop with the usual one, a DataLoader with torchvision's transforms in fp32, in turns.
 `convolutions` times the kinds that `train.cpu_convolution` does its own way, there and in torch's.
+`memory` times steps on a CPU in processes that keep what they freed, and in others.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import multiprocessing
+import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +34,11 @@ from torch import nn
 from cifar_deploy import architectures, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import SIZE, Dataset
 from cifar_deploy.train.cpu_convolution import CpuConvolutions
 from cifar_deploy.train.loop import Job, Trainer
+from cifar_deploy.train.memory import keep_freed
+from cifar_deploy.train.objective import Objective
 
 NETWORK = "custom_resnet"
 
@@ -250,11 +257,68 @@ def cpu(options: argparse.Namespace) -> store.Json:
     }
 
 
+# --- CPU: what is kept --------------------------------------------------------------------------
+
+
+def memory(options: argparse.Namespace) -> store.Json:
+    """Seconds and page faults of a training step, with `keep_freed` and without, in turns."""
+    found: dict[str, list[store.Json]] = {"given back": [], "kept": []}
+    for turn in range(options.rounds):
+        for name, kept in (("given back", False), ("kept", True)):
+            # A process each: what is set holds for a whole one.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                step = pool.submit(one_step, options.network, options.batch_size, kept).result()
+            found[name].append(step)
+            print(f"round {turn + 1}, {name}: {step['seconds']:.2f} s, {step['faults']:,} faults")
+    medians = {
+        name: statistics.median(step["seconds"] for step in steps) for name, steps in found.items()
+    }
+    ratio = round(medians["given back"] / medians["kept"], 2)
+    print(f"{options.network}, batch {options.batch_size}: {ratio} times as fast")
+    return {
+        "network": options.network,
+        "batch_size": options.batch_size,
+        "steps": found,
+        "median_seconds": medians,
+        "ratio": ratio,
+    }
+
+
+def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
+    """A bf16 training step of 32x32 images after two others: its seconds and page faults."""
+    if kept:
+        keep_freed()
+    model = architectures.build(network).to(memory_format=torch.channels_last)
+    objective = Objective(model, torch.tensor(1 / 255), torch.tensor(0.0), 0.1, bf16=True)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    images = torch.randint(0, 256, (batch_size, SIZE, SIZE, 3), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (batch_size,))
+    step: store.Json = {}
+    for _ in range(3):
+        started = time.perf_counter()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        objective(images, labels)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        step = {
+            "seconds": round(time.perf_counter() - started, 3),
+            "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
+        }
+    return step
+
+
+# --- CPU: single convolutions -------------------------------------------------------------------
+
 # Channels in and out, side of the plane, side of the filter, groups, stride; of the seven networks.
 CONVOLUTIONS = (
     (512, 512, 4, 3, 1, 1),
     (512, 512, 2, 3, 1, 1),
     (256, 256, 4, 3, 1, 1),
+    (512, 512, 4, 3, 1, 2),
+    (64, 256, 32, 1, 1, 1),
+    (512, 128, 16, 1, 1, 1),
+    (1024, 2048, 8, 1, 1, 2),
+    (512, 2048, 4, 1, 1, 1),
     (288, 288, 8, 5, 288, 2),
     (240, 240, 8, 5, 240, 1),
     (16, 16, 16, 3, 16, 1),
@@ -281,7 +345,7 @@ def convolutions(options: argparse.Namespace) -> store.Json:
         medians = {name: round(statistics.median(times), 2) for name, times in found.items()}
         ratio = round(medians["torch"] / medians["this"], 2)
         shape = f"{inputs} -> {outputs}, {plane}x{plane}, {side}x{side} / {stride}"
-        kind = "depthwise" if groups > 1 else "small plane"
+        kind = "depthwise" if groups > 1 else "1x1" if side == 1 else "small plane"
         print(
             f"{shape:<28}{kind:<13}{medians['torch']:8.1f} {medians['this']:8.1f} ms {ratio:6.1f}"
         )
@@ -308,9 +372,14 @@ def main() -> None:
     single = kinds.add_parser("convolutions")
     single.add_argument("--batch-size", type=int, default=256)
     single.add_argument("--rounds", type=int, default=5)
+    kept = kinds.add_parser("memory")
+    kept.add_argument("--network", type=architectures.canonical, default="resnet50")
+    kept.add_argument("--batch-size", type=int, default=128)
+    kept.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     command = " ".join(sys.argv)
-    result = {"gpu": gpu, "cpu": cpu, "convolutions": convolutions}[options.kind](options)
+    measures = {"gpu": gpu, "cpu": cpu, "convolutions": convolutions, "memory": memory}
+    result = measures[options.kind](options)
     device = torch.device("cuda" if options.kind == "gpu" else "cpu")
     result = {
         "command": command,

@@ -138,10 +138,13 @@ def run(
     from cifar_deploy.device import pick
     from cifar_deploy.train import seeds as several
     from cifar_deploy.train.loop import Interrupted, Job, Trainer
+    from cifar_deploy.train.memory import keep_freed
     from cifar_deploy.train.progress import Bar
     from cifar_deploy.train.ranks import launched, own_device, together
 
     where = pick(own_device(device) if launched() else device)
+    if where.type == "cpu":
+        keep_freed()
     with together(where) as ranks:
         started = time.perf_counter()
         with ranks.one_after_the_other():  # only one of a machine's processes downloads

@@ -1,6 +1,11 @@
-"""Which batch fits into a device's memory."""
+"""Memory: which batch fits, and keeping what a step on a CPU frees."""
 
+import ctypes
+import sys
 from collections.abc import Callable
+
+# mallopt's parameters, from glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def largest(fits: Callable[[int], bool], failed: int) -> int:
@@ -18,3 +23,19 @@ def largest(fits: Callable[[int], bool], failed: int) -> int:
         else:
             high = middle
     return low - low % 8 if low > 64 else low
+
+
+def keep_freed() -> bool:
+    """Let this process keep memory that was freed; whether its C library could be told so.
+
+    A step on a CPU allocates and frees gigabytes of activations. glibc maps every large tensor
+    afresh and gives it back, so that the kernel clears it page by page in each step (mallopt(3)).
+    `benchmarks/train_speed.py memory` measures what that costs.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # a C library without it, such as musl
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))

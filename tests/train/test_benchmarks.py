@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,29 @@ def test_the_convolutions_are_compared(call: Any, tmp_path: Path) -> None:
     options = ("--batch-size", "1", "--rounds", "1")
     said = call("train_speed", "--json", "conv.json", "convolutions", *options)
     found = json.loads((tmp_path / "conv.json").read_text())["convolutions"]
-    assert {shape["kind"] for shape in found} == {"small plane", "depthwise"}
+    assert {shape["kind"] for shape in found} == {"small plane", "1x1", "depthwise"}
     for shape in found:
         assert set(shape["milliseconds"]) == {"torch", "this"}
         assert shape["shape"] in said
+
+
+def test_kept_memory_is_compared(tmp_path: Path) -> None:
+    # As it is called: each step has a process of its own, which reads the script again.
+    to = tmp_path / "memory.json"
+    size = ("--network", "cnn9", "--batch-size", "32", "--rounds", "1")
+    command = (
+        sys.executable,
+        ROOT / "benchmarks" / "train_speed.py",
+        "--json",
+        to,
+        "memory",
+        *size,
+    )
+    subprocess.run(command, check=True, capture_output=True)
+    found = json.loads(to.read_text())
+    (given_back,), (kept,) = found["steps"]["given back"], found["steps"]["kept"]
+    assert kept["faults"] < given_back["faults"]
+    assert found["ratio"] == round(given_back["seconds"] / kept["seconds"], 2)
 
 
 @pytest.mark.gpu

@@ -32,7 +32,8 @@ class Model:
     """What is trained, and what its weights are before the first step."""
 
     stem: str = choice("cifar", "imagenet")
-    init: str = choice("default", "dirac")  # dirac: convolutions begin as the identity
+    # dirac: convolutions begin as the identity; zero-gamma: torchvision's residual blocks do
+    init: str = choice("default", "dirac", "zero-gamma")
     whiten: bool = False  # the first convolution begins as a whitening of the training images
 
 

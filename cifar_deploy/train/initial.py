@@ -68,6 +68,23 @@ def dirac(network: nn.Module) -> None:
 
 
 @torch.no_grad()
+def zero_gamma(network: nn.Module) -> None:
+    """Let the residual blocks begin as the identity (Goyal et al. 2017, arXiv:1706.02677).
+
+    The scale of the last batch norm before each of torchvision's additions is 0. Raises UserError
+    for a network that has none; custom_resnet's end in a ReLU, which would let no gradient pass.
+    """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    last = [m.bn3 for m in network.modules() if isinstance(m, Bottleneck)]
+    last += [m.bn2 for m in network.modules() if isinstance(m, BasicBlock)]
+    if not last:
+        raise UserError("model.init: zero-gamma is for resnet18 and resnet50; set it to default")
+    for norm in last:
+        nn.init.zeros_(norm.weight)
+
+
+@torch.no_grad()
 def whiten(network: nn.Module, images: Images, mean: list[float], std: list[float]) -> None:
     """Let the first filters of the first convolution whiten patches of the training images.
 

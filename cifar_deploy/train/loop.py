@@ -177,6 +177,8 @@ class Trainer:
             return network, self._known(initial.Start(**start)) if start else None
         if model.init == "dirac":
             initial.dirac(network)
+        if model.init == "zero-gamma":
+            initial.zero_gamma(network)
         if model.whiten:
             initial.whiten(network, self.train_split.images, self.mean, self.std)
         if not job.init:

@@ -328,6 +328,27 @@ def test_dirac_passes_the_first_channels_on() -> None:
     assert first[:, :, 1, 1].abs().max() < 1  # three pixels are no features to pass on
 
 
+@pytest.mark.parametrize(("name", "block"), [("resnet18", "layer2.0"), ("resnet50", "layer3.0")])
+def test_with_zero_gamma_a_block_passes_its_shortcut_on(
+    make_job: MakeJob, name: str, block: str
+) -> None:
+    network = Trainer(make_job("model.init=zero-gamma", network=name)).network
+    first, second = network.get_submodule(block), network.get_submodule(f"{block[:-1]}1")
+    x = torch.randn(2, network.get_parameter(f"{block}.conv1.weight").shape[1], 8, 8)
+    y = first(x)
+    torch.testing.assert_close(y, first.get_submodule("downsample")(x).relu())
+    torch.testing.assert_close(second(y), y)
+    y.sum().backward()
+    last = network.get_parameter(f"{block}.bn{2 if name == 'resnet18' else 3}.weight")
+    assert last.grad is not None
+    assert last.grad.abs().max() > 0  # it does not stay so
+
+
+def test_zero_gamma_is_refused_where_no_block_has_one(make_job: MakeJob) -> None:
+    with pytest.raises(UserError, match="zero-gamma is for resnet18 and resnet50"):
+        Trainer(make_job("model.init=zero-gamma", network="custom_resnet"))
+
+
 def test_whitened_patches_are_uncorrelated(small_data: Dataset) -> None:
     mean, std = small_data.normalisation()
     network = architectures.build("custom_resnet")

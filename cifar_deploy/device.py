@@ -1,5 +1,6 @@
 """The machine: which device to use, what it can do, and how it is named beside a figure."""
 
+import functools
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +65,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def has_bf16(device: "torch.device") -> bool:
     """Whether bf16 runs natively: on GPUs from Ampere on, on CPUs with AVX512-BF16 or AMX."""
     import torch

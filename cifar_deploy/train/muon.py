@@ -6,19 +6,24 @@ from typing import Any
 
 import torch
 
+from cifar_deploy.device import has_bf16
+
 # The quintic iteration's coefficients, chosen there for the steepest slope at zero.
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 3  # enough for these small networks, as in airbench94_muon
 
 
-def orthogonal(matrices: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
+def orthogonal(
+    matrices: torch.Tensor, steps: int = STEPS, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """Matrices [k, m, n] moved towards the nearest ones whose singular values are all one.
 
     A Newton-Schulz iteration on each: after `steps` the singular values lie around 1 (0.5 to 1.5
-    after five), which is all that the optimiser needs. In bf16 on a GPU, else in fp32.
+    after five), which is all that the optimiser needs; so bf16 is good enough for it. The answer
+    has the matrices' dtype.
     """
     _, rows, columns = matrices.shape
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    x = matrices.to(dtype)
     if rows > columns:
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1
@@ -67,7 +72,8 @@ class Muon(torch.optim.SGD):
         torch._foreach_mul_(filters, factors)
         for shape, members in by_shape.items():  # one batch of matrices a shape: fewer kernels
             stacked = torch.stack([moved[id(p)].reshape(shape[0], -1) for p in members])
-            updates = orthogonal(stacked).view(-1, *shape).unbind()
+            dtype = torch.bfloat16 if has_bf16(stacked.device) else torch.float32
+            updates = orthogonal(stacked, dtype=dtype).view(-1, *shape).unbind()
             torch._foreach_add_(members, list(updates), alpha=-group["lr"])
         for parameter in filters:  # what remains is SGD's
             parameter.grad = None

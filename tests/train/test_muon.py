@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from cifar_deploy import architectures
+from cifar_deploy.device import has_bf16
 from cifar_deploy.recipe import Optimizer
 from cifar_deploy.train.muon import Muon, orthogonal
 from cifar_deploy.train.optim import Lookahead, make_optimizer
@@ -24,6 +25,17 @@ def test_the_singular_values_come_near_to_one(shape: tuple[int, int, int]) -> No
     assert ((values > 0.5) & (values < 1.3))[spread].all()
 
 
+def test_bf16_is_good_enough() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 64, 27)
+    found = orthogonal(matrices, 5, torch.bfloat16)
+    assert found.dtype == torch.float32
+    values = torch.linalg.svdvals(found)
+    assert ((values > 0.5) & (values < 1.3)).all()
+    exact = orthogonal(matrices, 5)
+    assert (found - exact).norm() < 0.05 * exact.norm()
+
+
 def test_a_batch_is_as_one_after_the_other() -> None:
     torch.manual_seed(0)
     matrices = torch.randn(4, 8, 30)
@@ -39,6 +51,7 @@ def test_a_step_by_hand() -> None:
     filters = network.get_parameter("1.weight")
     weight, buffer = filters.detach().clone(), torch.zeros_like(filters)
     first = network.get_parameter("0.weight").detach().clone()
+    dtype = torch.bfloat16 if has_bf16(weight.device) else torch.float32
     for _ in range(3):
         gradient = torch.randn_like(filters)
         for parameter in network.parameters():
@@ -47,7 +60,7 @@ def test_a_step_by_hand() -> None:
         optimizer.step()
         buffer = 0.6 * buffer + gradient
         ahead = gradient + 0.6 * buffer
-        update = orthogonal(ahead.reshape(1, 6, -1)).view_as(weight)
+        update = orthogonal(ahead.reshape(1, 6, -1), dtype=dtype).view_as(weight)
         weight = weight * (6**0.5 / weight.norm()) - 0.3 * update
         torch.testing.assert_close(filters.detach(), weight, rtol=1e-4, atol=1e-5)
     # What meets the pixels is SGD's: here weight decay alone moves it.

@@ -70,9 +70,9 @@ class Muon(torch.optim.SGD):
         targets = [len(p) ** 0.5 for p in filters]
         factors = [target / norm for target, norm in zip(targets, norms, strict=True)]
         torch._foreach_mul_(filters, factors)
+        dtype = torch.bfloat16 if has_bf16(filters[0].device) else torch.float32
         for shape, members in by_shape.items():  # one batch of matrices a shape: fewer kernels
             stacked = torch.stack([moved[id(p)].reshape(shape[0], -1) for p in members])
-            dtype = torch.bfloat16 if has_bf16(stacked.device) else torch.float32
             updates = orthogonal(stacked, dtype=dtype).view(-1, *shape).unbind()
             torch._foreach_add_(members, list(updates), alpha=-group["lr"])
         for parameter in filters:  # what remains is SGD's

@@ -136,7 +136,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
             part.replace(path)
         except OSError as error:
-            if error.filename == str(part):  # a name that means nothing to a reader
+            # A name that means nothing to a reader; some libraries give the whole path.
+            if str(error.filename).endswith(part.name):
                 error.filename = None
             raise
         finally:

@@ -45,7 +45,21 @@ app.command()(demo.demo)
 
 
 def main() -> None:
-    """Run the command line; a user's error is one or two lines on standard error and status 2."""
+    """Run the command line and leave with its exit status."""
+    try:
+        _run()
+    except SystemExit as end:
+        if "LOCAL_RANK" not in os.environ:
+            raise
+        # One of torchrun's processes. Gloo's threads outlive their group once DDP has used it, and
+        # one that lets go of a tensor while Python shuts down aborts a run that was done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
+
+
+def _run() -> None:
+    """A user's error is one or two lines on standard error and status 2."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

@@ -32,9 +32,16 @@ def test_batches_in_flight_overlap() -> None:
 
 
 def test_every_batch_in_flight_has_buffers_and_a_thread_of_its_own(small_data: Dataset) -> None:
-    runtime = Sleeper(lambda _: 0.005)
     threads: set[int] = set()
-    runtime.seconds = lambda _: threads.add(threading.get_ident()) or 0.005  # type: ignore[func-returns-value]
+    all_three = threading.Barrier(3)
+
+    def meet(_: int) -> float:
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            all_three.wait(60)  # else two that are quick could do the third one's work
+        return 0.005
+
+    runtime = Sleeper(meet)
     made = flight(runtime, Pool(small_data.test.images, CPU), 2, 3)
     assert runtime.bound == [2, 2, 2]
     threads.clear()

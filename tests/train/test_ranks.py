@@ -106,6 +106,31 @@ def test_two_processes_do_what_one_does_also_after_one_was_killed(
     assert not two.checkpoint.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [(["--version"], 0, cifar_deploy.__version__), (["train", "no_such_network"], 2, "")],
+)
+def test_one_of_torchruns_processes_does_not_wait_for_python_to_shut_down(
+    arguments: list[str], status: int, said: str
+) -> None:
+    script = (
+        "import atexit; atexit.register(print, 'shut down')\n"
+        "from cifar_deploy.cli import main; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(cifar_deploy.__file__).parents[1])}
+    for variables, shut_down in (({}, ["shut down"]), ({"LOCAL_RANK": "0"}, [])):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**environment, **variables},
+        )
+        assert done.returncode == status
+        assert done.stdout.split("\n")[:-1] == [*filter(None, [said]), *shut_down]
+        assert ("error: " in done.stderr) == bool(status)
+
+
 @pytest.fixture
 def group() -> Iterator[None]:
     """A process group of one: enough for what needs one to be there."""

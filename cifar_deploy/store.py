@@ -136,13 +136,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
             part.replace(path)
         except OSError as error:
-            # A name that means nothing to a reader; some libraries give the whole path.
-            if str(error.filename).endswith(part.name):
-                error.filename = None
+            _forget(part, error)
             raise
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def _forget(part: Path, error: OSError) -> None:
+    """Take a temporary name, which means nothing to a reader, out of `error`.
+
+    Some libraries give it with its whole path, and in a folder it is a file below it.
+    """
+    if part.name in str(error.filename):
+        error.filename = None
 
 
 def _sweep(path: Path) -> None:
@@ -185,8 +192,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     old.rename(path)
                 raise
         except OSError as error:
-            if str(part) in str(error.filename):  # a name that means nothing to a reader
-                error.filename = None
+            _forget(part, error)
             raise
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,10 +1,8 @@
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 import cifar_deploy
 
@@ -84,16 +82,6 @@ def test_a_module_that_looks_up_is_found_out() -> None:
     }
     assert imports("import torch, cifar_deploy.cli") == {"cifar_deploy.cli"}
     assert imports("from cifar_deploy.train.loop import Job") == {"cifar_deploy.train.loop"}
-
-
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), **environment},
-    )
 
 
 HEAVY = (

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 from torch import distributed
 from typer.testing import CliRunner
 
@@ -47,22 +46,11 @@ main()
 
 
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-            *("--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d"),
-            *("--rdzv-endpoint", "127.0.0.1:0"),
-            *map(str, arguments),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(cifar_deploy.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-        },
+    return python(
+        *("-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d"),
+        *("--rdzv-endpoint", "127.0.0.1:0", *arguments),
+        OMP_NUM_THREADS="1",
     )
 
 
@@ -117,15 +105,8 @@ def test_one_of_torchruns_processes_does_not_wait_for_python_to_shut_down(
         "import atexit; atexit.register(print, 'shut down')\n"
         "from cifar_deploy.cli import main; main()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(cifar_deploy.__file__).parents[1])}
     for variables, shut_down in (({}, ["shut down"]), ({"LOCAL_RANK": "0"}, [])):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**environment, **variables},
-        )
+        done = python("-c", script, *arguments, **variables)
         assert done.returncode == status
         assert done.stdout.split("\n")[:-1] == [*filter(None, [said]), *shut_down]
         assert ("error: " in done.stderr) == bool(status)

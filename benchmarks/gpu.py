@@ -373,7 +373,7 @@ def exported(session: Session, name: str) -> bool:
 
 
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
-    """Label and options of each format, flavour and precision that the program knows."""
+    """Label and options of each format, flavour and precision that can be made here."""
     sys.path.insert(0, str(ROOT))
     from cifar_deploy.cli.options import Format, Precision
     from cifar_deploy.engines import flavour as flavours
@@ -381,8 +381,10 @@ def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
     asked = session.asked
     kinds = [kind for kind in Format if not asked.format or kind in asked.format]
     precisions = [p for p in Precision if not asked.precision or p in asked.precision]
+    missing = set(session.facts["missing"])
+    there = [name for name in flavours.NAMES if missing.isdisjoint(flavours.MODULES[name])]
     for kind in kinds:
-        for flavour in flavours.NAMES if kind == Format.trt else [""]:
+        for flavour in there if kind == Format.trt else [""]:
             for precision in precisions:
                 options = ["--format", kind.value, "--precision", precision.value]
                 options += ["--flavour", flavour] if flavour else []

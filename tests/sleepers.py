@@ -1,19 +1,20 @@
 """A runtime whose speed the test chooses."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.runtimes.protocol import Bound, Logits
+from cifar_deploy.runtimes.protocol import ANY, Bound, Logits
 
 
 class Sleeper:
     """It takes as long as it is told to for a batch, and remembers what it was given."""
 
     runtime, provider, device, precision = "sleeper", "CPU", "cpu", "fp32"
+    batches: Sequence[range] = ANY
 
     def __init__(self, seconds: Callable[[int], float]) -> None:
         self.seconds = seconds

@@ -150,6 +150,16 @@ def test_a_second_call_keeps_what_the_first_one_did(gpu: ModuleType, session: An
     assert {step["name"]: step["status"] for step in steps} == {"one": "ok", "two": "ok"}
 
 
+def test_engines_are_built_of_the_flavours_that_are_installed(
+    gpu: ModuleType, session: Any
+) -> None:
+    session.asked.format, session.asked.precision = ["trt"], ["fp32"]
+    session.facts = {"missing": {"tensorrt": "no engines of that flavour"}}
+    assert [label for label, _ in gpu.formats(session)] == ["trt tensorrt-rtx fp32"]
+    session.facts = {"missing": {"tensorrt_rtx_bindings": "no engines of that flavour"}}
+    assert [label for label, _ in gpu.formats(session)] == ["trt tensorrt fp32"]
+
+
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--stages", "trian", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -248,6 +248,8 @@ def _batch(
                     "see nvidia-smi"
                 ) from error
             except (UserError, RuntimeError) as error:  # a runtime's own refusal
+                if isinstance(error.__cause__, torch.AcceleratorError):
+                    raise
                 reason = one_line(error)
             else:
                 continue

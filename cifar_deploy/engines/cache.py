@@ -3,14 +3,20 @@
 import os
 from pathlib import Path
 
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import manifest_path, read_manifest, write_bytes, write_manifest
 
 
 def folder() -> Path:
-    """Where caches lie: $XDG_CACHE_HOME/cifar-deploy, else ~/.cache/cifar-deploy."""
+    """Where caches lie: $XDG_CACHE_HOME/cifar-deploy, else ~/.cache/cifar-deploy.
+
+    Raises UserError where neither is known.
+    """
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "cifar-deploy"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "cifar-deploy"
+    except RuntimeError:
+        raise UserError("this user has no home folder; set XDG_CACHE_HOME for caches") from None
 
 
 def path(kind: str, version: str, gpu: str, *more: str) -> Path:
@@ -34,6 +40,7 @@ def read(path: Path) -> bytes:
 
 def write(path: Path, data: bytes) -> None:
     """Keep `data`. Raises UserError where the disk refuses."""
-    manifest_path(path).unlink(missing_ok=True)  # never one of the old with the other of the new
+    with disk_errors(path, "write"):  # never one of the old with the other of the new
+        manifest_path(path).unlink(missing_ok=True)
     write_bytes(path, data)
     write_manifest(path, {})

@@ -12,6 +12,9 @@ from cifar_deploy.store import Json, sha256_of
 if TYPE_CHECKING:
     import torch
 
+# What another export mends; the rest is this machine's.
+OF_THE_FILE = {"VERSION_MISMATCH", "MALFORMED_ENGINE"}
+
 
 class Opened:
     """An engine in the library's memory, with what has to live as long as it does."""
@@ -82,7 +85,10 @@ def _check_validity(flavour: Flavour, runtime: Any, raw: bytes, path: Path) -> N
     members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, member in members.items() if int(bits) & int(member)]
     said = ", ".join(name.lower().replace("_", " ") for name in found) or flavour.log.reason()
-    raise UserError(f"{path}: {flavour} finds the engine invalid here: {said}; export it again")
+    way_out = "export it again"
+    if set(found) - OF_THE_FILE:
+        way_out = f"it says: {flavour.log.reason()}"
+    raise UserError(f"{path}: {flavour} finds the engine invalid here: {said}; {way_out}")
 
 
 def refit(opened: Opened, path: Path) -> None:

@@ -38,22 +38,13 @@ def make(source: Source, dataset: Dataset) -> Vectors:
         dataset.test.images[np.arange(count) * len(dataset.test) // count]
     )
     runtime: Runtime
-    if source.backend == "onnx":
-        runtime = open_runtime(source.path, pick("cpu"))
-    else:
-        try:
-            runtime = open_runtime(source.path, pick("auto"))
-        except UserError:
-            runtime = PyTorch(weights.load(source.folder), pick("cpu"))
+    try:
+        runtime = open_runtime(source.path, pick("cpu" if source.backend == "onnx" else "auto"))
+        logits = runtime.logits(images)
+    except UserError:
+        if source.backend == "onnx":
+            raise
+        runtime = PyTorch(weights.load(source.folder), pick("cpu"))
+        logits = runtime.logits(images)
     made_by = f"{runtime.runtime} {runtime.provider}"
-    return Vectors(images, _logits(runtime, images, source.fixed_batch), made_by, dataset.name)
-
-
-def _logits(runtime: Runtime, images: Images, fixed_batch: int) -> Logits:
-    """Logits of `images`, in the batch size that the file takes if it takes but one."""
-    if not fixed_batch:
-        return runtime.logits(images)
-    rounds = -(-len(images) // fixed_batch)
-    filled = np.resize(images, (rounds * fixed_batch, *images.shape[1:]))
-    batches = np.split(filled, rounds)
-    return np.concatenate([runtime.logits(batch) for batch in batches])[: len(images)]
+    return Vectors(images, logits, made_by, dataset.name)

@@ -2,12 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 
 from cifar_deploy.errors import UserError
 
 MIB = 1 << 20
+
+
+def on(device: torch.device) -> AbstractContextManager[None]:
+    """What is done meanwhile without naming a device is done on this one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -17,9 +23,8 @@ def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) ->
     Raises UserError where the GPU's memory is exhausted, with the need and what is free, and where
     the GPU fails or is gone.
     """
-    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     try:
-        with guard:
+        with on(device):
             yield
     except torch.OutOfMemoryError as error:
         known = f"it needs {need / MIB:,.0f} MiB, " if need else ""

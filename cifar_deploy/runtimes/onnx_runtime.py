@@ -1,5 +1,6 @@
 """ONNX Runtime: the CUDA provider where there is a GPU, else the CPU provider, never in silence."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
-from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
+from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
 from cifar_deploy.store import read_manifest
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -36,6 +37,9 @@ class OnnxRuntime:
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.device = str(device)
         self.precision: str = facts["precision"]
+        batch = facts["inputs"][0]["shape"][0]  # a name where it is open
+        fixed = [range(batch, batch + 1)] if isinstance(batch, int) else None
+        self.batches: Sequence[range] = fixed or ANY
         self._path = path
         self._torch_device = device
         self._input: str = facts["inputs"][0]["name"]
@@ -94,11 +98,11 @@ class OnnxRuntime:
         def run(batch: Images) -> Logits:
             try:
                 result: Logits = session.run([self._output], {self._input: batch})[0]
-            except Exception as error:  # a fixed batch, or no memory left
+            except Exception as error:  # no memory left
                 raise self._cannot(len(batch), error) from error
             return result
 
-        return in_batches(run, images)
+        return in_batches(run, images, self.batches)
 
     def _cannot(self, batch: int, error: Exception) -> UserError:
         return UserError(

@@ -1,6 +1,6 @@
 """What the validator, the benchmark and `predict` need of a runtime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Logits = npt.NDArray[np.float32]  # [n, classes]
 
 BATCH = 512  # images a call when a whole set is run
+ANY = (range(1, 1 << 31),)  # the batches of a model that takes all
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Runtime(Protocol):
     provider: str  # what really computes, as "CPUExecutionProvider"
     device: str  # "cpu" or "cuda:0"
     precision: str  # "fp32", "fp16"
+    batches: Sequence[range]  # the batch sizes that it takes
 
     def logits(self, images: Images) -> Logits:
         """Logits, float32 [n, classes], of uint8 images [n, 32, 32, 3]; copies included."""
@@ -50,7 +52,23 @@ class Runtime(Protocol):
         """
 
 
-def in_batches(run: Callable[[Images], Logits], images: Images) -> Logits:
-    """`run` over `images`, BATCH at a time: float32 [n, classes]."""
-    starts = range(0, len(images), BATCH)
-    return np.concatenate([run(images[start : start + BATCH]) for start in starts])
+def in_batches(
+    run: Callable[[Images], Logits], images: Images, batches: Sequence[range] = ANY
+) -> Logits:
+    """`run` over `images`, about BATCH at a time, in `batches` it takes: float32 [n, classes].
+
+    Where too few images are left they are filled up, and the rest of the answer is cut off.
+    """
+    step = _holding(min(BATCH, max(taken[-1] for taken in batches)), batches)
+    results = []
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        count, size = len(part), _holding(len(part), batches)
+        filled = part if size == count else np.resize(part, (size, *part.shape[1:]))
+        results.append(run(filled)[:count])
+    return np.concatenate(results)
+
+
+def _holding(count: int, batches: Sequence[range]) -> int:
+    """The smallest batch that has room for `count` images."""
+    return min(max(count, taken[0]) for taken in batches if count <= taken[-1])

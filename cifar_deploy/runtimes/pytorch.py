@@ -1,6 +1,7 @@
 """PyTorch: the reference, in fp32 unless told otherwise; eager, or compiled to be timed."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 
@@ -8,10 +9,13 @@ from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.cuda import cuda_errors
-from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
+from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 MODE = "max-autotune"  # Triton kernels where they are faster, the whole in a CUDA graph
+# torch compiles a function for so many shapes, and runs what comes after eagerly with a warning.
+# All networks share the deployment graph's function, and each batch size is a shape.
+SHAPES = 1 << 20
 
 
 class PyTorch:
@@ -31,6 +35,7 @@ class PyTorch:
         self.provider = "CUDA" if device.type == "cuda" else "CPU"
         self.device = str(device)
         self.precision = precision
+        self.batches: Sequence[range] = ANY
         self._name = trained.name
         if precision != "fp32":  # the graph converts the network that it is given
             trained = copy.deepcopy(trained)
@@ -60,8 +65,10 @@ class PyTorch:
         """
         given = torch.from_numpy(images).to(self.device, copy=True)
         if self._compiled:
+            limits = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
             try:
-                self._run(given)
+                with torch._dynamo.config.patch(limits):
+                    self._run(given)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # the compiler's own, and of what it calls

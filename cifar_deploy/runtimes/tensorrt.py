@@ -1,11 +1,14 @@
 """TensorRT and TensorRT for RTX: engines on a CUDA GPU, on torch's memory and torch's stream."""
 
 import contextlib
+import functools
+import re
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,11 +16,32 @@ import torch
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import RTX
-from cifar_deploy.engines.load import gpu_of, open_engine
+from cifar_deploy.engines.load import Opened, gpu_of, open_engine
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.cuda import cuda_errors
-from cifar_deploy.runtimes.protocol import BATCH, Bound, Logits
+from cifar_deploy.runtimes.cuda import cuda_errors, on
+from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 from cifar_deploy.store import Json, sha256_of
+
+LANES = 8  # batch sizes that a thread keeps a context for; each holds memory for the largest batch
+MEMORY = r"(?i)out ?of ?memory|alloc"  # in TensorRT's words for a GPU that is full
+
+# Building a context and capturing touch the device as a whole: one at a time in this process.
+_preparing = threading.Lock()
+
+
+@functools.cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """Where work is prepared: torch's default stream cannot be captured.
+
+    One for all, since torch has 32 streams and then hands out the same again.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Any other stream."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _stream(device) if stream == _aside(device) else stream
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,7 @@ class _Lane:
     given: torch.Tensor  # uint8 [n, 32, 32, 3]
     result: torch.Tensor  # float32 [n, classes]
     graph: torch.cuda.CUDAGraph | None  # None: the library replays a graph of its own, or none
+    kernels: "_Kernels | None"  # has to live as long as the context
 
     def enqueue(self) -> torch.Tensor:
         """One inference on torch's current stream."""
@@ -50,19 +75,21 @@ class TensorRT:
     ) -> None:
         self._path = path
         self._device = device
-        opened = open_engine(path, device, trust, known)
+        with on(device):
+            self._open(open_engine(path, device, trust, known))
+
+    def _open(self, opened: Opened) -> None:
         self.manifest = opened.manifest
         self._opened = opened  # the engine lives as long as its runtime and its logger
         self._engine, self._trt = opened.engine, opened.flavour.module
         self.runtime = str(opened.flavour)
         self.provider = "CUDA"
-        self.device = str(device)
+        self.device = str(self._device)
         self.precision = str(self.manifest.get("precision", "fp32"))
         self._input, self._output, self.classes = self._interface()
         self._profiles = self._read_profiles()
+        self.batches: Sequence[range] = [range(low, high + 1) for low, _, high in self._profiles]
         self._threads = threading.local()
-        # Building a context and capturing touch the engine and the device: one at a time.
-        self._lock = threading.Lock()
         self._kernels = _Kernels(self) if opened.flavour.name == RTX else None
 
     def _interface(self) -> tuple[str, str, int]:
@@ -96,33 +123,27 @@ class TensorRT:
         ]
         return [(int(low[0]), int(opt[0]), int(high[0])) for low, opt, high in shapes]
 
-    @property
-    def largest_batch(self) -> int:
-        """The largest batch that one inference takes; `logits` splits larger sets."""
-        return max(high for _, _, high in self._profiles)
-
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]; larger sets go through in batches."""
-        if not hasattr(self._threads, "lanes"):
-            self._threads.lanes = {}
-            self._threads.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        lanes: dict[int, _Lane] = self._threads.lanes
-        stream: torch.cuda.Stream = self._threads.stream
-        results = []
-        step = min(BATCH, self.largest_batch)
-        smallest = min(low for low, _, _ in self._profiles)
-        for start in range(0, len(images), step):
-            batch = images[start : start + step]
-            # A batch below the smallest profile is filled up; the rest of the answer is cut off.
-            size = max(len(batch), smallest)
-            with self._cuda(size), torch.cuda.stream(stream):
-                if size not in lanes:
-                    lanes[size] = self._lane(size, stream)
-                lane = lanes[size]
-                lane.given[: len(batch)].copy_(torch.from_numpy(np.ascontiguousarray(batch)))
-                answer = lane.enqueue()[: len(batch)].cpu()
-            results.append(answer.numpy())
-        return np.concatenate(results)
+        mine = self._threads
+        if not hasattr(mine, "lanes"):
+            mine.lanes = {}
+            mine.stream = _stream(self._device)
+        lanes: dict[int, _Lane] = mine.lanes
+
+        def run(batch: Images) -> Logits:
+            size = len(batch)
+            with self._cuda(size), torch.cuda.stream(mine.stream):
+                if size not in lanes and len(lanes) == LANES:
+                    with _preparing:
+                        del lanes[next(iter(lanes))]  # the one that was not used for longest
+                lane = lanes.pop(size, None) or self._lane(size, mine.stream)
+                lanes[size] = lane
+                lane.given.copy_(torch.from_numpy(np.ascontiguousarray(batch)))
+                answer: Logits = lane.enqueue().cpu().numpy()
+            return answer
+
+        return in_batches(run, images, self.batches)
 
     def bind(self, images: Images) -> Bound:
         """Buffers and a context of their own for a batch of this size, on torch's stream.
@@ -130,7 +151,7 @@ class TensorRT:
         Raises UserError for a batch that no optimization profile takes.
         """
         batch = len(images)
-        if not any(low <= batch <= high for low, _, high in self._profiles):
+        if not any(batch in sizes for sizes in self.batches):
             said = ", ".join(f"{low} to {high}" for low, _, high in self._profiles)
             raise UserError(
                 f"{self._path}: a batch of {batch} is outside its profile ({said}); "
@@ -143,28 +164,31 @@ class TensorRT:
 
     def _profile(self, batch: int) -> int:
         """The profile that takes `batch` and is tuned nearest to it."""
-        fitting = [i for i, (low, _, high) in enumerate(self._profiles) if low <= batch <= high]
+        fitting = [i for i, sizes in enumerate(self.batches) if batch in sizes]
         return min(fitting, key=lambda i: abs(self._profiles[i][1] - batch))
 
     def _lane(self, batch: int, stream: torch.cuda.Stream) -> _Lane:
         """A context for `batch`, run once, and captured where the library does not do it."""
-        given = torch.zeros(batch, SIZE, SIZE, 3, dtype=torch.uint8, device=self._device)
-        result = torch.empty(batch, self.classes, dtype=torch.float32, device=self._device)
-        with self._lock:
-            # Work is prepared beside torch's default stream, which cannot be captured.
-            side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with _preparing:
+            given = torch.zeros(batch, SIZE, SIZE, 3, dtype=torch.uint8, device=self._device)
+            result = torch.empty(batch, self.classes, dtype=torch.float32, device=self._device)
+            side = _aside(self._device)
             side.wait_stream(stream)
             context = self._context()
-            ready = (
-                context.set_optimization_profile_async(self._profile(batch), side.cuda_stream)
-                and context.set_input_shape(self._input, tuple(given.shape))
-                and context.set_tensor_address(self._input, given.data_ptr())
-                and context.set_tensor_address(self._output, result.data_ptr())
-                and context.execute_async_v3(side.cuda_stream)
-            )
+            # TensorRT for RTX captures its graph in the second run and replays it from the third.
+            runs = 3 if self._kernels else 1
+            try:
+                ready = (
+                    context.set_optimization_profile_async(self._profile(batch), side.cuda_stream)
+                    and context.set_input_shape(self._input, tuple(given.shape))
+                    and context.set_tensor_address(self._input, given.data_ptr())
+                    and context.set_tensor_address(self._output, result.data_ptr())
+                    and all(context.execute_async_v3(side.cuda_stream) for _ in range(runs))
+                )
+            except RuntimeError:  # so it refuses a profile; the log has the reason
+                ready = False
             if not ready:
-                reason = self._opened.flavour.log.reason()
-                raise UserError(f"{self._path}: {self.runtime} cannot run: {reason}")
+                self._refused()
             side.synchronize()
             graph = None
             if self._kernels:
@@ -172,17 +196,25 @@ class TensorRT:
             else:
                 graph = self._capture(context, side)
             stream.wait_stream(side)
-        return _Lane(context, given, result, graph)
+        return _Lane(context, given, result, graph, self._kernels)
 
     def _context(self) -> Any:
         self._opened.flavour.log.clear()
-        if self._kernels:
-            context = self._engine.create_execution_context(self._kernels.config)
-        else:
-            context = self._engine.create_execution_context()
+        configuration = [self._kernels.config] if self._kernels else []
+        context = self._engine.create_execution_context(*configuration)
+        if context is None:  # torch may keep for itself the memory that it needs
+            torch.cuda.empty_cache()
+            context = self._engine.create_execution_context(*configuration)
         if context is None:
-            raise torch.OutOfMemoryError(self._opened.flavour.log.reason())
+            self._refused()
         return context
+
+    def _refused(self) -> NoReturn:
+        """Raise for what TensorRT would not do, by its own words."""
+        log = self._opened.flavour.log
+        if any(re.search(MEMORY, line) for line in log.errors()):
+            raise torch.OutOfMemoryError(log.reason())
+        raise UserError(f"{self._path}: {self.runtime} cannot run it: {log.reason()}")
 
     def _capture(self, context: Any, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
         """The inference as a CUDA graph; None where it cannot be captured."""
@@ -232,8 +264,9 @@ class _Kernels:
 
     def save(self) -> None:
         """Write what has been compiled, if it has grown; a disk that refuses costs only time."""
-        raw = bytes(self._cache.serialize())
-        if len(raw) != self._saved:
+        made = self._cache.serialize()
+        raw = bytes(made) if made is not None else b""
+        if raw and len(raw) != self._saved:
             with contextlib.suppress(UserError):
                 cache.write(self._path, raw)
             self._saved = len(raw)

@@ -11,28 +11,29 @@ from cifar_deploy.timing import BATCHES, Pool, Timing, time_batch
 
 @dataclass(frozen=True)
 class Speed:
-    """Latency at batch 1, and the batch with the most images a second among those tried."""
+    """Latency of the smallest batch, and the batch with the most images a second of those tried."""
 
-    single: Timing
+    smallest: Timing  # of 1 image, where the runtime takes one
     best: Timing
     sweep: tuple[Timing, ...]
 
 
-def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed:
+def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | None:
     """Time `runtime` on `images`, uint8 [n, 32, 32, 3], for about `seconds` a batch size.
 
-    The sweep over batch sizes ends where a larger batch no longer brings 2 % more images a second.
+    Of BATCHES those that the runtime takes, or else its own smallest; None where `images` are fewer
+    than that. The sweep ends where a larger batch no longer brings 2 % more images a second.
     """
     pool = Pool(images, torch.device(runtime.device))
-    single = time_batch(runtime, pool, BATCHES[0], seconds)
-    sweep = [single]
-    best = single
-    for batch in BATCHES[1:]:
+    taken = [batch for batch in BATCHES if any(batch in sizes for sizes in runtime.batches)]
+    sweep: list[Timing] = []
+    best: Timing | None = None
+    for batch in taken or [min(sizes[0] for sizes in runtime.batches)]:
         if batch > len(images):
             break
         timing = time_batch(runtime, pool, batch, seconds)
         sweep.append(timing)
-        if timing.images_per_second < 1.02 * best.images_per_second:
+        if best and timing.images_per_second < 1.02 * best.images_per_second:
             break
         best = timing
-    return Speed(single, best, tuple(sweep))
+    return Speed(sweep[0], best, tuple(sweep)) if best else None

@@ -125,9 +125,9 @@ def _latency(judgements: Sequence[Judgement], styles: dict[str, str]) -> Markup 
     for judgement in judgements:
         marks = []
         for row in judgement.rows:
-            if row.speed:
+            if row.speed and row.speed.smallest.batch == 1:
                 name = _label(judgement, row)
-                latency, accuracy = row.speed.single.latency.p50, 100 * row.accuracy
+                latency, accuracy = row.speed.smallest.latency.p50, 100 * row.accuracy
                 title = f"{judgement.model} {name}: {accuracy:.2f} %, {latency:.3g} ms"
                 marks.append((name, svg.Mark(latency, accuracy, styles[name], title)))
         if len(judgements) == 1:  # the model is clear: name the files

@@ -109,11 +109,12 @@ def cells(judgement: Judgement, row: Judged | Unusable) -> list[str]:
         ]
     timed = ["", "", ""]
     if row.speed:
-        single, best = row.speed.single, row.speed.best
-        digits = 2 if single.latency.p50 >= 0.1 else 3  # a GPU's microseconds
+        smallest, best = row.speed.smallest, row.speed.best
+        digits = 2 if smallest.latency.p50 >= 0.1 else 3  # a GPU's microseconds
+        of = "" if smallest.batch == 1 else f" ({smallest.batch})"
         timed = [
-            f"{single.latency.p50:.{digits}f}",
-            f"{single.latency.p99:.{digits}f}",
+            f"{smallest.latency.p50:.{digits}f}{of}",
+            f"{smallest.latency.p99:.{digits}f}{of}",
             f"{best.images_per_second:,.0f} ({best.batch})",
         ]
     return [

@@ -3,15 +3,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sleepers import Sleeper
+from torch._dynamo.utils import counters
 
+from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark import sweep, table
 from cifar_deploy.benchmark.sweep import Contender, Settings
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import Bound
+from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 
 CPU = torch.device("cpu")
@@ -116,6 +120,24 @@ def test_a_gpu_that_fails_ends_the_run_in_one_line() -> None:
     entered = [Contender("m", "file", Refusing(0, error))]
     with pytest.raises(UserError, match=r"^m, file: the GPU failed: CUDA error: .*nvidia-smi$"):
         sweep.run(entered, Settings((1,), 0.01, 0), CPU)
+    # Also where the runtime has told it already.
+    told = UserError("file: the GPU failed during a run")
+    told.__cause__ = error
+    with pytest.raises(UserError, match=r"^file: the GPU failed during a run$"):
+        sweep.run([Contender("m", "file", Refusing(0, told))], Settings((1,), 0.01, 0), CPU)
+
+
+def test_torch_compiles_every_batch_size(measured: ModelFolder) -> None:
+    runtime = PyTorch(weights.load(measured), CPU, compiled=True)
+    images = sweep.pixels(CPU)
+    before = counters["stats"]["unique_graphs"]
+    # Otherwise what comes after the limit runs eagerly, under the name of a compiled network.
+    with torch._dynamo.config.patch(recompile_limit=1):
+        answers = [runtime.bind(images[:batch]).run() for batch in (2, 3)]
+    assert counters["stats"]["unique_graphs"] == before + 2
+    expected = PyTorch(weights.load(measured), CPU).logits(images[:3])
+    for answer in answers:
+        np.testing.assert_allclose(answer.numpy(), expected[: len(answer)], atol=1e-4)
 
 
 def test_a_file_that_cannot_be_opened_is_a_failure(measured: ModelFolder, tmp_path: Path) -> None:
@@ -155,11 +177,6 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
 
 @pytest.mark.gpu
 def test_compiled_pytorch_answers_as_eager_does(measured: ModelFolder) -> None:
-    import numpy as np
-
-    from cifar_deploy.architectures import weights
-    from cifar_deploy.runtimes.pytorch import PyTorch
-
     device = torch.device("cuda", 0)
     trained = weights.load(measured)
     images = sweep.pixels(CPU)[:32]

@@ -1,7 +1,10 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from gpus import supported
 
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import Flavour
@@ -75,9 +78,30 @@ def test_a_stripped_engine_wants_the_onnx_file_it_was_built_from(
         refit(opened(sha256_of(onnx)), path)
 
 
+def test_what_another_export_does_not_mend_is_told_in_the_librarys_words(
+    kept: Path, engine: bytes, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsupported = int(rtx.module.EngineInvalidityDiagnostics.UNSUPPORTED_CC)
+
+    class Runtime(rtx.module.Runtime):  # type: ignore[misc, name-defined]
+        """The library's, on a GPU that it does not support."""
+
+        def get_engine_validity(self, _: bytes) -> Any:
+            rtx.log.log(rtx.module.ILogger.ERROR, "compute capability 9.0 is not supported")
+            return rtx.module.EngineValidity.INVALID, unsupported
+
+    monkeypatch.setattr(rtx.module, "Runtime", Runtime)
+    with pytest.raises(
+        UserError, match=r"here: unsupported cc; it says: .*9.0 is not supported$"
+    ) as caught:
+        deserialise(rtx, engine, kept, {})
+    assert "export it again" not in str(caught.value)
+
+
 @pytest.mark.gpu
 def test_a_whole_engine_is_opened(kept: Path) -> None:
-    assert open_engine(kept, torch.device("cuda", 0)).engine.num_io_tensors == 2
+    with supported():
+        assert open_engine(kept, torch.device("cuda", 0)).engine.num_io_tensors == 2
 
 
 def test_a_cache_is_used_only_as_it_was_written(tmp_path: Path) -> None:
@@ -91,6 +115,21 @@ def test_a_cache_is_used_only_as_it_was_written(tmp_path: Path) -> None:
     cache.write(path, b"kernels")
     manifest_path(path).unlink()
     assert cache.read(path) == b""
+
+
+def test_a_disk_that_refuses_a_cache_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "kernels.cache"
+    manifest_path(path).mkdir()  # what cannot be removed as a file can
+    with pytest.raises(UserError, match=r"cannot write .*kernels\.cache"):
+        cache.write(path, b"kernels")
+
+
+def test_without_a_home_folder_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2_000_000_011)  # which has no account
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
+        cache.folder()
 
 
 def test_caches_lie_where_the_system_keeps_them(

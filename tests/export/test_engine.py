@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from gpus import supported
 
 from cifar_deploy import architectures
 from cifar_deploy.engines.flavour import Flavour
@@ -153,7 +154,8 @@ def test_a_stopped_build_writes_nothing(
 
 @pytest.mark.gpu
 def test_layers_are_written(small: ModelFolder, rtx: Flavour) -> None:
-    path = export_engine(small, "fp32", rtx, Options(layer_info=True))
+    with supported():
+        path = export_engine(small, "fp32", rtx, Options(layer_info=True))
     layers = json.loads(path.with_suffix(".layers.json").read_text())
     assert len(layers["Layers"]) > 0
 
@@ -162,7 +164,8 @@ def test_layers_are_written(small: ModelFolder, rtx: Flavour) -> None:
 def test_a_stripped_engine_is_small(shelf: "Shelf", rtx: Flavour) -> None:
     shelf.exported("resnet18", "fp32")
     folder = shelf.folder("resnet18")
-    path = export_engine(folder, "fp32", rtx, Options(strip_weights=True))
+    with supported():
+        path = export_engine(folder, "fp32", rtx, Options(strip_weights=True))
     assert path.stat().st_size < 0.2 * folder.onnx("fp32").stat().st_size
 
 

@@ -119,17 +119,18 @@ def test_check_file_wants_the_weights_it_was_exported_from(
         check_file(copy)
 
 
-def test_a_fixed_batch_is_told_and_not_a_crash(
-    folder: ModelFolder, images: Images, tmp_path: Path
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_fixed_batch_takes_any_number_of_images_and_refuses_another_batch(
+    batch: int, folder: ModelFolder, images: Images, tmp_path: Path
 ) -> None:
+    expected = OnnxRuntime(folder.onnx("fp32"), CPU).logits(images[:5])
     model = onnx.load(folder.onnx("fp32"))
     for value in (model.graph.input[0], model.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    onnx.save(model, tmp_path / "one.onnx")
-    runtime = OnnxRuntime(tmp_path / "one.onnx", CPU)
-    assert runtime.logits(images[:1]).shape == (1, 10)
-    with pytest.raises(UserError, match="cannot run a batch of 2"):
-        runtime.logits(images[:2])
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(model, tmp_path / "fixed.onnx")
+    runtime = OnnxRuntime(tmp_path / "fixed.onnx", CPU)
+    for count in (1, 2, 5):
+        np.testing.assert_allclose(runtime.logits(images[:count]), expected[:count], atol=1e-5)
     with pytest.raises(UserError, match="cannot run a batch of 2"):
         runtime.bind(images[:2]).run()
 

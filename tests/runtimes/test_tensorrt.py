@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gpus import supported
 
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
@@ -108,12 +109,8 @@ def test_without_a_gpu_it_says_so(engine: Path) -> None:
 @pytest.fixture
 def runtime(engine: Path) -> TensorRT:
     """The engine, loaded; skipped where the library does not support this GPU."""
-    try:
+    with supported():
         return TensorRT(engine, torch.device("cuda", 0))
-    except UserError as error:
-        if "unsupported cc" in str(error):
-            pytest.skip(str(error))
-        raise
 
 
 @pytest.fixture(scope="module")

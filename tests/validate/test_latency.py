@@ -6,10 +6,17 @@ from sleepers import Sleeper, blank
 
 from cifar_deploy import architectures
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.timing import BATCHES, BUFFERS
-from cifar_deploy.validate.latency import measure
+from cifar_deploy.validate.latency import Speed, measure
+
+
+def timed(runtime: Runtime, images: Images, seconds: float) -> Speed:
+    speed = measure(runtime, images, seconds)
+    assert speed
+    return speed
 
 
 @pytest.fixture
@@ -20,36 +27,46 @@ def network() -> Trained:
 
 
 def test_a_real_network(network: Trained, small_data: Dataset) -> None:
-    speed = measure(PyTorch(network, torch.device("cpu")), small_data.test.images[:40], 0.02)
+    speed = timed(PyTorch(network, torch.device("cpu")), small_data.test.images[:40], 0.02)
     batches = [timing.batch for timing in speed.sweep]
     assert batches in ([1, 8], [1, 8, 32])  # 40 images: never a batch of 128
-    assert speed.single is speed.sweep[0]
+    assert speed.smallest is speed.sweep[0]
     assert speed.best in speed.sweep
 
 
 def test_the_sweep_goes_on_while_larger_batches_bring_more() -> None:
     runtime = Sleeper(lambda _: 0.02)  # long beside what a busy machine adds
-    speed = measure(runtime, blank(1024), 0.1)
+    speed = timed(runtime, blank(1024), 0.1)
     assert [timing.batch for timing in speed.sweep] == list(BATCHES)
     assert runtime.bound == [batch for batch in BATCHES for _ in range(BUFFERS)]
     assert speed.best.batch == BATCHES[-1]
 
 
 def test_the_sweep_ends_where_a_larger_batch_brings_nothing() -> None:
-    speed = measure(Sleeper(lambda batch: 0.0005 * batch**2), blank(600), 0.01)
+    speed = timed(Sleeper(lambda batch: 0.0005 * batch**2), blank(600), 0.01)
     assert [timing.batch for timing in speed.sweep] == [1, 8]
     assert speed.best.batch == 1
 
 
 def test_a_batch_that_there_are_no_images_for_is_not_tried() -> None:
     runtime = Sleeper(lambda _: 0.001)
-    assert [t.batch for t in measure(runtime, blank(1), 0.0).sweep] == [1]
-    assert [t.batch for t in measure(runtime, blank(8), 0.0).sweep] == [1, 8]
+    assert [t.batch for t in timed(runtime, blank(1), 0.0).sweep] == [1]
+    assert [t.batch for t in timed(runtime, blank(8), 0.0).sweep] == [1, 8]
+
+
+def test_only_batches_that_the_runtime_takes_are_tried() -> None:
+    runtime = Sleeper(lambda _: 0.001)
+    runtime.batches = [range(4, 65)]
+    assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [8, 32]
+    runtime.batches = [range(24, 25)]
+    speed = timed(runtime, blank(64), 0.0)
+    assert (speed.smallest.batch, speed.best.batch, len(speed.sweep)) == (24, 24, 1)
+    assert measure(runtime, blank(23), 0.0) is None
 
 
 @pytest.mark.gpu
 def test_on_cuda_the_copies_count(network: Trained, small_data: Dataset) -> None:
-    speed = measure(PyTorch(network, torch.device("cuda", 0)), small_data.test.images[:64], 0.05)
+    speed = timed(PyTorch(network, torch.device("cuda", 0)), small_data.test.images[:64], 0.05)
     assert [timing.batch for timing in speed.sweep][:2] == [1, 8]
     for timing in speed.sweep:
         assert timing.latency.p50 > timing.compute.p50

@@ -1,5 +1,6 @@
 """The printed table and the lines under it."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.console import Console
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.validate import table
 from cifar_deploy.validate.judge import Judgement
+from cifar_deploy.validate.latency import Speed
 
 
 def printed(judgements: list[Judgement], width: int) -> str:
@@ -68,6 +70,14 @@ def test_figures(judgements: list[Judgement]) -> None:
     cells = dict(zip(headings, table.cells(judgements[0], reference), strict=True))
     assert cells["diff"] == cells["same top-1 %"] == cells["max logit diff"] == ""
     assert cells["top-1 %"] == "100.00"
+
+
+def test_a_batch_that_is_not_1_stands_beside_its_latency(judgements: list[Judgement]) -> None:
+    file = judgements[0].rows[1]
+    assert file.speed
+    of_24 = dataclasses.replace(file.speed.smallest, batch=24)
+    row = dataclasses.replace(file, speed=Speed(of_24, of_24, (of_24,)))
+    assert table.cells(judgements[0], row)[6:8] == ["0.20 (24)", "0.24 (24)"]
 
 
 @pytest.mark.parametrize("width", [120, 140])

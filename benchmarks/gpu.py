@@ -225,7 +225,7 @@ def export(session: Session, names: list[str], end: float) -> None:
 
 
 def validate(session: Session, names: list[str], end: float) -> None:
-    """The verdicts over all models at once; a model at a time where that crashes.
+    """The verdicts over all models at once, one by one where that crashes; then latency, too.
 
     Where ONNX Runtime has no CUDA provider the ONNX files are judged on the CPU as well.
     """
@@ -235,7 +235,9 @@ def validate(session: Session, names: list[str], end: float) -> None:
         options += ["--images", str(session.asked.images)]
     options += session.asked.validate_args.split()
     judged = {"models": _validate(session, chosen, "", options, end)}
-    if session.asked.device != "cpu" and session.facts.get("onnxruntime_cuda") is False:
+    cuda = session.facts["checks"].get("onnxruntime cuda", {"works": True})
+    there = "onnxruntime" not in session.facts["missing"]
+    if session.asked.device != "cpu" and there and not cuda["works"]:
         options[1] = "cpu"
         judged["models_on_cpu"] = _validate(session, chosen, " on the CPU", options, end)
     write(session.out / "validation.json", judged)
@@ -246,18 +248,21 @@ def _validate(
 ) -> list[Any]:
     found = session.work / "validation.json"
 
-    def judge(label: str, some: list[str], page: Path) -> list[Any]:
+    def judge(label: str, some: list[str], page: Path, *more: str) -> list[Any]:
         found.unlink(missing_ok=True)
-        more = ["--json", str(found), "--report", str(page)]
-        command = program("validate", *some, *options, *more)
+        told = ["--json", str(found), "--report", str(page)]
+        command = program("validate", *some, *options, *more, *told)
         run(session, "validate", label + where, command, end, lambda said: _verdicts(found, said))
         return json.loads(found.read_text())["models"] if found.exists() else []
 
-    page = "report-cpu.html" if where else "report.html"
-    judged = judge(f"{len(names)} models", names, session.out / page)
+    page = session.out / ("report-cpu.html" if where else "report.html")
+    quick = "--no-latency"
+    judged = judge(f"{len(names)} models", names, page, quick)
     if not judged and len(names) > 1 and session.steps[-1].status == "failed":
         for name in names:
-            judged += judge(name, [name], session.work / f"{name}.html")
+            judged += judge(name, [name], session.work / f"{name}.html", quick)
+    elif judged and quick not in options:  # the verdicts are safe: now what takes its time
+        judged = judge(f"{len(names)} models, latency", names, page) or judged
     return judged
 
 
@@ -277,11 +282,19 @@ NOT_PASSED = ("FAIL", "INCONCLUSIVE", "UNUSABLE")
 
 
 def benchmark(session: Session, names: list[str], end: float) -> None:
-    """The latency table of each model; what an earlier call measured is not measured again."""
+    """The latency table of each model; what an earlier call measured is not measured again.
+
+    Then once more with torch.compile, whose max-autotune takes minutes a model: at two batch sizes.
+    """
     options = ["--device", session.asked.device, "--seconds", str(session.asked.seconds)]
-    options += [part for size in session.asked.batch for part in ("--batch", size)]
     options += session.asked.benchmark_args.split()
-    _measure(session, "benchmark", names, [("", options)], end)
+    sizes = [part for size in session.asked.batch for part in ("--batch", size)]
+    if {"--compile", "--no-compile"} & set(options) or session.asked.device == "cpu":
+        _measure(session, "benchmark", names, [("", [*options, *sizes])], end)
+        return
+    _measure(session, "benchmark", names, [("", [*options, *sizes, "--no-compile"])], end)
+    sizes = sizes or ["--batch", "1", "--batch", "256"]
+    _measure(session, "benchmark", names, [("compiled", [*options, *sizes, "--compile"])], end)
 
 
 def loadgen(session: Session, names: list[str], end: float) -> None:
@@ -400,10 +413,6 @@ facts["gpu"] = torch.cuda.get_device_name(0) if there else None
 if there:
     facts["compute_capability"] = "%d.%d" % torch.cuda.get_device_capability(0)
 facts["missing"] = [name for name in sys.argv[1:] if not importlib.util.find_spec(name)]
-if "onnxruntime" not in facts["missing"]:
-    import onnxruntime
-    providers = onnxruntime.get_available_providers()
-    facts["onnxruntime_cuda"] = "CUDAExecutionProvider" in providers
 print(json.dumps(facts))
 """
 
@@ -422,12 +431,24 @@ def machine(session: Session) -> dict[str, Any]:
     if done.returncode == 0:
         facts = json.loads(answer[-1])
     facts["missing"] = {name: LIBRARIES[name] for name in facts["missing"]}
+    facts["checks"] = checks(session)
     if smi := shutil.which("nvidia-smi"):
         query = "--query-gpu=driver_version,clocks.max.sm,power.limit,temperature.gpu"
         asked = [smi, query, "--format=csv,noheader"]
         said = subprocess.run(asked, capture_output=True, text=True, check=False)
         facts["nvidia_smi"] = said.stdout.strip() or said.stderr.strip()
     return {**facts, "python": platform.python_version()}
+
+
+def checks(session: Session) -> dict[str, Any]:
+    """What the program's doctor tried here, by name; a trial may end its process."""
+    command = program("doctor", "--json")
+    done = subprocess.run(
+        command, env=session.environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return {"doctor": {"works": False, "detail": first_error(done.stderr)}}
+    return {check.pop("name"): check for check in json.loads(done.stdout)["checks"]}
 
 
 def install(session: Session) -> None:
@@ -510,7 +531,7 @@ def main() -> int:
     parser.add_argument("--out", default=str(ROOT / "build/gpu/out"), help="results go here")
     parser.add_argument("--work", default=str(ROOT / "build/gpu"), help="models, kept for later")
     parser.add_argument("--stages", default=" ".join(STAGES), help=f"of {', '.join(ALL)}")
-    parser.add_argument("--limit", type=float, default=540, help="seconds a stage may take")
+    parser.add_argument("--limit", type=float, default=480, help="seconds a stage may take")
     parser.add_argument("--wheels", default="", help="folder of wheels to install first")
     parser.add_argument("--device", default="cuda", help="cuda; cpu to try this script out")
     parser.add_argument("--data", default="auto", help="auto or synthetic")

@@ -149,6 +149,13 @@ def gpu(options: argparse.Namespace) -> store.Json:
                 with contextlib.chdir(room):
                     other.append(theirs(str(seed)))
                 print(f"airbench  {other[-1]['accuracy']:.4f} {other[-1]['train_seconds']:.3f} s")
+            compare(result, mine, other)
+            keep(options, device, result)  # a machine may be lost between two runs
+    return result
+
+
+def compare(result: store.Json, mine: list[store.Json], other: list[store.Json]) -> None:
+    """Write into `result` what the runs so far say."""
     for name, runs in (("ours", mine), ("airbench", other)):
         if runs:
             keys = ("accuracy", "train_seconds")
@@ -158,7 +165,6 @@ def gpu(options: argparse.Namespace) -> store.Json:
             result["ours"]["train_seconds"]["mean"] / result["airbench"]["train_seconds"]["mean"]
         )
         result["times_airbench"] = ratio
-    return result
 
 
 # --- CPU: images a second -----------------------------------------------------------------------
@@ -353,6 +359,18 @@ def convolutions(options: argparse.Namespace) -> store.Json:
     return {"batch_size": options.batch_size, "rounds": options.rounds, "convolutions": results}
 
 
+def keep(options: argparse.Namespace, device: torch.device, result: store.Json) -> None:
+    """Write the JSON that was asked for."""
+    said = {
+        "command": options.command,
+        "device": machine.describe(device),
+        "versions": machine.versions(),
+        **result,
+    }
+    if options.json:
+        store.write_json(options.json, said)
+
+
 def main() -> None:
     """Parse, run, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -377,18 +395,10 @@ def main() -> None:
     kept.add_argument("--batch-size", type=int, default=128)
     kept.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    command = " ".join(sys.argv)
+    options.command = " ".join(sys.argv)  # airbench changes it
     measures = {"gpu": gpu, "cpu": cpu, "convolutions": convolutions, "memory": memory}
     result = measures[options.kind](options)
-    device = torch.device("cuda" if options.kind == "gpu" else "cpu")
-    result = {
-        "command": command,
-        "device": machine.describe(device),
-        "versions": machine.versions(),
-        **result,
-    }
-    if options.json:
-        store.write_json(options.json, result)
+    keep(options, torch.device("cuda" if options.kind == "gpu" else "cpu"), result)
 
 
 if __name__ == "__main__":

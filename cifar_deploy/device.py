@@ -2,6 +2,7 @@
 
 import functools
 import platform
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,20 @@ def pick(name: str = "auto") -> "torch.device":
             "use --device cpu, or see `cifar-deploy doctor`"
         )
     return torch.device("cuda", int(index or 0))
+
+
+def every_shape() -> AbstractContextManager[None]:
+    """Within it torch.compile compiles for any number of shapes and networks.
+
+    Otherwise it does so for eight of a function, which all networks of this program share, and
+    runs what comes after eagerly, with no more than a warning.
+    """
+    import torch._dynamo
+
+    many = 1 << 20
+    limits = {"recompile_limit": many, "accumulated_recompile_limit": many}
+    within: AbstractContextManager[None] = torch._dynamo.config.patch(limits)
+    return within
 
 
 def describe(device: "torch.device") -> str:

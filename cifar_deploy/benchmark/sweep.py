@@ -117,8 +117,8 @@ def contenders(
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, file.name, reason))
         if with_pytorch:
-            there = {contender.runtime.precision for contender in opened}
-            halves = ["fp16"] if device.type == "cuda" and "fp16" in there else []
+            exported = any(".fp16." in file.name for file in files)
+            halves = ["fp16"] if device.type == "cuda" and exported else []
             trained = weights.load(folder)
             for precision in ["fp32", *halves]:
                 for how in [False, True] if compiled else [False]:

@@ -46,11 +46,15 @@ class OnnxRuntime:
         self._output: str = facts["outputs"][0]["name"]
         self._classes = int(facts["outputs"][0]["shape"][-1])
         self._sessions: dict[int, Any] = {}
+        self._expect_provider(onnxruntime.get_available_providers())
         self.provider: str = self._session().get_providers()[0]
-        wanted = CUDA if device.type == "cuda" else CPU
-        if self.provider != wanted:
+        self._expect_provider([self.provider])
+
+    def _expect_provider(self, offered: Sequence[str]) -> None:
+        wanted = CUDA if self._torch_device.type == "cuda" else CPU
+        if wanted not in offered:
             raise UserError(
-                f"ONNX Runtime has no {wanted} here (it offers {self.provider}); "
+                f"ONNX Runtime has no {wanted} here (it offers {', '.join(offered)}); "
                 "see `cifar-deploy doctor`, or use --device cpu"
             )
 
@@ -83,10 +87,14 @@ class OnnxRuntime:
             }
             providers = [(CUDA, chosen)]
         try:
-            session = onnxruntime.InferenceSession(str(self._path), options, providers=providers)
+            session = onnxruntime.InferenceSession(
+                str(self._path), options, providers=providers, enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
+            # What kept CUDA's provider itself from loading does not stand in the exception.
+            where = "; see `cifar-deploy doctor`" if device.type == "cuda" else ""
             raise UserError(
-                f"{self._path}: ONNX Runtime cannot load it: {_first_line(error)}"
+                f"{self._path}: ONNX Runtime cannot load it: {_first_line(error)}{where}"
             ) from error
         self._sessions[stream] = session
         return session

@@ -7,15 +7,13 @@ import torch
 
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.device import every_shape
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.cuda import cuda_errors
 from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 MODE = "max-autotune"  # Triton kernels where they are faster, the whole in a CUDA graph
-# torch compiles a function for so many shapes, and runs what comes after eagerly with a warning.
-# All networks share the deployment graph's function, and each batch size is a shape.
-SHAPES = 1 << 20
 
 
 class PyTorch:
@@ -42,6 +40,8 @@ class PyTorch:
         graph = trained.graph(DTYPES[precision]).to(device).to(memory_format=torch.channels_last)
         self._compiled = compiled
         self._graph = torch.compile(graph, mode=MODE, dynamic=False) if compiled else graph
+        if device.type == "cuda":  # other streams may use it
+            torch.cuda.synchronize(device)
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -65,9 +65,8 @@ class PyTorch:
         """
         given = torch.from_numpy(images).to(self.device, copy=True)
         if self._compiled:
-            limits = {"recompile_limit": SHAPES, "accumulated_recompile_limit": SHAPES}
             try:
-                with torch._dynamo.config.patch(limits):
+                with every_shape():
                     self._run(given)
             except torch.OutOfMemoryError:
                 raise

@@ -37,7 +37,7 @@ def find(job: Job, low: float, high: float, steps: int) -> Found:
     The rate is `optimizer.lr`; Muon's moves with it in proportion. It stops where the smoothed loss
     is three times its lowest or no number. Suggested as the peak for OneCycle is a tenth of the
     rate with the lowest loss, which keeps away from divergence (fastai's rule). Nothing is written.
-    Raises UserError for a range that shows nothing.
+    Raises UserError for a range that shows nothing, and where the device's memory is full.
     """
     if not 0 < low < high:
         raise UserError(f"--low {low:g} --high {high:g}: the range runs upwards, from above 0")
@@ -48,7 +48,7 @@ def find(job: Job, low: float, high: float, steps: int) -> Found:
     growth = math.log(high / low) / max(steps - 1, 1)
     rates = [low * math.exp(growth * step) for step in range(steps)]
     trainer.factor = lambda step: rates[step] / recipe.optimizer.lr
-    raw = _losses(trainer, steps)
+    raw = trainer.in_memory(lambda: _losses(trainer, steps))
     losses = smoothed(raw)
     if len(losses) < 10:
         raise UserError(

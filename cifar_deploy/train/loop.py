@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json, ModelFolder, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial
-from cifar_deploy.train.memory import largest
+from cifar_deploy.train.memory import exhausted, largest
 from cifar_deploy.train.objective import Objective
 from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
 from cifar_deploy.train.profile import Profile
@@ -46,6 +46,8 @@ EVALUATION_BATCH = 500
 # batch, which stays in its cache.
 CHUNK_IMAGES = {"cpu": 0, "cuda": 65_536}
 WARM_UP_STEPS = 3
+
+Done = TypeVar("Done")
 
 
 class Interrupted(Exception):
@@ -127,12 +129,12 @@ class Trainer:
         self._there = self._read_checkpoint() if job.resume else None
         self.network, self.start = self._build()
         self._check_first_size()
-        factors = initial.rates(self.network, self.start, recipe.finetune)
-        self.frozen = freeze(self.network, recipe.finetune.freeze)
-        self.network = self.network.to(device).to(memory_format=torch.channels_last)
         if self.ranks.world > 1 and device.type == "cuda":  # there is none for CPUs
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
             self.network = convert(self.network)
+        factors = initial.rates(self.network, self.start, recipe.finetune)
+        self.frozen = freeze(self.network, recipe.finetune.freeze)
+        self.network = self.network.to(device).to(memory_format=torch.channels_last)
         self.average = Average(self.network, recipe.train.ema) if recipe.train.ema else None
         ahead = recipe.train.lookahead
         self.lookahead = Lookahead(self.network, ahead) if ahead else None
@@ -154,9 +156,6 @@ class Trainer:
             ids = [device.index] if device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.objective, device_ids=ids)
         if self.compiled:
-            # Another run in this process leaves nothing behind: after a few versions of the same
-            # code torch would go on without compiling, and say nothing.
-            torch.compiler.reset()
             tried = recipe.train.compile == "max"
             mode = "max-autotune-no-cudagraphs" if tried else None
             # The few sizes of images are met while warming up; kernels for any size are slower.
@@ -234,9 +233,15 @@ class Trainer:
         Raises Interrupted after SIGINT or SIGTERM with a checkpoint written, and UserError where
         the loss is no longer a number, the device's memory or the disk is full.
         """
+        return self.in_memory(lambda: self._run(watch))
+
+    def in_memory(self, work: Callable[[], Done]) -> Done:
+        """`work`, of this run's. Raises UserError where the memory is full, with what would fit."""
         try:
-            return self._run(watch)
-        except torch.OutOfMemoryError as error:
+            return work()
+        except RuntimeError as error:
+            if not exhausted(error):
+                raise
             reason = str(error).splitlines()[0]
         # The exception, which holds on to what it was computing, is gone now.
         raise OwnError(self._what_fits(reason))
@@ -250,7 +255,7 @@ class Trainer:
         order = self._order(state.step // self.steps_per_epoch)
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
-        with _signals(impatient=self.ranks.world == 1) as caught:
+        with _signals(impatient=self.ranks.world == 1) as caught, machine.every_shape():
             while state.step < self.steps:
                 epoch, position = divmod(state.step, self.steps_per_epoch)
                 if position == 0:
@@ -319,11 +324,10 @@ class Trainer:
         optimizer = copy.deepcopy(self.optimizer.state_dict())
         step = self.state.step
         try:
-            self._warm_up_steps()
-        except torch.OutOfMemoryError:
-            raise
+            with machine.every_shape():
+                self._warm_up_steps()
         except Exception as error:
-            if not self.compiled:
+            if not self.compiled or (isinstance(error, RuntimeError) and exhausted(error)):
                 raise
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if self.job.recipe.train.compile != "auto":
@@ -407,8 +411,7 @@ class Trainer:
         On a GPU it is cut out of many batches that were augmented together.
         """
         size = self.job.recipe.train.batch_size
-        most = CHUNK_IMAGES[self.job.device.type] // size
-        together = max(1, min(self.steps_per_epoch, most))
+        together = self._together(size)
         epoch = self.state.step // self.steps_per_epoch
         first = position - position % together
         if self._chunk is None or self._chunk[0] != epoch * self.steps_per_epoch + first:
@@ -418,6 +421,11 @@ class Trainer:
             self._chunk = (start, *self._augmented(rows, epoch, start))
         share = slice((position - first) * self.share, (position - first + 1) * self.share)
         return self._chunk[1][share], self._chunk[2][share]
+
+    def _together(self, size: int) -> int:
+        """How many batches of `size` images are augmented at once."""
+        most = CHUNK_IMAGES[self.job.device.type] // size
+        return max(1, min(len(self.train_split) // size, most))
 
     def _augmented(
         self, rows: torch.Tensor, epoch: int, start: int
@@ -485,7 +493,9 @@ class Trainer:
         def fits(size: int) -> bool:
             try:
                 self._try(size)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not exhausted(error):
+                    raise
                 return False
             finally:
                 self.optimizer.zero_grad()
@@ -505,11 +515,17 @@ class Trainer:
         )
 
     def _try(self, size: int) -> None:
-        """A step with `size` images, not compiled; the weights are of no account any more."""
-        images = torch.zeros(size, SIZE, SIZE, 3, dtype=torch.uint8, device=self.job.device)
+        """A step with `size` images, not compiled; the weights are of no account any more.
+
+        It holds what a run holds meanwhile: the weights before its warm-up, a chunk of images.
+        """
+        kept = [t.clone() for n in self._networks().values() for t in n.state_dict().values()]
+        shape = (self._together(size) * size, SIZE, SIZE, 3)
+        images = torch.zeros(shape, dtype=torch.uint8, device=self.job.device)
         labels = torch.zeros(size, dtype=torch.int64, device=self.job.device)
-        self.objective(images, labels)[0].backward()
+        self.objective(images[:size], labels)[0].backward()
         self.optimizer.step()
+        del kept
 
     def _end_epoch(self, epoch: int, loss: float, accuracy: float, watch: Watch) -> None:
         state = self.state
@@ -547,7 +563,9 @@ class Trainer:
             np.ascontiguousarray(split.images[mine]), np.ascontiguousarray(split.labels[mine])
         )
         correct = torch.zeros((), dtype=torch.int64, device=device)
-        with torch.inference_mode():
+        cudnn = torch.backends.cudnn
+        exact: Any = cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False)
+        with torch.inference_mode(), exact:
             for images, labels in DeviceSplit(part, device).batches(EVALUATION_BATCH):
                 correct += (graph(images).argmax(1) == labels).sum()
             return int(ranks.total(correct)) / len(split)

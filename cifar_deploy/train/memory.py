@@ -4,8 +4,17 @@ import ctypes
 import sys
 from collections.abc import Callable
 
+import torch
+
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def exhausted(error: RuntimeError) -> bool:
+    """Whether torch failed for want of memory: cuDNN and cuBLAS say it in words of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        word in str(error) for word in ("unable to find an engine", "ALLOC_FAILED", "out of memory")
+    )
 
 
 def largest(fits: Callable[[int], bool], failed: int) -> int:

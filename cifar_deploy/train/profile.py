@@ -68,9 +68,12 @@ class Profile:
         for name, seconds in sorted(self.parts.items(), key=lambda pair: -pair[1]):
             lines.append(_line(name, seconds / self.taken, seconds / whole))
         on_device = self.device.type == "cuda"
+        # On a GPU the kernels: the operators that launched them have their time once more.
+        wanted = self.device.type.upper()
         rows = [
             (row.key, (row.self_device_time_total if on_device else row.self_cpu_time_total) / 1e6)
             for row in self._profiler.key_averages()
+            if row.device_type.name == wanted and not row.is_user_annotation
             if row.key not in self.parts and not row.key.startswith("ProfilerStep")
         ]
         lines.append(f"{'kernel' if on_device else 'operator':<52}{'ms':>10}{'share':>9}")

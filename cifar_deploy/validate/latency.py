@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.timing import BATCHES, Pool, Timing, time_batch
 
@@ -21,8 +22,9 @@ class Speed:
 def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | None:
     """Time `runtime` on `images`, uint8 [n, 32, 32, 3], for about `seconds` a batch size.
 
-    Of BATCHES those that the runtime takes, or else its own smallest; None where `images` are fewer
-    than that. The sweep ends where a larger batch no longer brings 2 % more images a second.
+    Of BATCHES those that the runtime takes, or else its own smallest; None where `images` are
+    fewer. The sweep ends where a larger batch no longer brings 2 % more images a second, or does
+    not fit into the GPU's memory.
     """
     pool = Pool(images, torch.device(runtime.device))
     taken = [batch for batch in BATCHES if any(batch in sizes for sizes in runtime.batches)]
@@ -31,7 +33,12 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
     for batch in taken or [min(sizes[0] for sizes in runtime.batches)]:
         if batch > len(images):
             break
-        timing = time_batch(runtime, pool, batch, seconds)
+        try:
+            timing = time_batch(runtime, pool, batch, seconds)
+        except (torch.OutOfMemoryError, UserError) as error:
+            if torch.OutOfMemoryError in (type(error), type(error.__cause__)):
+                break
+            raise
         sweep.append(timing)
         if best and timing.images_per_second < 1.02 * best.images_per_second:
             break

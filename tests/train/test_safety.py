@@ -1,6 +1,7 @@
 """Long work is safe: what is not a number is not kept, and a full memory is told with a way out."""
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
-from cifar_deploy.train import checkpoint, loop
+from cifar_deploy.train import checkpoint, find_lr, loop
 from cifar_deploy.train.loop import Job, Trainer
 
 MakeJob = Callable[..., Job]
@@ -101,6 +102,30 @@ def test_a_full_memory_names_the_batch_that_fits(
         Small(make_job()).run(recorder)
 
 
+def test_other_words_for_a_full_memory_are_known(
+    make_job: MakeJob, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "FIND was unable to find an engine to execute this computation"
+
+    def convolve(*_: Any) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(Small, "_step", convolve)
+    with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
+        Small(make_job()).run(recorder)
+    said = "shapes do not match"  # a fault of ours stays one
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        Small(make_job()).run(recorder)
+
+
+def test_the_learning_rate_finder_tells_a_full_memory(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find_lr, "Trainer", Small)
+    with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
+        find_lr.find(make_job(), 1e-3, 1.0, 20)
+
+
 @pytest.mark.gpu
 def test_a_gpus_memory_is_told(make_job: MakeJob, recorder: Any, few: Dataset) -> None:
     """A share of the memory is taken away, so that a large batch does not fit into the rest."""
@@ -119,6 +144,9 @@ def test_a_gpus_memory_is_told(make_job: MakeJob, recorder: Any, few: Dataset) -
         with pytest.raises(UserError, match=r"one of \d+ would fit: --batch-size \d+") as caught:
             Trainer(job).run(recorder)
         size = str(caught.value).split("--batch-size ")[1].split()[0]
+        del caught  # which holds on to the first run
+        gc.collect()
+        torch.cuda.empty_cache()
         fitting = make_job(
             f"train.batch_size={size}", "train.epochs=1", network="custom_resnet", dataset=many
         )

@@ -7,7 +7,8 @@ from sleepers import Sleeper, blank
 from cifar_deploy import architectures
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset, Images
-from cifar_deploy.runtimes.protocol import Runtime
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.protocol import Bound, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.timing import BATCHES, BUFFERS
 from cifar_deploy.validate.latency import Speed, measure
@@ -62,6 +63,26 @@ def test_only_batches_that_the_runtime_takes_are_tried() -> None:
     speed = timed(runtime, blank(64), 0.0)
     assert (speed.smallest.batch, speed.best.batch, len(speed.sweep)) == (24, 24, 1)
     assert measure(runtime, blank(23), 0.0) is None
+
+
+def test_the_sweep_ends_where_the_memory_is_full() -> None:
+    class Small(Sleeper):
+        error: Exception
+
+        def bind(self, images: Images) -> Bound:
+            if len(images) > 8:
+                raise self.error
+            return super().bind(images)
+
+    runtime = Small(lambda _: 0.001)
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    told = UserError("the GPU's memory does not hold a batch of 32")
+    told.__cause__ = full
+    for runtime.error in (full, told):
+        assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
+    runtime.error = UserError("the GPU failed during a run")
+    with pytest.raises(UserError, match="failed during"):
+        measure(runtime, blank(64), 0.0)
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest, texts
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
@@ -24,8 +25,13 @@ LIBRARY = {
 def contents(source: Source, vectors: Vectors) -> Contents:
     """The package: model, manifests, labels, test vectors, headers, and a CMake project.
 
-    Raises UserError where a name cannot stand in the manifest.
+    Raises UserError where a name cannot stand in the manifest, and for a version-compatible engine.
     """
+    if source.manifest.get("version_compatible"):
+        raise UserError(
+            f"{source.path}: the C++ library loads no version-compatible engines; export it "
+            "without --version-compatible"
+        )
     labels = texts.labels(source)
     images = vectors.images.tobytes()
     logits = vectors.logits.astype("<f4").tobytes()

@@ -400,6 +400,8 @@ def test_engines_that_cannot_be_packaged(refused: Refused, engine: Callable[...,
         engine("tensorrt", **facts)
         assert "lacks what a package needs" in refused(*ours)
     assert "it can be auto, tensorrt" in refused(*command, "--flavour", "rtx")
+    engine("tensorrt", version_compatible=True)
+    assert "without --version-compatible" in refused(*ours)
     engine("tensorrt", stripped=True)
     assert "without --strip-weights" in refused(*ours)
     engine("tensorrt", weights_sha256="0" * 64)

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -23,20 +24,30 @@ inline void check_cuda(cudaError_t result, const char* what) {
     fail(code, std::string("CUDA: ") + what + ": " + cudaGetErrorString(result));
 }
 
-// Keeps TensorRT's last error for our own message; prints nothing.
+// Keeps TensorRT's first error since `clear` for our own message, for the later ones follow from it;
+// prints nothing. TensorRT for RTX calls it from threads of its own.
 class TensorRtLog final : public nvinfer1::ILogger {
 public:
     void log(Severity severity, const nvinfer1::AsciiChar* text) noexcept override {
         if (severity > Severity::kERROR || text == nullptr) return;
-        std::size_t i = 0;
-        for (; i + 1 < sizeof last_ && text[i] != '\0'; ++i) last_[i] = text[i];
-        last_[i] = '\0';
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (first_[0] != '\0') return;
+        for (std::size_t i = 0; i + 1 < sizeof first_ && text[i] != '\0'; ++i) first_[i] = text[i];
     }
 
-    std::string last() const { return last_[0] == '\0' ? "it gave no reason" : trimmed(last_); }
+    void clear() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        std::memset(first_, 0, sizeof first_);
+    }
+
+    std::string first() const {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return first_[0] == '\0' ? "it gave no reason" : trimmed(first_);
+    }
 
 private:
-    char last_[512] = {};
+    mutable std::mutex mutex_;
+    char first_[512] = {};
 };
 
 // Makes a device the thread's current one, and the caller's own one again at the end.
@@ -110,12 +121,12 @@ public:
         const CurrentDevice current(device_);
         runtime_.reset(nvinfer1::createInferRuntime(log_));
         if (!runtime_) {
-            fail(ErrorCode::runtime, product() + " cannot start: " + log_.last());
+            fail(ErrorCode::runtime, product() + " cannot start: " + log_.first());
         }
         engine_.reset(runtime_->deserializeCudaEngine(model.data(), model.size()));
         if (!engine_) {
             fail(ErrorCode::wrong_engine, product() + " cannot load " + manifest.file + ": " +
-                                              log_.last() +
+                                              log_.first() +
                                               "; export the engine again with this version and "
                                               "for this GPU");
         }
@@ -165,6 +176,7 @@ public:
 
     const float* run(std::size_t batch) override {
         const CurrentDevice current(device_);
+        log_.clear();
         nvinfer1::IExecutionContext& context = prepared(batch);
         check_cuda(cudaMemcpyAsync(device_images_.get(), images_.get(), batch * pixels_,
                                    cudaMemcpyHostToDevice, stream_.get()),
@@ -320,7 +332,7 @@ private:
 
     [[noreturn]] void refused(std::size_t batch) const {
         fail(ErrorCode::runtime, product() + " cannot run a batch of " + std::to_string(batch) +
-                                     ": " + log_.last());
+                                     ": " + log_.first());
     }
 
     std::size_t pixels_;

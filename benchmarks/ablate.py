@@ -77,12 +77,15 @@ def one(
         trainer = made(folder.checkpoint.exists())
     except UserError:  # another run's checkpoint
         trainer = made(False)
-    with Bar(trainer.steps, chosen.train.epochs, trainer.state.step) as bar:
-        card = trainer.run(bar)
+    told = {"network": options.network, "variation": variation, "seed": seed}
+    try:
+        with Bar(trainer.steps, chosen.train.epochs, trainer.state.step) as bar:
+            card = trainer.run(bar)
+    except UserError as error:  # it diverged, and would again
+        folder.checkpoint.unlink(missing_ok=True)
+        return {**told, "holdout_accuracy": None, "error": str(error), "recipe": chosen.to_dict()}
     return {
-        "network": options.network,
-        "variation": variation,
-        "seed": seed,
+        **told,
         "holdout_accuracy": card["holdout_accuracy"],
         "holdout_images": card["data"]["holdout_images"],
         "epochs": card["epochs"],
@@ -97,8 +100,10 @@ def table(results: list[store.Json]) -> str:
     by_name: dict[str, list[store.Json]] = {}
     for result in results:
         by_name.setdefault(result["variation"], []).append(result)
+    if lost := [r["error"] for r in by_name[WHOLE] if r["holdout_accuracy"] is None]:
+        raise UserError(f"{WHOLE} itself failed: {lost[0]}")
     whole = statistics.fmean(r["holdout_accuracy"] for r in by_name[WHOLE])
-    first = results[0]
+    first = by_name[WHOLE][0]
     lines = [
         f"{first['network']}, {first['epochs']} epochs, {first['holdout_images']:,} images held "
         f"out, {len(by_name[WHOLE])} seeds, {first['device']}:",
@@ -107,6 +112,9 @@ def table(results: list[store.Json]) -> str:
         "|---|---|---|---|",
     ]
     for name, runs in by_name.items():
+        if any(r["holdout_accuracy"] is None for r in runs):
+            lines.append(f"| `{name}` | diverged | | |")
+            continue
         found = [100 * r["holdout_accuracy"] for r in runs]
         mean = statistics.fmean(found)
         spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""

@@ -76,7 +76,8 @@ def ours(job: Job, seed: int) -> store.Json:
     return {
         "seed": seed,
         "accuracy": card["test_accuracy"],
-        "train_seconds": card["train_seconds"],
+        # With the whitened filters, which stand in airbench's time as well.
+        "train_seconds": card["train_seconds"] + card["init_seconds"],
         "wall_seconds": card["wall_seconds"],
         "warmup_seconds": card["warmup_seconds"],
         "data_seconds": card["data_seconds"],
@@ -103,7 +104,10 @@ def airbench(script: Path, dataset: Dataset, room: Path) -> Callable[[str], stor
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     told: list[dict[str, Any]] = []
-    module.print_training_details = lambda variables, is_final_entry: told.append(dict(variables))
+    wanted = ("val_acc", "tta_val_acc", "time_seconds")  # the rest of its variables holds memory
+    module.print_training_details = lambda variables, is_final_entry: told.append(
+        {name: variables[name] for name in wanted if name in variables}
+    )
     network = module.CifarNet().cuda().to(memory_format=torch.channels_last)
     network.compile(mode="max-autotune")
 

@@ -28,6 +28,7 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         # comes before it is told apart.
         "wall_seconds": round(state.seconds, 3),
         "train_seconds": round(state.seconds - state.bookkeeping, 3),
+        "init_seconds": round(trainer.init_seconds, 3),
         "warmup_seconds": round(trainer.warmup_seconds, 3),
         "data_seconds": round(job.data_seconds + trainer.data_seconds, 3),
         "command": job.command,

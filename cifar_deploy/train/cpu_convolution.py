@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 LARGEST = 4 * 4  # pixels of a plane; from 8x8 on, copying the patches costs more than it saves
@@ -96,6 +97,7 @@ class _Product(torch.autograd.Function):
         return y.view(n, -(-h // step), -(-w // step), -1).permute(0, 3, 1, 2)  # channels-last
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         patches, weight = ctx.saved_tensors
         n, c, h, w = ctx.shape

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PRETRAINED = {
 }
 # Of torchvision's preprocessing for all of them.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+COUNTER = "num_batches_tracked"  # of a batch norm, which nothing here uses
 PATCHES = 5_000  # images whose patches a whitening is made from
 
 
@@ -109,7 +111,9 @@ def whiten(network: nn.Module, images: Images, mean: list[float], std: list[floa
 # --- earlier training ---------------------------------------------------------------------------
 
 
-def load(network: nn.Module, name: str, init: str, file: Path | None, classes: int) -> Start:
+def load(
+    network: nn.Module, name: str, init: str, file: Path | None, classes: Sequence[str]
+) -> Start:
     """Fill `network`, called `name`, from `init`: "imagenet" or a file that was written here.
 
     `file` holds torchvision's weights where they are not to be downloaded. The classifier stays new
@@ -120,22 +124,34 @@ def load(network: nn.Module, name: str, init: str, file: Path | None, classes: i
         return _imagenet(network, name, file)
     if file:
         raise UserError(f"--weights-file goes with --init {IMAGENET}")
-    path = Path(init)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = _file(init)
     tensors, facts = weights.read_tensors(path)
     # A checkpoint holds several networks: the averaged one is the best.
     prefixes = ("average.", "network.")
     prefix = next((p for p in prefixes if any(k.startswith(p) for k in tensors)), "")
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     head = classifier(network)
-    new = [head] if len(facts.get("classes", [])) != classes else []
+    new = [head] if facts.get("classes") != list(classes) else []
     _fill(network, state, new, str(path))
     kept = _kept(network, new)
     mean, std = facts.get("mean"), facts.get("std")
     if not (isinstance(mean, list) and isinstance(std, list)):
         raise UserError(f"{path} does not say how its pixels were normalised; make it anew")
     return Start(path.name, mean, std, kept, sha256_of(path))
+
+
+def differs(start: Start | None, init: str, file: Path | None) -> bool:
+    """Whether a run that began with `start` began with something else than `load` would load."""
+    named = file if init == IMAGENET else _file(init)
+    origin = IMAGENET if init == IMAGENET or named is None else named.name
+    if start is None or start.origin != origin:
+        return True
+    return named is not None and named.is_file() and sha256_of(named) != start.sha256
+
+
+def _file(init: str) -> Path:
+    path = Path(init)
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def _imagenet(network: nn.Module, name: str, file: Path | None) -> Start:
@@ -224,8 +240,16 @@ def _download(name: str) -> dict[str, torch.Tensor]:
 
 
 def _fill(network: nn.Module, state: dict[str, torch.Tensor], new: list[str], source: str) -> None:
-    """Load `state`; what is below the modules `new` stays as it is."""
-    fresh = {k: v for k, v in network.state_dict().items() if _below(k, new)}
+    """Load `state`; what is below the modules `new` stays as it is.
+
+    Files from before torch 0.4.1, torchvision's ResNet-18 and VGG-19 among them, have no counters
+    in their batch norms.
+    """
+    mine = network.state_dict()
+    fresh = {k: v for k, v in mine.items() if _below(k, new)}
+    absent = mine.keys() - state.keys() - fresh.keys()
+    if all(key.endswith(COUNTER) for key in absent):
+        fresh |= {key: mine[key] for key in absent}
     old = {k: v for k, v in state.items() if not _below(k, new)}
     weights.fill(network, {**old, **fresh}, Path(source))
 

@@ -127,7 +127,9 @@ class Trainer:
         self.state = State()
         self.saved: int | None = None  # the step of the last checkpoint
         self._there = self._read_checkpoint() if job.resume else None
+        started = time.perf_counter()
         self.network, self.start = self._build()
+        self.init_seconds = time.perf_counter() - started
         self._check_first_size()
         if self.ranks.world > 1 and device.type == "cuda":  # there is none for CPUs
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -172,8 +174,15 @@ class Trainer:
         torch.manual_seed(seed_of(job.recipe.train.seed, "init", 0))
         network = architectures.build(job.network, len(job.dataset.classes), model.stem)
         if self._there:  # the checkpoint holds the weights
-            start = self._there[1].get("start")
-            return network, self._known(initial.Start(**start)) if start else None
+            kept = self._there[1].get("start")
+            start = initial.Start(**kept) if kept else None
+            if job.init and initial.differs(start, job.init, job.weights_file):
+                origin = f"from {start.origin}" if start else "with weights of chance"
+                raise UserError(
+                    f"--resume: the run in {job.folder.path} did not begin from this --init but "
+                    f"{origin}; leave --init out, or start anew"
+                )
+            return network, self._known(start) if start else None
         if model.init == "dirac":
             initial.dirac(network)
         if model.init == "zero-gamma":
@@ -184,7 +193,7 @@ class Trainer:
             if job.weights_file:
                 raise UserError(f"--weights-file goes with --init {initial.IMAGENET}")
             return network, None
-        classes = len(job.dataset.classes)
+        classes = job.dataset.classes
         found = initial.load(network, job.network, job.init, job.weights_file, classes)
         return network, self._known(found)
 
@@ -209,7 +218,7 @@ class Trainer:
 
     def _compiled(self) -> bool:
         wish = self.job.recipe.train.compile
-        worth = self.job.device.type == "cuda" and self.steps - self.state.step >= COMPILE_STEPS
+        worth = self.job.device.type == "cuda" and self.steps >= COMPILE_STEPS
         return wish in ("on", "max") or (wish == "auto" and worth and self.ranks.world == 1)
 
     def _networks(self) -> dict[str, nn.Module]:
@@ -298,7 +307,8 @@ class Trainer:
                     state.seconds = before + last_checkpoint - started
                 if stop:
                     raise Interrupted(stop, state.step)
-            return self._finish()
+        # A signal may end what follows: the checkpoint is there.
+        return self._finish()
 
     def _prepare(self) -> None:
         """Everything that takes time once: the data to the device, compilation, first launches.
@@ -312,7 +322,7 @@ class Trainer:
         self._wait_for(self.data.images)
         self.data_seconds = time.perf_counter() - started
         self._train_mode()
-        if device.type == "cuda" or self.compiled:
+        if self.state.step < self.steps and (device.type == "cuda" or self.compiled):
             started = time.perf_counter()
             self._warm_up()
             self._wait_for(self.sums)
@@ -533,7 +543,7 @@ class Trainer:
             "epoch": epoch + 1,
             "loss": round(loss, 5),
             "train_accuracy": round(accuracy, 5),
-            "lr": round(self.optimizer.param_groups[0]["lr"], 6),
+            "lr": round(self.job.recipe.optimizer.lr * self.factor(state.step - 1), 6),
             "seconds": round(state.seconds, 2),
         }
         if self.holdout:
@@ -557,6 +567,7 @@ class Trainer:
         The processes share the images.
         """
         device, ranks = self.job.device, self.ranks
+        ranks.same_buffers(network)
         graph = DeploymentGraph(network, self.mean, self.std).to(device)
         mine = slice(ranks.rank, None, ranks.world)
         part = Split(

@@ -8,13 +8,13 @@ import torch
 
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+# In the words of cuDNN, cuBLAS, CUDA and torch's allocator for CPUs.
+FULL = ("unable to find an engine", "ALLOC_FAILED", "out of memory", "can't allocate memory")
 
 
 def exhausted(error: RuntimeError) -> bool:
-    """Whether torch failed for want of memory: cuDNN and cuBLAS say it in words of their own."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        word in str(error) for word in ("unable to find an engine", "ALLOC_FAILED", "out of memory")
-    )
+    """Whether torch failed for want of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in FULL)
 
 
 def largest(fits: Callable[[int], bool], failed: int) -> int:

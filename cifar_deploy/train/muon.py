@@ -38,8 +38,9 @@ class Muon(torch.optim.SGD):
     """Nesterov SGD whose groups with `muon = True` are orthogonalised convolution filters.
 
     Such a group's filters [out, in, h, w], taken as matrices [out, in * h * w], are scaled to norm
-    sqrt(out) before each step: the batch norm behind them makes their scale of no account. They
-    have no weight decay.
+    sqrt(out) before each step: a batch norm behind them makes their scale of no account (where
+    there is none, as in simple_cnn, it changes what the network computes). They have no weight
+    decay.
     """
 
     @torch.no_grad()

@@ -69,7 +69,7 @@ def rate(schedule: Schedule, step: int, steps: int) -> float:
     """The learning rate at `step` of `steps` as a factor, 0..1, of its peak.
 
     triangular: straight up and straight down to 0 (Page 2018). onecycle: cosine from 1/25 up and
-    down to 1/10,000 (Smith 2018, arXiv:1803.09820; torch's OneCycleLR). cosine: straight up, cosine
+    down to 1/10,000 of the peak (Smith 2018, arXiv:1803.09820). cosine: straight up, cosine
     down to 0 (Loshchilov and Hutter 2016, arXiv:1608.03983).
     """
     rise = schedule.warmup * steps
@@ -125,7 +125,7 @@ class Lookahead:
     """Slow weights behind the fast ones, which go back to them every `every` steps.
 
     Zhang et al. 2019, arXiv:1907.08610, with the decay that grows through the run of Jordan 2024,
-    arXiv:2404.00498: at the end the slow weights hardly move.
+    arXiv:2404.00498: at the end the slow weights hardly move, but for the last time then too.
     """
 
     def __init__(self, network: nn.Module, every: int) -> None:
@@ -136,9 +136,7 @@ class Lookahead:
     @torch.no_grad()
     def update(self, done: int, steps: int) -> None:
         """After step `done` of `steps`: every so often, and at the end, the two become one."""
-        if done == steps:
-            torch._foreach_copy_(self._fast, self._slow)
-        elif done % self.every == 0:
+        if done % self.every == 0 or done == steps:
             decay = 0.95**self.every * (done / steps) ** 3
             torch._foreach_lerp_(self._slow, self._fast, 1 - decay)
             torch._foreach_copy_(self._fast, self._slow)

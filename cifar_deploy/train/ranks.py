@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from cifar_deploy.errors import OwnError, UserError
 
@@ -46,6 +46,12 @@ class Ranks:
         summed = numbers.clone()
         distributed.all_reduce(summed)
         return summed
+
+    def same_buffers(self, network: nn.Module) -> None:
+        """Give every process the first one's buffers, such as a batch norm's statistics."""
+        if self.world > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, 0)
 
     def wait(self) -> None:
         """Until every process is here."""

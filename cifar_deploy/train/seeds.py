@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, ModelFolder, read_card, write_json
-from cifar_deploy.train import card
+from cifar_deploy.train import card, initial
 from cifar_deploy.train.loop import Job, Trainer, Watch
 
 Watching = Callable[[Trainer], AbstractContextManager[Watch]]
@@ -58,6 +58,10 @@ def _done(job: Job) -> Json | None:
     except UserError:
         return None
     same = there.get("recipe") == job.recipe.to_dict() and there.get("network") == job.network
+    if job.init:
+        init = there.get("init", {})
+        begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))
+        same = same and not initial.differs(begun, job.init, job.weights_file)
     return there if same and there["data"]["sha256"] == job.dataset.sha256() else None
 
 

@@ -23,6 +23,7 @@ from cifar_deploy.train.loop import Job, Trainer
 
 MakeJob = Callable[..., Job]
 State = dict[str, torch.Tensor]
+TEN = [f"class {i}" for i in range(10)]
 
 
 def vgg19() -> State:
@@ -63,7 +64,7 @@ def test_all_but_the_classifier_is_torchvisions(name: str, tmp_path: Path) -> No
     save_file(theirs, tmp_path / "weights.safetensors")
     network = architectures.build(name, 3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    start = initial.load(network, name, "imagenet", tmp_path / "weights.safetensors", 3)
+    start = initial.load(network, name, "imagenet", tmp_path / "weights.safetensors", "abc")
     head = classifier(network)
     for key, value in network.state_dict().items():
         if key.startswith(f"{head}."):
@@ -80,6 +81,19 @@ def test_all_but_the_classifier_is_torchvisions(name: str, tmp_path: Path) -> No
     assert start.sha256 is not None
 
 
+def test_files_from_before_batch_norms_counted_are_taken(resnet18: Path, tmp_path: Path) -> None:
+    # So are those that torchvision gives out of ResNet-18 and VGG-19.
+    old = {
+        key: value.clone()
+        for key, value in torch.load(resnet18, weights_only=True).items()
+        if not key.endswith("num_batches_tracked")
+    }
+    save_file(old, tmp_path / "old.safetensors")
+    network = architectures.build("resnet18", 10)
+    initial.load(network, "resnet18", "imagenet", tmp_path / "old.safetensors", TEN)
+    assert torch.equal(network.get_buffer("bn1.running_mean"), old["bn1.running_mean"])
+
+
 def test_every_name_of_torchvisions_weights_is_one() -> None:
     for name, (kind, _) in initial.PRETRAINED.items():
         assert getattr(models, kind).DEFAULT.url.startswith("https://download.pytorch.org/")
@@ -88,7 +102,7 @@ def test_every_name_of_torchvisions_weights_is_one() -> None:
 
 def test_the_published_stem_is_kept_as_it_is(resnet18: Path) -> None:
     network = architectures.build("resnet18", 10, "imagenet")
-    initial.load(network, "resnet18", "imagenet", resnet18, 10)
+    initial.load(network, "resnet18", "imagenet", resnet18, TEN)
     theirs = torch.load(resnet18, weights_only=True)
     assert torch.equal(network.get_parameter("conv1.weight"), theirs["conv1.weight"])
 
@@ -112,7 +126,7 @@ def test_weights_of_another_network_are_told_with_what_is_missing_and_extra(
 ) -> None:
     network = architectures.build("vgg19", 10)
     with pytest.raises(UserError) as caught:
-        initial.load(network, "vgg19", "imagenet", resnet18, 10)
+        initial.load(network, "vgg19", "imagenet", resnet18, TEN)
     said = str(caught.value)
     wanted = {name for name in network.state_dict() if not name.startswith("classifier.")}
     there = set(torch.load(resnet18, weights_only=True))
@@ -124,7 +138,7 @@ def test_weights_of_another_network_are_told_with_what_is_missing_and_extra(
 
 def test_what_torchvision_does_not_have_is_told() -> None:
     with pytest.raises(UserError, match="no weights of cnn9; it has those of resnet18, resnet50"):
-        initial.load(architectures.build("cnn9"), "cnn9", "imagenet", None, 10)
+        initial.load(architectures.build("cnn9"), "cnn9", "imagenet", None, TEN)
 
 
 class Evil:
@@ -173,6 +187,12 @@ def test_a_trained_model_is_a_beginning(make_job: MakeJob, recorder: Any, few: D
         stored = initial.weights.read_tensors(first.folder.weights)[0]
         state = trainer.network.state_dict()
         assert all(torch.equal(state[key], stored[key]) for key in stored)
+    # As many classes, but others: what the last layer knows is of no use.
+    others = dataclasses.replace(few, classes=tuple(reversed(few.classes)))
+    job = dataclasses.replace(make_job(dataset=others, folder="other"), init=str(origin))
+    state = Trainer(job).network.state_dict()
+    assert not torch.equal(state["11.weight"], stored["11.weight"])
+    assert torch.equal(state["9.weight"], stored["9.weight"])
     # Other classes: the last layer is new, the rest is not.
     two = dataclasses.replace(
         few,
@@ -242,8 +262,14 @@ def test_fine_tuning_moves_what_it_may_and_can_be_resumed(
     half = job("half")
     with pytest.raises(KeyboardInterrupt):
         Stopped(half).run(recorder)
-    # --init is of no account then: the checkpoint knows.
+    # --init may be left out then, the checkpoint knows; it may not be another.
     again = dataclasses.replace(half, resume=True, init=None, weights_file=None)
+    with pytest.raises(UserError, match=r"did not begin from this --init but from imagenet"):
+        Trainer(dataclasses.replace(again, init=str(half.folder.checkpoint)))
+    other = resnet18.with_name("other.pth")
+    other.write_bytes(resnet18.read_bytes() + b"\0")
+    with pytest.raises(UserError, match=r"did not begin from this --init"):
+        Trainer(dataclasses.replace(half, resume=True, weights_file=other))
     Trainer(again).run(recorder)
     assert half.folder.weights.read_bytes() == trainer.job.folder.weights.read_bytes()
 
@@ -291,7 +317,7 @@ def test_a_name_that_freezes_nothing_is_told() -> None:
 
 def test_the_rates_fall_with_the_way_from_the_end(resnet18: Path) -> None:
     network = architectures.build("resnet18")
-    start = initial.load(network, "resnet18", "imagenet", resnet18, 10)
+    start = initial.load(network, "resnet18", "imagenet", resnet18, TEN)
     factors = initial.rates(network, start, Finetune("none", 0.5, 0.1))
     wanted = {"conv1": 0.0005, "layer1": 0.0005, "layer2": 0.005, "layer3": 0.05, "layer4": 0.5}
     for key, factor in factors.items():

@@ -112,6 +112,29 @@ def test_one_of_torchruns_processes_does_not_wait_for_python_to_shut_down(
         assert ("error: " in done.stderr) == bool(status)
 
 
+SAME = """
+import os
+import torch
+from torch import nn
+from cifar_deploy.train.ranks import together
+
+with together(torch.device("cpu")) as ranks:
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean.fill_(1.0 + ranks.rank)
+    ranks.same_buffers(norm)
+    assert norm.running_mean.tolist() == [1.0, 1.0], norm.running_mean
+    print("same")
+"""
+
+
+def test_the_first_ones_statistics_are_what_is_judged(tmp_path: Path) -> None:
+    # Without synchronised batch norms every process has its own, and the first one's are stored.
+    (tmp_path / "same.py").write_text(SAME)
+    done = torchrun(tmp_path / "same.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same") == 2
+
+
 @pytest.fixture
 def group() -> Iterator[None]:
     """A process group of one: enough for what needs one to be there."""

@@ -113,6 +113,9 @@ def test_other_words_for_a_full_memory_are_known(
     monkeypatch.setattr(Small, "_step", convolve)
     with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
         Small(make_job()).run(recorder)
+    said = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes"
+    with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
+        Small(make_job()).run(recorder)
     said = "shapes do not match"  # a fault of ours stays one
     with pytest.raises(RuntimeError, match="shapes do not match"):
         Small(make_job()).run(recorder)

@@ -12,7 +12,9 @@ from cifar_deploy.store import Json
 
 def examine() -> Json:
     """Versions, processor, GPU and driver, and the outcome of a small trial of each runtime."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    # With a driver that is too old there are devices, and asking one for its name is an error.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(count)]
     return {
         "versions": machine.versions(),
         "platform": platform.platform(),

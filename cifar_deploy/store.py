@@ -1,11 +1,13 @@
 """Where things lie on disk: model folders, cards, manifests; writes are whole or absent."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +126,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     A crash or kill -9 leaves the old file or none, never half of one. What a killed process left
     under its temporary name is removed by the next write of the same file. Raises UserError where
-    the disk refuses (full, read-only, no such folder).
+    the disk refuses (full, read-only, no such folder). A link stays one, and what it names is
+    replaced; a device or a pipe is written into.
     """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with disk_errors(path, "write"), tempfile.TemporaryDirectory() as room:
+            part = Path(room, path.name)
+            yield part
+            with path.open("wb") as stream:
+                stream.write(part.read_bytes())
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with disk_errors(path, "write"):
         try:
@@ -154,7 +165,7 @@ def _forget(part: Path, error: OSError) -> None:
 
 def _sweep(path: Path) -> None:
     """Remove temporary files of `path` whose process is gone."""
-    for part in path.parent.glob(f".{path.name}.*.part"):
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         owner = re.fullmatch(r".*\.(\d+)\.part", part.name)
         if owner and not Path(f"/proc/{owner[1]}").exists() and Path("/proc/self").exists():
             if part.is_dir():
@@ -206,7 +217,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all."""
-    write_bytes(path, text.encode())
+    # A name from a disk may hold bytes that are no UTF-8: they stand there as \udcXX.
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

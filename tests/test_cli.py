@@ -530,6 +530,10 @@ def test_a_disk_that_is_full_or_read_only(workshop: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_what_the_system_refuses_is_told_in_a_line(refused: Callable[..., str]) -> None:
+    assert "File name too long" in refused("validate", "x" * 300 + ".onnx")
+
+
 def test_debug_shows_where_it_was_raised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from cifar_deploy.errors import UserError
 

@@ -30,6 +30,29 @@ def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
     assert names(file.parent) == ["a.json"]
 
 
+def test_a_link_stays_one_and_a_pipe_is_written_into(tmp_path: Path) -> None:
+    real, link, pipe = tmp_path / "deep/real.txt", tmp_path / "link.txt", tmp_path / "pipe"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    store.write_text(link, "through")
+    assert link.is_symlink()
+    assert real.read_text() == "through"
+    assert names(real.parent) == ["real.txt"]
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        store.write_text(pipe, "down")
+        assert os.read(reader, 100) == b"down"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
+    store.write_json(tmp_path / "a.json", {"class": "caf\udce9"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"class": "caf\udce9"}
+
+
 def test_the_old_file_stands_until_the_block_ends(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     store.write_text(file, "old")

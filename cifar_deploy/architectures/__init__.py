@@ -44,7 +44,9 @@ def canonical(name: str) -> str:
 def folder(model: str) -> store.ModelFolder:
     """The folder of a model given by name, alias or path. Raises UserError for an unknown name."""
     if "/" in model or Path(model, store.CARD).is_file():
-        return store.ModelFolder(Path(model))
+        # A model has the name of its folder, also where that is called "." or "..".
+        named = Path(model).name not in ("", "..")
+        return store.ModelFolder(Path(model) if named else Path(model).resolve())
     if (second := store.ModelFolder(store.models_root() / model)).card.is_file():
         return second  # custom_resnet-speed, say
     return store.ModelFolder(store.models_root() / canonical(model))

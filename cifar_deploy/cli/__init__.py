@@ -78,6 +78,12 @@ def _run() -> None:
             who = "" if local == "0" else f"process {os.environ.get('RANK', local)}: "
             print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # of a path that was named, or of standard output
+        if debug or isinstance(error, BrokenPipeError):
+            raise
+        name = error.filename or "standard output"
+        print(f"error: {name}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
         # The parser's errors have no public base class; without a command it shows the help.
         wrong = getattr(error, "format_message", None)

@@ -30,12 +30,14 @@ def models(
         return
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("network", "alias", "parameters", "trained: test top-1", "time", "exported"):
-        table.add_column(heading, justify="right" if heading == "parameters" else "left")
+        right = heading == "parameters"
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for entry in entries:
-        table.add_row(
+        cells = (
             entry["network"],
             ", ".join(entry["aliases"]),
             f"{entry['parameters']:,}",
@@ -43,6 +45,7 @@ def models(
             f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
             ", ".join(entry["exported"]) or "-",
         )
+        table.add_row(*map(Text, cells))  # a file's name may hold what rich takes for markup
     wide(120).print(table)
     for entry in entries:
         if entry["command"]:

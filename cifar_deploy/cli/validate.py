@@ -82,8 +82,15 @@ def _targets(
         if named:
             raise UserError("name models or files, not both; a file's model goes to --reference")
         owner = architectures.folder(reference) if reference else store.ModelFolder(files[0].parent)
-        if not reference and any(f.parent != owner.path or not owner.card.exists() for f in files):
-            raise UserError(f"{files[0]} has no trained model beside it; name one with --reference")
+        if not reference:
+            for file in files:
+                if not store.ModelFolder(file.parent).card.exists():
+                    raise UserError(f"{file} has no trained model beside it; name one: --reference")
+                if not _beside(file, owner):
+                    raise UserError(
+                        f"{files[0]} and {file} are of two models; validate one after the other, "
+                        "or name the one to judge both by with --reference"
+                    )
         return [(owner, files)]
     if reference:
         raise UserError("--reference goes with files; a model's own files need none")
@@ -103,6 +110,10 @@ def _targets(
     return [(folder, folder.exported()) for folder in named]
 
 
+def _beside(file: Path, folder: store.ModelFolder) -> bool:
+    return file.parent.resolve() == folder.path.resolve()
+
+
 def prove(
     work: list[tuple[store.ModelFolder, list[Path]]],
     *,
@@ -119,30 +130,39 @@ def prove(
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.validate import proof
-    from cifar_deploy.validate.judge import Options, judge
+    from cifar_deploy.validate.judge import Options, check_classes, judge
 
     where = pick(device)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
     for folder, files in work:  # what is damaged is told before anything runs
         exported_from = store.read_card(folder)["weights"]["sha256"]
         for file in files:
-            check_file(file, exported_from if file.parent == folder.path else None, trust)
-            if file.parent == folder.path:
+            check_file(file, exported_from if _beside(file, folder) else None, trust)
+            if _beside(file, folder):
                 own[file] = store.sha256_of(file)
     options = Options(max_drop, 1.0 if latency else 0.0, trust)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
     judgements = []
     with doing("validating") as told:
-        for folder, files in work:
-            trained = weights.load(folder)
+        models = [weights.load(folder) for folder, _ in work]
+        for trained in models:
             key = find.trained_on(trained.card, source, data_dir)
             if key not in loaded:
                 loaded[key] = find.load(*key)
-            judgements.append(judge(trained, files, loaded[key], where, options, images, told))
+            check_classes(trained.name, trained.classes, loaded[key])
+        for (folder, files), trained in zip(work, models, strict=True):
+            dataset = loaded[find.trained_on(trained.card, source, data_dir)]
+            judgement = judge(trained, files, dataset, where, options, images, told, folder.name)
+            judgements.append(judgement)
+            refused = ""
+            if not judgement.facts["data"]["test_set_of_training"]:
+                refused = f"{folder.name} was trained on other data"
             try:
-                proof.write(judgements[-1], own, len(loaded[key].test))
+                proof.write(judgement, own, len(dataset.test))
             except UserError as error:  # the verdict is still to be shown
-                say(f"no proof was left beside the files: {error}")
+                refused = str(error)
+            if refused:
+                say(f"no proof was left beside the files: {refused}")
     return judgements
 
 
@@ -155,6 +175,8 @@ def publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) -
         "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
         "models": [to_json(judgement) for judgement in judgements],
     }
-    report.write(page, judgements)
     notes = [*table.notes(judgements), f"report: {page}"]
-    show(table.table(judgements), notes, value, json_file, 140)
+    try:
+        show(table.table(judgements), notes, value, json_file, 140)
+    finally:  # whatever one disk refuses, the other file is written
+        report.write(page, judgements)

@@ -60,15 +60,23 @@ def trained_on(
 ) -> tuple[str, Path | None]:
     """Where to `load` the data set that a model was trained on, by its card.
 
-    A model of one's own images finds them where they were, unless another folder is named; `source`
-    asks for another set.
+    A model of one's own images finds them where they were, unless `data_dir` names another folder;
+    `source` asks for another set. Raises UserError where they are not there any more and no other
+    folder is named.
     """
     data = card["data"]
-    wanted = source or ("synthetic" if data["name"] == "synthetic" else "auto")
+    wanted = source or ("synthetic" if data.get("verified") == synthetic.VERIFIED else "auto")
     origin = data.get("origin")
-    if origin and not source and not named(data_dir) and Path(origin).is_dir():
-        return wanted, Path(origin)
-    return wanted, data_dir
+    if not origin or source or data_dir:
+        return wanted, data_dir
+    if not Path(origin).is_dir():
+        if named():
+            return wanted, None
+        raise UserError(
+            f"the images that the model was trained on are not in {origin} any more; name their "
+            "folder with --data-dir"
+        )
+    return wanted, Path(origin)
 
 
 def _read(place: Path) -> Dataset | None:
@@ -101,7 +109,9 @@ def _download(place: Path) -> Dataset:
             download_and_extract_archive(
                 CIFAR10.url, room, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5
             )
-            (Path(room) / CIFAR10.base_folder).rename(unpacked)
+            with contextlib.suppress(FileExistsError):  # another process was quicker
+                if not unpacked.exists():
+                    (Path(room) / CIFAR10.base_folder).rename(unpacked)
     except Exception as error:  # whatever the network, the archive or the disk objects to
         raise UserError(
             f"no CIFAR-10 in {place}/ and none could be downloaded ({error}); "

@@ -26,6 +26,14 @@ def read(place: Path) -> Dataset:
     and files that are no images, which it names.
     """
     classes = tuple(folder.name for folder in _folders(place / "train"))
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = name.encode(errors="backslashreplace").decode()
+            raise UserError(
+                f"{place / 'train'}: the folder {shown} has a name that is no UTF-8; rename it"
+            ) from None
     if len(classes) < 2:
         raise UserError(f"{place / 'train'} has only the class {classes[0]}; it needs two or more")
     test = place / "test"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cifar_deploy.data.dataset import SIZE, Dataset, Images, Labels, Split
 
+VERIFIED = "generated"
 CHUNK = 500  # images drawn at a time: bounds the memory
 
 # Only + - * / and square roots, which IEEE 754 rounds the same everywhere, and raw draws of PCG64,
@@ -32,7 +33,7 @@ def generate(seed: int = 0, train: int = 20_000, test: int = 10_000) -> Dataset:
         classes=tuple(SHAPES),
         train=_split(np.random.PCG64([seed, 0]), train),
         test=_split(np.random.PCG64([seed, 1]), test),
-        verified="generated",
+        verified=VERIFIED,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from cifar_deploy import device as machine
 from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import open_runtime
@@ -87,6 +88,15 @@ class Judgement:
         files = self.rows[1:]
         return bool(files) and not self.unusable and all(row.verdict == PASS for row in files)
 
+    def label(self, file: str) -> str:
+        """A file's name, with as much of its path as tells it from the others."""
+        files = {row.file for row in self.rows[1:]} | {lost.file for lost in self.unusable}
+        mine = Path(file).parts
+        for count in range(1, len(mine)):
+            if sum(Path(other).parts[-count:] == mine[-count:] for other in files) == 1:
+                return "/".join(mine[-count:])
+        return file
+
     @property
     def disagreements(self) -> dict[str, npt.NDArray[np.int64]]:
         """For each file the indices of the images on which its top-1 is not the reference's."""
@@ -102,19 +112,18 @@ def judge(
     options: Options,
     images: int | None = None,
     say: Say = lambda _: None,
+    model: str = "",
 ) -> Judgement:
     """Run the reference and every file over the test set, or its first `images`.
 
-    A file that this machine cannot run becomes an `Unusable` row and the rest is still judged.
-    Raises UserError where the data set has other classes than the model.
+    `model` is how to call it where that is not the network's name. A file that this machine cannot
+    run becomes an `Unusable` row and the rest is still judged. Raises UserError where the data set
+    has other classes than the model.
     """
-    if dataset.classes != trained.classes:
-        raise UserError(
-            f"{trained.name} was trained on the classes {', '.join(trained.classes)}; "
-            f"{dataset.origin} has {', '.join(dataset.classes)}"
-        )
+    model = model or trained.name
+    check_classes(model, trained.classes, dataset)
     split = dataset.test.first(images) if images else dataset.test
-    say(f"{trained.name}: PyTorch fp32 over {len(split):,} images")
+    say(f"{model}: PyTorch fp32 over {len(split):,} images")
     reference_runtime = PyTorch(trained, device)
     weights_bytes = int(trained.card["weights"]["bytes"])
     reference = _row("PyTorch (reference)", reference_runtime, weights_bytes, split, None, options)
@@ -127,9 +136,11 @@ def judge(
             rows.append(_row(str(file), runtime, file.stat().st_size, split, reference, options))
         except UserError as error:
             unusable.append(Unusable(str(file), str(error).removeprefix(f"{file}: ")))
-    sha256 = dataset.sha256()
+    sha256, seen = dataset.sha256(), trained.card["data"]
+    same = sha256 == seen["sha256"]
+    releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
     return Judgement(
-        model=trained.name,
+        model=model,
         classes=trained.classes,
         split=split,
         rows=tuple(rows),
@@ -139,7 +150,8 @@ def judge(
                 "name": dataset.name,
                 "verified": dataset.verified,
                 "sha256": sha256,
-                "same_as_training": sha256 == trained.card["data"]["sha256"],
+                "same_as_training": same,
+                "test_set_of_training": same or releases,
                 "images": len(split),
             },
             "weights_sha256": trained.card["weights"]["sha256"],
@@ -148,6 +160,15 @@ def judge(
             "versions": machine.versions(),
         },
     )
+
+
+def check_classes(model: str, classes: tuple[str, ...], dataset: Dataset) -> None:
+    """Raise UserError where a model knows other classes than the data set."""
+    if dataset.classes != classes:
+        raise UserError(
+            f"{model} was trained on the classes {', '.join(classes)}; "
+            f"{dataset.origin} has {', '.join(dataset.classes)}"
+        )
 
 
 def _row(

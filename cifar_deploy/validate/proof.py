@@ -12,12 +12,12 @@ def write(judgement: Judgement, judged: dict[Path, str], test_images: int) -> li
 
     `judged` has the files that lie beside the weights they were judged against, each with the
     sha256 it had before. Nothing is written unless all `test_images` of the data set that the model
-    was trained on were used (`validate --images` and other data prove nothing), nor for a file that
-    has changed meanwhile or could not be run here. Returns what was written. Raises UserError where
-    the disk refuses.
+    was trained on were used (`validate --images` and other data prove nothing; one release of
+    CIFAR-10 does for another), nor for a file that has changed meanwhile or could not be run here.
+    Returns what was written. Raises UserError where the disk refuses.
     """
     data = judgement.facts["data"]
-    if not data["same_as_training"] or data["images"] != test_images:
+    if not data["test_set_of_training"] or data["images"] != test_images:
         return []
     written = []
     for row in judgement.rows[1:]:

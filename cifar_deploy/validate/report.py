@@ -89,6 +89,7 @@ def render(judgements: Sequence[Judgement], time: datetime.datetime) -> str:
         verdicts={verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
         files=len(verdicts),
         facts=judgements[0].facts,
+        sets=list(dict.fromkeys(_data(judgement) for judgement in judgements)),
         time=time,
         table=table,
         judgements=judgements,
@@ -100,11 +101,17 @@ def render(judgements: Sequence[Judgement], time: datetime.datetime) -> str:
     )
 
 
+def _data(judgement: Judgement) -> tuple[str, str]:
+    """What it was judged on, in words, and the SHA-256 of its pixels."""
+    data = judgement.facts["data"]
+    return f"{data['name']}, {data['images']:,} test images ({data['verified']})", data["sha256"]
+
+
 def _label(judgement: Judgement, row: Judged) -> str:
     """A row's name in a chart: `fp16.onnx` of `resnet18.fp16.onnx`, PyTorch for the reference."""
     if row.comparison is None:
         return "PyTorch"
-    return table.short(row.file).removeprefix(f"{judgement.model}.")
+    return judgement.label(row.file).removeprefix(f"{judgement.model}.")
 
 
 def _styles(judgements: Sequence[Judgement]) -> dict[str, str]:

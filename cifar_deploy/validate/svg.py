@@ -254,7 +254,7 @@ def _tag(name: str, inside: Markup | None = None, **attributes: str | float) -> 
     written = Markup("").join(
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"),
-            value if isinstance(value, str) else f"{value:.4g}",
+            value if isinstance(value, str) else f"{round(value, 3):g}",
         )
         for key, value in attributes.items()
     )

@@ -47,16 +47,19 @@ def table(judgements: Sequence[Judgement]) -> "Table":
 
 def notes(judgements: Sequence[Judgement]) -> list[str]:
     """What stands under the table: the conditions, and the remarks."""
-    first = judgements[0]
-    versions = first.facts["versions"]
+    facts = judgements[0].facts
+    versions = facts["versions"]
     libraries = ", ".join(
         f"{name} {versions[name]}"
         for name in ("torch", "onnxruntime-gpu", "onnxruntime")
         if name in versions
     )
+    sets = dict.fromkeys(
+        f"{data['images']:,} test images of {data['name']}"
+        for data in (judgement.facts["data"] for judgement in judgements)
+    )
     conditions = (
-        f"{first.facts['data']['images']:,} test images of {first.facts['data']['name']}; "
-        f"{first.facts['device']}; {libraries}. "
+        f"{', '.join(sets)}; {facts['device']}; {libraries}. "
         "p50, p99: latency of batch 1, copies to and from the device included. diff in points."
     )
     return [conditions, *remarks(judgements)]
@@ -70,8 +73,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
             lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
         for row in judgement.rows[1:]:
             if row.verdict != PASS:
-                lines.append(f"{short(row.file)}: {row.verdict}: {evidence(row)}")
-        lines += [f"{short(file.file)}: {file.reason}" for file in judgement.unusable]
+                lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
+        lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
     return lines
 
 
@@ -90,16 +93,11 @@ def evidence(row: Judged) -> str:
     return said
 
 
-def short(file: str) -> str:
-    """The file's name without its folder."""
-    return file.rpartition("/")[2]
-
-
 def cells(judgement: Judgement, row: Judged | Unusable) -> list[str]:
     """The texts of one row, one for each of HEADINGS."""
     if isinstance(row, Unusable):
-        return [short(row.file), *[""] * (1 + len(NUMBERS)), row.verdict]
-    name = short(row.file) if row.comparison else f"{judgement.model} ({row.precision})"
+        return [judgement.label(row.file), *[""] * (1 + len(NUMBERS)), row.verdict]
+    name = judgement.label(row.file) if row.comparison else f"{judgement.model} ({row.precision})"
     compared = ["", "", ""]
     if row.comparison:
         compared = [

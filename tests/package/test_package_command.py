@@ -1,8 +1,10 @@
 """`cifar-deploy package`: what it writes, the same every time, and what it refuses."""
 
+import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,14 @@ import pytest
 from workshop import NAME, Refused, Run, write_model
 
 from cifar_deploy import load
+from cifar_deploy.architectures import weights
+from cifar_deploy.data.cifar10 import UNVERIFIED
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.device import pick
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import write
 from cifar_deploy.store import ModelFolder, proof_path, sha256_of, write_manifest
+from cifar_deploy.validate.judge import Options, judge
 
 OURS = {
     *("manifest.txt", "manifest.json", "proof.json", "labels.txt", "model.onnx"),
@@ -210,8 +216,64 @@ def test_data_other_than_the_trainings_proves_nothing(run: Run, model: ModelFold
     model.card.write_text(json.dumps(card))
     for path in model.path.glob("*.proof.json"):
         path.unlink()
-    run("validate", NAME, "--max-drop", "1", "--no-latency")
+    answer = run("validate", NAME, "--max-drop", "1", "--no-latency")
     assert not list(model.path.glob("*.proof.json"))
+    assert "no proof was left beside the files: simple_cnn was trained on other data" in answer.err
+
+
+def test_one_release_of_cifar10_proves_what_was_trained_on_another(
+    run: Run, model: ModelFolder, real_data: Dataset
+) -> None:
+    card = json.loads(model.card.read_text())
+    card["data"] |= {"sha256": "0" * 64, "verified": "official: every checksum matches"}
+    model.card.write_text(json.dumps(card))
+    trained = weights.load(model)
+    few = real_data.test.first(100)
+    dataset = dataclasses.replace(real_data, test=few, classes=trained.classes)
+    judgement = judge(trained, [], dataset, pick("cpu"), Options(seconds=0.0))
+    assert judgement.facts["data"]["same_as_training"] is False
+    assert judgement.facts["data"]["test_set_of_training"] is True
+    strange = dataclasses.replace(dataset, verified=UNVERIFIED)
+    judgement = judge(trained, [], strange, pick("cpu"), Options(seconds=0.0))
+    assert judgement.facts["data"]["test_set_of_training"] is False
+
+
+def test_a_report_that_cannot_be_written_keeps_neither_table_nor_json_back(run: Run) -> None:
+    Path("page").mkdir()
+    command = ("validate", NAME, "--max-drop", "1", "--no-latency", "--json", "found.json")
+    answer = run(*command, "--report", "page")
+    assert answer.status == 2
+    assert answer.out.count("PASS") == 2
+    assert "error: cannot write page" in answer.err
+    assert json.loads(Path("found.json").read_text())["models"][0]["passed"] is True
+
+
+def test_a_models_own_file_by_another_path_is_its_own(run: Run, model: ModelFolder) -> None:
+    path = proof_path(model.onnx("fp32"))
+    path.unlink()
+    Path("elsewhere").symlink_to(model.path.absolute())
+    file = Path("elsewhere", model.onnx("fp32").name).absolute()
+    command = ("validate", file, "--reference", NAME, "--max-drop", "1", "--no-latency")
+    assert run(*command).status == 0
+    assert json.loads(path.read_text())["verdict"] == "PASS"
+
+
+def test_files_of_two_models_are_not_judged_by_one(
+    run: Run, refused: Refused, model: ModelFolder
+) -> None:
+    other = model.path.with_name("other")
+    shutil.copytree(model.path, other)
+    said = refused("validate", model.onnx("fp32"), other / model.onnx("fp32").name)
+    assert "are of two models" in said
+
+
+def test_a_model_called_dot_has_the_name_of_its_folder(
+    run: Run, model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.path)
+    answer = run("package", ".", "--unproved", "--out", "packed")
+    assert answer.status == 0, answer
+    assert dict(entries(Path("packed")))["model"] == "simple_cnn"
 
 
 def test_an_unproved_file_is_refused(run: Run, refused: Refused, model: ModelFolder) -> None:

@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from cifar_deploy import cli
-from cifar_deploy.store import ModelFolder, read_card
+from cifar_deploy.data import find
+from cifar_deploy.data.folder import VERIFIED
+from cifar_deploy.errors import UserError
+from cifar_deploy.store import Json, ModelFolder, read_card
 
 COLOURS = {"leaf": (60, 160, 70), "rust": (170, 80, 40), "sky": (90, 140, 210)}
 
@@ -40,6 +43,31 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         cli.main()
     return stop.value.code if isinstance(stop.value.code, int) else 0
+
+
+def test_a_model_of_ones_own_images_finds_them_again(
+    garden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def card(name: str = "garden") -> Json:
+        return {"data": {"name": name, "verified": VERIFIED, "origin": "garden"}}
+
+    assert find.trained_on(card()) == ("auto", Path("garden"))
+    # Whatever else this machine has, and whatever the folder is called.
+    monkeypatch.setenv("CIFAR_DEPLOY_DATA", str(tmp_path))
+    assert find.trained_on(card("synthetic")) == ("auto", Path("garden"))
+    assert find.trained_on(card(), data_dir=tmp_path) == ("auto", tmp_path)
+    garden.rename(tmp_path / "moved")
+    assert find.trained_on(card()) == ("auto", None)
+    monkeypatch.delenv("CIFAR_DEPLOY_DATA")
+    with pytest.raises(UserError, match=r"are not in garden any more; name .* --data-dir"):
+        find.trained_on(card())
+
+
+def test_a_class_whose_name_is_no_utf8_is_refused(garden: Path) -> None:
+    (garden / "train/sky").rename(garden / "train/caf\udce9")
+    (garden / "test/sky").rename(garden / "test/caf\udce9")
+    with pytest.raises(UserError, match=r"the folder caf\\udce9 has a name that is no UTF-8"):
+        find.load(data_dir=garden)
 
 
 def test_three_classes_go_the_whole_way(

@@ -124,3 +124,21 @@ def test_other_data_is_told(make_judgement: MakeJudgement, small_data: Dataset) 
 def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     text = printed([make_judgement({"a.onnx": small_data.test.labels}, timed=False)], 140)
     assert "PASS" in line(text, "a.onnx")
+
+
+def test_files_of_one_name_are_told_apart(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    labels = small_data.test.labels
+    files = dict.fromkeys(("a/one/m.onnx", "a/two/m.onnx", "a/two/n.onnx"), labels)
+    judgement = make_judgement(files, unusable={"b/two/n.onnx": "cut"})
+    names = [table.cells(judgement, row)[0] for row in judgement.rows[1:]]
+    assert names == ["one/m.onnx", "two/m.onnx", "a/two/n.onnx"]
+    assert table.notes([judgement])[-1] == "b/two/n.onnx: cut"
+
+
+def test_every_data_set_is_named(make_judgement: MakeJudgement, small_data: Dataset) -> None:
+    judgements = [make_judgement({"m.onnx": small_data.test.labels}) for _ in range(3)]
+    judgements[2].facts["data"] |= {"name": "garden", "images": 30}
+    said = table.notes(judgements)[0]
+    assert said.startswith("500 test images of synthetic, 30 test images of garden; Some CPU")

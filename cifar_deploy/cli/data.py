@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures
+from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import DataDirOption, JsonFlag, Source, SourceOption, print_json
 
 
@@ -25,7 +25,12 @@ def data(
     from cifar_deploy.data import find
 
     folder = architectures.folder(model) if model else None
-    recipe = recipes.load(recipes.recipe_path(folder, folder.name) if folder else None)
+    path = None
+    if folder and model:  # a trained model knows its network, whatever it is called
+        trained = folder.card.is_file()
+        network = store.read_card(folder)["network"] if trained else architectures.canonical(model)
+        path = recipes.recipe_path(folder, network)
+    recipe = recipes.load(path)
     dataset = find.load(source.value, data_dir)
     facts = dataset.describe()
     if preview:

@@ -51,9 +51,14 @@ def _decoding(name: str) -> Iterator[None]:
 def to_array(image: Image.Image) -> Images:
     """`image` in RGB, resized to 32x32 (bilinear, antialiased) where it has another size.
 
-    Returns uint8 [32, 32, 3]. 16-bit grey is scaled to 8 bits; transparency is dropped.
+    Returns uint8 [32, 32, 3]. 16-bit grey is scaled to 8 bits; transparency is dropped. Raises
+    UserError for floats.
     """
-    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow would clip it to white
-        image = Image.fromarray((np.asarray(image, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise UserError("its pixels are floats, whose white is not known; save it with 8 bits")
+    if image.mode.startswith("I"):  # Pillow would clip it to white
+        values = np.asarray(image, np.int64)
+        deep = image.mode != "I" or values.max(initial=0) > 255
+        image = Image.fromarray((values >> 8 if deep else values).clip(0, 255).astype(np.uint8))
     small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return np.array(small, np.uint8)

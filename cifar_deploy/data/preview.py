@@ -67,12 +67,16 @@ def preview(
 
 
 def _one_of_each(dataset: Dataset, count: int) -> Images:
-    """A random training image of each of the first `count` classes, uint8 [count, 32, 32, 3]."""
-    picked = []
+    """A random training image of each of the first `count` classes, uint8 [count, 32, 32, 3].
+
+    One that has none stays black.
+    """
+    picked = np.zeros((count, SIZE, SIZE, 3), np.uint8)
     for label in range(count):
         mine = np.flatnonzero(dataset.train.labels == label)
-        picked.append(int(mine[int(torch.randint(len(mine), ()))]))
-    return dataset.train.images[picked]
+        if len(mine):
+            picked[label] = dataset.train.images[mine[int(torch.randint(len(mine), ()))]]
+    return picked
 
 
 def _said(options: Augment) -> str:

@@ -81,6 +81,11 @@ def _read(path: Path) -> "onnx.ModelProto":
         model: onnx.ModelProto = onnx.ModelProto.FromString(raw)
     except DecodeError:
         raise UserError(_damaged(path, "it does not parse")) from None
+    if model.ir_version > onnx.IR_VERSION and model.graph.node:
+        raise UserError(
+            f"{path} is of ONNX's IR version {model.ir_version}, and onnx {onnx.__version__} knows "
+            f"up to {onnx.IR_VERSION}; run: pip install --upgrade onnx"
+        )
     if not model.graph.node or not _opset(model):
         raise UserError(_damaged(path, "there is no whole graph in it"))
     return model

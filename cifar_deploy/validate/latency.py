@@ -23,8 +23,8 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
     """Time `runtime` on `images`, uint8 [n, 32, 32, 3], for about `seconds` a batch size.
 
     Of BATCHES those that the runtime takes, or else its own smallest; None where `images` are
-    fewer. The sweep ends where a larger batch no longer brings 2 % more images a second, or does
-    not fit into the GPU's memory.
+    fewer. The sweep ends where a larger batch no longer brings 2 % more images a second, or cannot
+    be run, for want of memory.
     """
     pool = Pool(images, torch.device(runtime.device))
     taken = [batch for batch in BATCHES if any(batch in sizes for sizes in runtime.batches)]
@@ -36,9 +36,12 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
         try:
             timing = time_batch(runtime, pool, batch, seconds)
         except (torch.OutOfMemoryError, UserError) as error:
-            if torch.OutOfMemoryError in (type(error), type(error.__cause__)):
-                break
-            raise
+            full = torch.OutOfMemoryError in (type(error), type(error.__cause__))
+            lost = isinstance(error.__cause__, torch.AcceleratorError)
+            # ONNX Runtime has no error of its own for memory that is full.
+            if lost or not (full or best):
+                raise
+            break
         sweep.append(timing)
         if best and timing.images_per_second < 1.02 * best.images_per_second:
             break

@@ -7,6 +7,8 @@
 #   CIFAR_DEPLOY_WITH_TENSORRT      path: TENSORRT_ROOT, CUDAToolkit_ROOT
 #   CIFAR_DEPLOY_WITH_TENSORRT_RTX  path: TENSORRT_RTX_ROOT, CUDAToolkit_ROOT
 
+cmake_minimum_required(VERSION 3.21)  # its policies, whatever the project that includes this asks for
+
 if(TARGET cifar_deploy::cifar_deploy)
   return()
 endif()
@@ -42,16 +44,17 @@ macro(_cd_use name definition)
   list(APPEND _cd_found "${name}")
 endmacro()
 
-# Targets of find_package are known in one directory only; the program that links us may be above.
-macro(_cd_globally)
-  foreach(_cd_target ${ARGN})
-    if(TARGET ${_cd_target})
-      get_target_property(_cd_aliased ${_cd_target} ALIASED_TARGET)
-      get_target_property(_cd_global ${_cd_target} IMPORTED_GLOBAL)
-      get_property(_cd_here DIRECTORY PROPERTY IMPORTED_TARGETS)
-      if(NOT _cd_aliased AND NOT _cd_global AND "${_cd_target}" IN_LIST _cd_here)
-        set_target_properties(${_cd_target} PROPERTIES IMPORTED_GLOBAL TRUE)
-      endif()
+# find_package, whose targets are known in one directory only, while the program that links us may be
+# above: all that it finds become global. Some alone would not do, for whoever looks for the package
+# again then finds half of it and stops.
+macro(_cd_find)
+  get_property(_cd_before DIRECTORY PROPERTY IMPORTED_TARGETS)
+  find_package(${ARGN} QUIET)
+  get_property(_cd_now DIRECTORY PROPERTY IMPORTED_TARGETS)
+  foreach(_cd_target IN LISTS _cd_now)
+    get_target_property(_cd_global ${_cd_target} IMPORTED_GLOBAL)
+    if(NOT _cd_global AND NOT "${_cd_target}" IN_LIST _cd_before)
+      set_target_properties(${_cd_target} PROPERTIES IMPORTED_GLOBAL TRUE)
     endif()
   endforeach()
 endmacro()
@@ -63,17 +66,15 @@ function(_cd_library target location include)
   target_link_libraries(cifar_deploy::cifar_deploy INTERFACE ${target})
 endfunction()
 
-find_package(Threads QUIET)
+_cd_find(Threads)
 if(TARGET Threads::Threads)
-  _cd_globally(Threads::Threads)
   target_link_libraries(cifar_deploy::cifar_deploy INTERFACE Threads::Threads)
 endif()
 
 # --- OpenVINO ---------------------------------------------------------------------------------
 if(CIFAR_DEPLOY_WITH_OPENVINO)
-  find_package(OpenVINO QUIET COMPONENTS Runtime)
+  _cd_find(OpenVINO COMPONENTS Runtime)
   if(TARGET openvino::runtime)
-    _cd_globally(openvino::runtime TBB::tbb TBB::tbbmalloc TBB::tbbmalloc_proxy)
     target_link_libraries(cifar_deploy::cifar_deploy INTERFACE openvino::runtime)
     _cd_use("OpenVINO ${OpenVINO_VERSION}" CIFAR_DEPLOY_HAS_OPENVINO)
   else()
@@ -87,7 +88,7 @@ if(CIFAR_DEPLOY_WITH_ONNXRUNTIME)
   find_path(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h
     HINTS "${ONNXRUNTIME_ROOT}" ENV ONNXRUNTIME_ROOT
     PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session)
-  find_library(CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY NAMES onnxruntime libonnxruntime.so.1
+  find_library(CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY NAMES onnxruntime libonnxruntime.so.1 NAMES_PER_DIR
     HINTS "${ONNXRUNTIME_ROOT}" ENV ONNXRUNTIME_ROOT
     PATH_SUFFIXES lib lib64)
   mark_as_advanced(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY)
@@ -105,15 +106,14 @@ endif()
 macro(_cd_tensorrt name upper header_root)
   find_path(CIFAR_DEPLOY_${upper}_INCLUDE NvInferRuntime.h
     HINTS "${${header_root}}" ENV ${header_root} PATH_SUFFIXES include)
-  find_library(CIFAR_DEPLOY_${upper}_LIBRARY NAMES ${ARGN}
+  find_library(CIFAR_DEPLOY_${upper}_LIBRARY NAMES ${ARGN} NAMES_PER_DIR
     HINTS "${${header_root}}" ENV ${header_root} PATH_SUFFIXES lib lib64)
   mark_as_advanced(CIFAR_DEPLOY_${upper}_INCLUDE CIFAR_DEPLOY_${upper}_LIBRARY)
-  find_package(CUDAToolkit QUIET)
+  _cd_find(CUDAToolkit)
   if(CIFAR_DEPLOY_${upper}_INCLUDE AND CIFAR_DEPLOY_${upper}_LIBRARY AND TARGET CUDA::cudart)
     string(TOLOWER ${upper} _cd_lower)
     _cd_library(cifar_deploy::${_cd_lower}
       "${CIFAR_DEPLOY_${upper}_LIBRARY}" "${CIFAR_DEPLOY_${upper}_INCLUDE}")
-    _cd_globally(CUDA::cudart CUDA::toolkit)
     target_link_libraries(cifar_deploy::cifar_deploy INTERFACE CUDA::cudart)
     _cd_use("${name}" CIFAR_DEPLOY_HAS_${upper})
   elseif(CIFAR_DEPLOY_${upper}_INCLUDE AND CIFAR_DEPLOY_${upper}_LIBRARY)

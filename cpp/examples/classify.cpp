@@ -24,6 +24,8 @@
 #endif
 #ifdef CLASSIFY_WITH_JPEG
 #include <jpeglib.h>
+
+#include <jerror.h>
 #endif
 
 namespace classify {
@@ -246,9 +248,9 @@ void jpeg_fail(j_common_ptr jpeg) {
     std::longjmp(errors->out, 1);
 }
 
-// libjpeg goes on after damage, with grey; Pillow refuses a truncated file, and so do we.
+// As Pillow does: a truncated file is refused, and after other damage libjpeg goes on.
 void jpeg_warn(j_common_ptr jpeg, int level) {
-    if (level < 0) jpeg_fail(jpeg);
+    if (level < 0 && jpeg->err->msg_code == JWRN_JPEG_EOF) jpeg_fail(jpeg);
 }
 
 bool jpeg_header(jpeg_decompress_struct* jpeg, JpegErrors* errors, const std::string& file) {
@@ -259,6 +261,12 @@ bool jpeg_header(jpeg_decompress_struct* jpeg, JpegErrors* errors, const std::st
     jpeg_save_markers(jpeg, exif_marker, 0xFFFF);
     jpeg_read_header(jpeg, TRUE);
     jpeg->out_color_space = JCS_RGB;
+    return true;
+}
+
+// Of a progressive file it decodes all coefficients, so the size has to be known to be sensible.
+bool jpeg_start(jpeg_decompress_struct* jpeg, JpegErrors* errors) {
+    if (setjmp(errors->out)) return false;
     jpeg_start_decompress(jpeg);
     return true;
 }
@@ -285,9 +293,10 @@ Picture read_jpeg(const std::string& file) {
     if (setjmp(errors.out)) refuse("libjpeg cannot start");
     jpeg_create_decompress(&reader.jpeg);
     if (!jpeg_header(&reader.jpeg, &errors, file)) refuse(errors.message);
-    if (reader.jpeg.output_components != 3) refuse("it is not in RGB; convert it to PNG");
     Picture picture;
-    set_size(picture, reader.jpeg.output_width, reader.jpeg.output_height);
+    set_size(picture, reader.jpeg.image_width, reader.jpeg.image_height);
+    if (!jpeg_start(&reader.jpeg, &errors)) refuse(errors.message);
+    if (reader.jpeg.output_components != 3) refuse("it is not in RGB; convert it to PNG");
     int orientation = 1;
     for (auto* marker = reader.jpeg.marker_list; marker != nullptr; marker = marker->next) {
         if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {

@@ -151,6 +151,7 @@ void test_manifest() {
     }
     const Lines lines = onnx_lines();
     EXPECT(refused(with(lines, "format", "2"), "this library reads format 1"));
+    EXPECT(refused(with(lines, "input", "\x1b[31mimages"), "holds a control character"));
     EXPECT(refused(with(lines, "backend", "tflite"), "backend 'tflite'"));
     for (const char* name : {"../model.onnx", "/etc/passwd", "a\\b", "..", ".", "c:x"}) {
         EXPECT(refused(with(lines, "file", name), "no plain file name"));
@@ -341,6 +342,13 @@ void test_bad_arguments() {
     runtime->broken = true;
     EXPECT(refuses(ErrorCode::runtime, "no finite number",
                    [&] { broken.classify(pixels, 32, 32); }));
+    EXPECT(refuses(bad_argument, "needs a runtime", [] {
+        Classifier("nowhere", fake_manifest(), {"a", "b", "c", "d"}, nullptr);
+    }));
+    EXPECT(refuses(bad_argument, "a label for each class", [] {
+        Classifier("nowhere", fake_manifest(), {"a", "b", "c"},
+                   std::make_unique<FakeRuntime>(32 * 32 * 3, 4));
+    }));
     Classifier unlimited = fake_classifier(nullptr, fake_manifest(32, 0));
     images.assign(100, Image{pixels, 32, 32});
     predictions.resize(100);

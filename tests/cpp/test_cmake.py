@@ -16,6 +16,7 @@ PROJECT = """
 cmake_minimum_required(VERSION 3.21)
 project(consumer LANGUAGES CXX)
 {take}
+find_package(OpenVINO REQUIRED COMPONENTS Runtime)  # a project may look for it, too
 add_executable(minimal minimal.cpp)
 target_link_libraries(minimal PRIVATE cifar_deploy::cifar_deploy)
 """

@@ -140,6 +140,9 @@ def test_classify_reads_images_as_predict_does(
         made[f"turned{turn}.jpg"] = (picture, {"exif": exif, "subsampling": 0})
     for name, (image, options) in made.items():
         image.save(tmp_path / name, **options)  # type: ignore[arg-type]
+    raw = (tmp_path / "rgb.jpg").read_bytes()
+    (tmp_path / "extra.jpg").write_bytes(raw[:-2] + bytes(40) + raw[-2:])  # Pillow does not mind
+    made["extra.jpg"] = (picture, {})
     files = [tmp_path / name for name in made]
     done = run(built / "classify", package.folder, "--logits", "--top", 10, *files)
     wanted = package.logits(np.stack([read_image(file) for file in files]))
@@ -164,7 +167,13 @@ def test_what_is_no_image_is_told(
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG")
     jpg = buffer.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", progressive=True)
+    bomb = bytearray(buffer.getvalue())
+    start = bomb.index(b"\xff\xc2")  # of the frame, whose height and width follow
+    bomb[start + 5 : start + 9] = (65_500).to_bytes(2) * 2
     for name, raw, said in (
+        ("bomb.jpg", bytes(bomb), "it is too large: 65500 x 65500"),
         ("empty.png", b"", "it is no PNG, JPEG, PPM or PGM"),
         ("text.jpg", b"not an image", "it is no PNG, JPEG, PPM or PGM"),
         ("cut.png", png[:9000], "truncated"),

@@ -52,6 +52,14 @@ def test_other_modes_become_rgb(tmp_path: Path) -> None:
     Image.fromarray(grey * 64).save(tmp_path / "16bit.png")
     assert np.array_equal(read_image(tmp_path / "8bit.png"), three)
     assert np.array_equal(read_image(tmp_path / "16bit.png"), three)
+    # 32 bits, with 8 in them or 16; a float may be anything.
+    Image.fromarray((grey // 4).astype(np.int32)).save(tmp_path / "8in32.tif")
+    Image.fromarray(grey.astype(np.int32) * 64).save(tmp_path / "16in32.tif")
+    assert np.array_equal(read_image(tmp_path / "8in32.tif"), three)
+    assert np.array_equal(read_image(tmp_path / "16in32.tif"), three)
+    Image.fromarray(grey.astype(np.float32) / 1024).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="its pixels are floats"):
+        read_image(tmp_path / "float.tif")
     pixels = pattern()
     alpha = np.concatenate([pixels, np.full((32, 32, 1), 77, np.uint8)], 2)
     Image.fromarray(alpha).save(tmp_path / "alpha.png")

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,14 @@ def test_few_and_many_classes(tmp_path: Path, small_data: Dataset) -> None:
     options = Augment(cutout=8, brightness=0.1, contrast=0.1, saturation=0.1)
     page = draw(few, options, tmp_path / "f.png")
     assert (page[:, -MARGIN:] == 255).all()  # the text stays on the page
+
+
+def test_a_class_without_training_images_stays_black(small_data: Dataset, tmp_path: Path) -> None:
+    kept = small_data.train.labels != 3
+    train = Split(small_data.train.images[kept], small_data.train.labels[kept])
+    page = draw(dataclasses.replace(small_data, train=train), OFF, tmp_path / "grid.png")
+    assert not cell(page, 0, 3).any()
+    assert cell(page, 0, 4).any()
 
 
 def test_it_is_repeatable_and_leaves_the_generator(small_data: Dataset, tmp_path: Path) -> None:

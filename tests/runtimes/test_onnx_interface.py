@@ -58,6 +58,13 @@ def test_facts(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_newer_than_the_library_is_not_called_damaged(tmp_path: Path) -> None:
+    model = build()
+    model.ir_version = 99
+    with pytest.raises(UserError, match=r"IR version 99, .* pip install --upgrade onnx"):
+        inspect(written(tmp_path, model))
+
+
 def test_precision_is_that_of_the_weights(tmp_path: Path) -> None:
     assert inspect(written(tmp_path, build(dtype=np.float16)))["precision"] == "fp16"
 

@@ -80,7 +80,10 @@ def test_the_sweep_ends_where_the_memory_is_full() -> None:
     told.__cause__ = full
     for runtime.error in (full, told):
         assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
+    runtime.error = UserError("ONNX Runtime cannot run a batch of 32: Failed to allocate memory")
+    assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
     runtime.error = UserError("the GPU failed during a run")
+    runtime.error.__cause__ = torch.AcceleratorError("CUDA error")
     with pytest.raises(UserError, match="failed during"):
         measure(runtime, blank(64), 0.0)
 

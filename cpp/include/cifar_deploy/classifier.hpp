@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -45,6 +46,14 @@ namespace detail {
 
 constexpr std::size_t largest_image_side = 65'535;  // pixels; JPEG's limit
 
+// By its bits: under -ffast-math a compiler takes std::isfinite to be true.
+inline bool finite(float value) {
+    static_assert(sizeof(float) == sizeof(std::uint32_t), "float is IEEE 754's");
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x7F800000U) != 0x7F800000U;
+}
+
 // a * b; throws Error where it overflows.
 inline std::size_t product(std::size_t a, std::size_t b) {
     if (b != 0 && a > std::numeric_limits<std::size_t>::max() / b) {
@@ -66,37 +75,22 @@ public:
     // Loads the package in `folder`, after checking that each file is the one its manifest speaks
     // of. Throws Error.
     static Classifier load(const std::string& folder, const LoadOptions& options = {}) {
-        namespace fs = std::filesystem;
-        const fs::path home(folder);
-        std::error_code ignored;
-        if (!fs::is_directory(home, ignored)) {
-            detail::fail(ErrorCode::not_found,
-                         folder + " is no folder; name one that `cifar-deploy package MODEL "
-                                  "--target cpp` wrote");
-        }
-        if (!fs::exists(home / "manifest.txt", ignored)) {
-            detail::fail(ErrorCode::not_found,
-                         folder + " has no manifest.txt, so it is no package; write one with "
-                                  "`cifar-deploy package MODEL --target cpp`");
-        }
-        const std::string name = (home / "manifest.txt").string();
-        Manifest manifest = parse_manifest(
-            detail::read_file(home / "manifest.txt", detail::largest_manifest), name);
-        std::vector<std::string> labels = detail::parse_labels(
-            detail::read_checked(home / manifest.labels, std::uintmax_t{1} << 24,
-                                 manifest.labels_sha256),
-            manifest.classes, (home / manifest.labels).string());
-        const std::string model =
-            detail::read_checked(home / manifest.file, manifest.bytes, manifest.sha256);
-        auto runtime = detail::make_runtime(manifest, model, options);
-        return Classifier(folder, std::move(manifest), std::move(labels), std::move(runtime));
+        return detail::in_memory([&] { return open(folder, options); });
     }
 
-    // From parts: for tests, and for a runtime of one's own.
+    // From parts: for tests, and for a runtime of one's own. Throws Error where they do not fit.
     Classifier(std::string folder, Manifest manifest, std::vector<std::string> labels,
-               std::unique_ptr<detail::Runtime> runtime)
-        : state_(std::make_unique<State>(std::move(folder), std::move(manifest),
-                                         std::move(labels), std::move(runtime))) {}
+               std::unique_ptr<detail::Runtime> runtime) {
+        if (!runtime || manifest.classes == 0 || labels.size() != manifest.classes ||
+            manifest.height == 0 || manifest.height > detail::largest_side ||
+            manifest.width == 0 || manifest.width > detail::largest_side) {
+            detail::fail(ErrorCode::bad_argument,
+                         "a classifier needs a runtime, a label for each class, and sides from 1 "
+                         "to " + std::to_string(detail::largest_side) + " pixels");
+        }
+        state_ = std::make_unique<State>(std::move(folder), std::move(manifest),
+                                         std::move(labels), std::move(runtime));
+    }
 
     // One image of any size: 8-bit RGB, height x width x 3 bytes. Throws Error.
     Prediction classify(const std::uint8_t* rgb, std::size_t width, std::size_t height) {
@@ -116,49 +110,7 @@ public:
     // in use was run, the largest first, and with the largest images, it takes no memory from the
     // heap; only the runtime may. The predictions are unchanged where it throws Error.
     void classify_batch(Span<const Image> images, Span<Prediction> predictions) {
-        State& state = valid();
-        if (images.size() != predictions.size()) {
-            detail::fail(ErrorCode::bad_argument,
-                         "there are " + std::to_string(images.size()) + " images and " +
-                             std::to_string(predictions.size()) +
-                             " predictions; give as many of both");
-        }
-        if (images.size() == 0) return;
-        if (images.data() == nullptr || predictions.data() == nullptr) {
-            detail::fail(ErrorCode::bad_argument,
-                         "the images or the predictions are a null pointer; give arrays");
-        }
-        const Manifest& manifest = state.manifest;
-        if (manifest.max_batch != 0 && images.size() > manifest.max_batch) {
-            too_many(images.size(), manifest.max_batch);
-        }
-        for (std::size_t i = 0; i < images.size(); ++i) check(images[i], i);
-
-        const std::lock_guard<std::mutex> lock(state.busy);
-        const std::size_t least =
-            images.size() < manifest.min_batch ? manifest.min_batch : images.size();
-        const std::size_t batch = state.runtime->batch_for(least);
-        if (batch < images.size()) too_many(images.size(), manifest.max_batch);
-        const std::size_t pixels = manifest.height * manifest.width * 3;
-        static_cast<void>(detail::product(batch, pixels));
-        std::uint8_t* input = state.runtime->input(batch);
-        for (std::size_t i = 0; i < images.size(); ++i) {
-            state.resizer(images[i].rgb, images[i].width, images[i].height, input + i * pixels);
-        }
-        const float* logits = state.runtime->run(batch);
-        for (std::size_t i = 0; i < images.size() * manifest.classes; ++i) {
-            if (!std::isfinite(logits[i])) {
-                detail::fail(ErrorCode::runtime,
-                             "image " + std::to_string(i / manifest.classes) + ": " +
-                                 manifest.file + " gave a logit that is no finite number; " +
-                                 "use a package of another precision");
-            }
-        }
-        for (Prediction& prediction : predictions) state.prepare(prediction);
-        for (Prediction& prediction : predictions) {
-            state.fill(prediction, logits);
-            logits += manifest.classes;
-        }
+        detail::in_memory([&] { run(images, predictions); });
     }
 
     // The same without exceptions.
@@ -197,7 +149,8 @@ private:
 
         // Takes what memory a prediction needs, so that filling it cannot fail.
         void prepare(Prediction& prediction) const {
-            prediction.label.reserve(longest);
+            // In C++17 a smaller reserve may give memory back.
+            if (prediction.label.capacity() < longest) prediction.label.reserve(longest);
             prediction.logits.reserve(manifest.classes);
         }
 
@@ -224,6 +177,79 @@ private:
         std::size_t longest = 0;  // characters of a label
         std::mutex busy;
     };
+
+    static Classifier open(const std::string& folder, const LoadOptions& options) {
+        namespace fs = std::filesystem;
+        const fs::path home(folder);
+        std::error_code ignored;
+        if (!fs::is_directory(home, ignored)) {
+            detail::fail(ErrorCode::not_found,
+                         folder + " is no folder; name one that `cifar-deploy package MODEL "
+                                  "--target cpp` wrote");
+        }
+        if (!fs::exists(home / "manifest.txt", ignored)) {
+            detail::fail(ErrorCode::not_found,
+                         folder + " has no manifest.txt, so it is no package; write one with "
+                                  "`cifar-deploy package MODEL --target cpp`");
+        }
+        const std::string name = (home / "manifest.txt").string();
+        Manifest manifest = parse_manifest(
+            detail::read_file(home / "manifest.txt", detail::largest_manifest), name);
+        std::vector<std::string> labels = detail::parse_labels(
+            detail::read_checked(home / manifest.labels, std::uintmax_t{1} << 24,
+                                 manifest.labels_sha256),
+            manifest.classes, (home / manifest.labels).string());
+        const std::string model =
+            detail::read_checked(home / manifest.file, manifest.bytes, manifest.sha256);
+        auto runtime = detail::make_runtime(manifest, model, options);
+        return Classifier(folder, std::move(manifest), std::move(labels), std::move(runtime));
+    }
+
+    void run(Span<const Image> images, Span<Prediction> predictions) {
+        State& state = valid();
+        if (images.size() != predictions.size()) {
+            detail::fail(ErrorCode::bad_argument,
+                         "there are " + std::to_string(images.size()) + " images and " +
+                             std::to_string(predictions.size()) +
+                             " predictions; give as many of both");
+        }
+        if (images.size() == 0) return;
+        if (images.data() == nullptr || predictions.data() == nullptr) {
+            detail::fail(ErrorCode::bad_argument,
+                         "the images or the predictions are a null pointer; give arrays");
+        }
+        const Manifest& manifest = state.manifest;
+        if (manifest.max_batch != 0 && images.size() > manifest.max_batch) {
+            too_many(images.size(), manifest.max_batch);
+        }
+        for (std::size_t i = 0; i < images.size(); ++i) check(images[i], i);
+
+        const std::lock_guard<std::mutex> lock(state.busy);
+        const std::size_t least =
+            images.size() < manifest.min_batch ? manifest.min_batch : images.size();
+        const std::size_t batch = state.runtime->batch_for(least);
+        if (batch < images.size()) too_many(images.size(), manifest.max_batch);
+        const std::size_t pixels = manifest.height * manifest.width * 3;
+        static_cast<void>(detail::product(batch, pixels));
+        std::uint8_t* input = state.runtime->input(batch);
+        for (std::size_t i = 0; i < images.size(); ++i) {
+            state.resizer(images[i].rgb, images[i].width, images[i].height, input + i * pixels);
+        }
+        const float* logits = state.runtime->run(batch);
+        for (std::size_t i = 0; i < images.size() * manifest.classes; ++i) {
+            if (!detail::finite(logits[i])) {
+                detail::fail(ErrorCode::runtime,
+                             "image " + std::to_string(i / manifest.classes) + ": " +
+                                 manifest.file + " gave a logit that is no finite number; " +
+                                 "use a package of another precision");
+            }
+        }
+        for (Prediction& prediction : predictions) state.prepare(prediction);
+        for (Prediction& prediction : predictions) {
+            state.fill(prediction, logits);
+            logits += manifest.classes;
+        }
+    }
 
     State& valid() const {
         if (!state_) {

@@ -1,4 +1,4 @@
-// What a user can do wrong: one exception, and a status for programs that do without exceptions.
+// What a user can do wrong: one exception, and a status for programs that catch none.
 #pragma once
 
 #include <cstddef>
@@ -70,6 +70,18 @@ Status guarded(Work&& work) noexcept {
 }
 
 [[noreturn]] inline void fail(ErrorCode code, const std::string& text) { throw Error(code, text); }
+
+// What `work` gives. Throws Error, too, where the memory is full.
+template <class Work>
+auto in_memory(Work&& work) {
+    try {
+        return work();
+    } catch (const std::bad_alloc&) {
+        fail(ErrorCode::out_of_memory, "out of memory; use smaller batches or images");
+    } catch (const std::length_error&) {  // of a vector that no memory could hold
+        fail(ErrorCode::out_of_memory, "out of memory; use smaller batches or images");
+    }
+}
 
 }  // namespace detail
 }  // namespace cifar_deploy

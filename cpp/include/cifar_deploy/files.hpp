@@ -18,10 +18,10 @@ namespace cifar_deploy::detail {
 inline std::string read_file(const std::filesystem::path& path, std::uintmax_t largest) {
     std::error_code failure;
     const auto status = std::filesystem::status(path, failure);
-    if (!std::filesystem::exists(status)) {
+    if (status.type() == std::filesystem::file_type::not_found) {
         fail(ErrorCode::not_found, "cannot read " + path.string() + ": no such file");
     }
-    if (!std::filesystem::is_regular_file(status)) {
+    if (!failure && !std::filesystem::is_regular_file(status)) {
         fail(ErrorCode::not_found, "cannot read " + path.string() + ": it is not a file");
     }
     const std::uintmax_t size = std::filesystem::file_size(path, failure);

@@ -22,14 +22,7 @@ public:
           classes_(manifest.classes),
           input_(manifest.input),
           output_(manifest.output),
-          device_(options.device == "auto" ? "cpu" : options.device) {
-        if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
-            fail(ErrorCode::runtime,
-                 std::string("the ONNX Runtime that was found, ") +
-                     OrtGetApiBase()->GetVersionString() +
-                     ", is older than the headers that the program was built with (API " +
-                     std::to_string(ORT_API_VERSION) + "); put a newer library in its place");
-        }
+          device_(device(options)) {
         const int gpu = cuda_index(device_);
         if (device_ != "cpu" && gpu < 0) {
             fail(ErrorCode::bad_argument, "device " + options.device +
@@ -74,6 +67,19 @@ public:
 private:
     using Pair = std::pair<Ort::Value, Ort::Value>;
 
+    // Checked before there is a member of ONNX Runtime's: each of them calls its functions even to
+    // be destroyed.
+    static std::string device(const LoadOptions& options) {
+        if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr) {
+            fail(ErrorCode::runtime,
+                 std::string("the ONNX Runtime that was found, ") +
+                     OrtGetApiBase()->GetVersionString() +
+                     ", is older than the headers that the program was built with (API " +
+                     std::to_string(ORT_API_VERSION) + "); put a newer library in its place");
+        }
+        return options.device == "auto" ? "cpu" : options.device;
+    }
+
     std::size_t pixels() const { return image_[0] * image_[1] * image_[2]; }
 
     void load(const Manifest& manifest, const std::string& model, const LoadOptions& options,
@@ -98,9 +104,10 @@ private:
             ~Release() { Ort::GetApi().ReleaseCUDAProviderOptions(options); }
         } release{cuda};
         const std::string index = std::to_string(gpu);
-        const char* const key = "device_id";
-        const char* const value = index.c_str();
-        Ort::ThrowOnError(Ort::GetApi().UpdateCUDAProviderOptions(cuda, &key, &value, 1));
+        // fp32 means fp32, as where the file was validated.
+        const char* const keys[] = {"device_id", "use_tf32"};
+        const char* const values[] = {index.c_str(), "0"};
+        Ort::ThrowOnError(Ort::GetApi().UpdateCUDAProviderOptions(cuda, keys, values, 2));
         settings.AppendExecutionProvider_CUDA_V2(*cuda);
     }
 
@@ -151,7 +158,7 @@ private:
     std::size_t classes_;
     std::string input_;
     std::string output_;
-    std::string device_;
+    std::string device_;  // before what is ONNX Runtime's, see `device`
     Ort::Env env_{nullptr};
     Ort::Session session_{nullptr};
     std::vector<std::uint8_t> images_;

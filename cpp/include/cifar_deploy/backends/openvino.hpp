@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -68,7 +69,8 @@ public:
 
 private:
     void load(const Manifest& manifest, const std::string& bytes, const LoadOptions& options) {
-        const auto model = core_.read_model(bytes, ov::Tensor());
+        core_.emplace();
+        const auto model = core_->read_model(bytes, ov::Tensor());
         check(manifest, *model);
         ov::AnyMap properties{
             ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
@@ -78,7 +80,7 @@ private:
             properties.insert(
                 ov::inference_num_threads(static_cast<std::int32_t>(options.threads)));
         }
-        request_ = core_.compile_model(model, device_, properties).create_infer_request();
+        request_ = core_->compile_model(model, device_, properties).create_infer_request();
     }
 
     void check(const Manifest& manifest, const ov::Model& model) const {
@@ -116,7 +118,7 @@ private:
     std::size_t image_[3];
     std::size_t classes_;
     std::string device_;
-    ov::Core core_;
+    std::optional<ov::Core> core_;  // made where its exceptions are caught
     ov::InferRequest request_;
     std::vector<std::uint8_t> images_;
     std::vector<float> logits_;

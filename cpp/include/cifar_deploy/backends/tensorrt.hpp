@@ -19,9 +19,11 @@ namespace cifar_deploy::detail {
 
 inline void check_cuda(cudaError_t result, const char* what) {
     if (result == cudaSuccess) return;
-    const auto code = result == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory
-                                                          : ErrorCode::runtime;
-    fail(code, std::string("CUDA: ") + what + ": " + cudaGetErrorString(result));
+    static_cast<void>(cudaGetLastError());  // else the caller's next call would report it
+    const bool full = result == cudaErrorMemoryAllocation;
+    fail(full ? ErrorCode::out_of_memory : ErrorCode::runtime,
+         std::string("CUDA: ") + what + ": " + cudaGetErrorString(result) +
+             (full ? "; use smaller batches" : ""));
 }
 
 // Keeps TensorRT's first error since `clear` for our own message, for the later ones follow from it;
@@ -43,6 +45,12 @@ public:
     std::string first() const {
         const std::lock_guard<std::mutex> lock(mutex_);
         return first_[0] == '\0' ? "it gave no reason" : trimmed(first_);
+    }
+
+    // Whether the error is that the GPU's memory is full.
+    bool memory() const {
+        const std::string said = first();
+        return said.find("emory") != std::string::npos || said.find("lloc") != std::string::npos;
     }
 
 private:
@@ -98,9 +106,15 @@ inline PinnedMemory pinned_memory(std::size_t bytes) {
 }
 
 // Whether an engine of version `built` ("10.13.3", with or without a build number) is one for the
-// library's version `here` ("10.13.3"). An engine is tied to the version that built it.
+// library's version `here` ("10.13.3"). An engine is tied to the version that built it; one of
+// TensorRT for RTX to its major and minor number.
 inline bool same_tensorrt(const std::string& built, const std::string& here) {
-    return built == here || built.compare(0, here.size() + 1, here + '.') == 0;
+#ifdef CIFAR_DEPLOY_HAS_TENSORRT_RTX
+    const std::string needed = here.substr(0, here.rfind('.'));
+#else
+    const std::string& needed = here;
+#endif
+    return built == needed || built.compare(0, needed.size() + 1, needed + '.') == 0;
 }
 
 class TensorRtRuntime final : public Runtime {
@@ -124,6 +138,10 @@ public:
             fail(ErrorCode::runtime, product() + " cannot start: " + log_.first());
         }
         engine_.reset(runtime_->deserializeCudaEngine(model.data(), model.size()));
+        if (!engine_ && log_.memory()) {
+            fail(ErrorCode::out_of_memory, product() + " cannot load " + manifest.file + ": " +
+                                               log_.first() + "; close what else runs on the GPU");
+        }
         if (!engine_) {
             fail(ErrorCode::wrong_engine, product() + " cannot load " + manifest.file + ": " +
                                               log_.first() +
@@ -331,8 +349,10 @@ private:
     }
 
     [[noreturn]] void refused(std::size_t batch) const {
-        fail(ErrorCode::runtime, product() + " cannot run a batch of " + std::to_string(batch) +
-                                     ": " + log_.first());
+        const std::string said = product() + " cannot run a batch of " + std::to_string(batch) +
+                                 ": " + log_.first();
+        if (log_.memory()) fail(ErrorCode::out_of_memory, said + "; use smaller batches");
+        fail(ErrorCode::runtime, said);
     }
 
     std::size_t pixels_;

@@ -31,6 +31,7 @@ STAGES = ("tests", "train", "export", "validate", "benchmark", "loadgen")
 ALL = (*STAGES, "pack")
 PART = 15 << 20  # bytes of a packed part
 GRACE = 45.0  # seconds a stopped training has for its checkpoint
+PATIENCE = 180.0  # seconds for the doctor, who compiles engines
 # What the program uses, and what is lost without it.
 LIBRARIES = {
     "onnxruntime": "ONNX files do not run",
@@ -372,11 +373,12 @@ def recipes() -> list[str]:
 
 def trained(session: Session, name: str) -> bool:
     """Whether the model is trained; what the checkout has is used where nothing else is."""
-    folder = session.work / "models" / name
-    if not (folder / "card.json").exists() and (ROOT / "models" / name / "card.json").exists():
+    folder, published = session.work / "models" / name, ROOT / "models" / name
+    # Of some networks only the card is published.
+    if not (folder / "card.json").exists() and (published / "model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("model.safetensors", "card.json"):
-            shutil.copy(ROOT / "models" / name / file, folder / file)
+            shutil.copy(published / file, folder / file)
     return (folder / "card.json").exists()
 
 
@@ -441,11 +443,20 @@ def machine(session: Session) -> dict[str, Any]:
 
 
 def checks(session: Session) -> dict[str, Any]:
-    """What the program's doctor tried here, by name; a trial may end its process."""
+    """What the program's doctor tried here, by name; a trial may end its process, or never end."""
     command = program("doctor", "--json")
-    done = subprocess.run(
-        command, env=session.environment(), capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env=session.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        detail = f"stopped after {PATIENCE:g} s"
+        return {"doctor": {"works": False, "detail": detail}}
     if done.returncode:
         return {"doctor": {"works": False, "detail": first_error(done.stderr)}}
     return {check.pop("name"): check for check in json.loads(done.stdout)["checks"]}

@@ -160,6 +160,21 @@ def test_engines_are_built_of_the_flavours_that_are_installed(
     assert [label for label, _ in gpu.formats(session)] == ["trt tensorrt fp32"]
 
 
+def test_a_model_whose_weights_are_not_published_is_left_out(gpu: ModuleType, session: Any) -> None:
+    assert (SCRIPT.parent.parent / "models/resnet18/card.json").exists()
+    assert not gpu.trained(session, "resnet18")
+    assert gpu.trained(session, "simple_cnn")
+    assert (session.work / "models/simple_cnn/model.safetensors").exists()
+
+
+def test_a_doctor_who_does_not_end_is_not_waited_for(
+    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "PATIENCE", 0.2)
+    monkeypatch.setattr(gpu, "program", lambda *_: python("import time; time.sleep(60)"))
+    assert gpu.checks(session) == {"doctor": {"works": False, "detail": "stopped after 0.2 s"}}
+
+
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--stages", "trian", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -22,6 +22,7 @@ from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.train.loop import Interrupted, Job, Trainer
+from cifar_deploy.train.memory import keep_freed
 from cifar_deploy.train.progress import Bar
 
 WHOLE = "the recipe"
@@ -142,6 +143,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/ablate"))
     options = parser.parse_args()
+    if machine.pick(options.device).type == "cpu":
+        keep_freed()
     print(table(run(options, find.load(options.data, options.data_dir))))
 
 

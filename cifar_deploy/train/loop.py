@@ -307,6 +307,10 @@ class Trainer:
                     state.seconds = before + last_checkpoint - started
                 if stop:
                     raise Interrupted(stop, state.step)
+            # One that came while the last epoch was judged or its checkpoint written.
+            (late,) = self.ranks.agree([caught[0] if caught else 0])
+            if late:
+                raise Interrupted(late, state.step)
         # A signal may end what follows: the checkpoint is there.
         return self._finish()
 

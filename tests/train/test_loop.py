@@ -297,6 +297,26 @@ def test_a_run_may_be_stopped_again_and_again(make_job: MakeJob, recorder: Watch
     assert job.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_signal_at_an_epochs_end_stops_the_run(
+    make_job: MakeJob, recorder: Watching, last: bool
+) -> None:
+    class Judged(Trainer):
+        def _end_epoch(self, *told: Any) -> None:
+            super()._end_epoch(*told)
+            if self.state.step == (self.steps if last else self.steps_per_epoch):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = make_job("train.epochs=2", folder="whole")
+    Trainer(whole).run(recorder)
+    job = make_job("train.epochs=2", folder="judged")
+    with pytest.raises(Interrupted):
+        Judged(job).run(recorder)
+    assert names(job.folder) == {"checkpoint.safetensors", "log.jsonl"}
+    Trainer(resumed(job)).run(recorder)
+    assert job.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
+
+
 def test_the_seconds_add_up(make_job: MakeJob, recorder: Watching) -> None:
     job = make_job()
     interrupt(job, 9, recorder)

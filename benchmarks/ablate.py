@@ -143,8 +143,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/ablate"))
     options = parser.parse_args()
-    if machine.pick(options.device).type == "cpu":
-        keep_freed()
+    keep_freed(machine.pick(options.device))
     print(table(run(options, find.load(options.data, options.data_dir))))
 
 

@@ -455,11 +455,12 @@ def checks(session: Session) -> dict[str, Any]:
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
-        detail = f"stopped after {PATIENCE:g} s"
-        return {"doctor": {"works": False, "detail": detail}}
-    if done.returncode:
-        return {"doctor": {"works": False, "detail": first_error(done.stderr)}}
-    return {check.pop("name"): check for check in json.loads(done.stdout)["checks"]}
+        failure = f"stopped after {PATIENCE:g} s"
+    else:
+        if not done.returncode:
+            return {check.pop("name"): check for check in json.loads(done.stdout)["checks"]}
+        failure = first_error(done.stderr)
+    return {"doctor": {"works": False, "detail": failure}}
 
 
 def install(session: Session) -> None:

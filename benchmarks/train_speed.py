@@ -297,7 +297,7 @@ def memory(options: argparse.Namespace) -> store.Json:
 def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
     """A bf16 training step of 32x32 images after two others: its seconds and page faults."""
     if kept:
-        keep_freed()
+        keep_freed(torch.device("cpu"))
     model = architectures.build(network).to(memory_format=torch.channels_last)
     objective = Objective(model, torch.tensor(1 / 255), torch.tensor(0.0), 0.1, bf16=True)
     optimizer = torch.optim.SGD(objective.parameters(), lr=0.01, momentum=0.9, nesterov=True)

@@ -55,8 +55,7 @@ def find_lr(
     from cifar_deploy.train.memory import keep_freed
 
     where = pick(device)
-    if where.type == "cpu":
-        keep_freed()
+    keep_freed(where)
     job = Job(name, found, find.load(data.value, data_dir), where, folder)
     job = dataclasses.replace(job, init=init, weights_file=weights_file)
     curve = finder.find(job, low, high, steps)

@@ -143,8 +143,7 @@ def run(
     from cifar_deploy.train.ranks import launched, own_device, together
 
     where = pick(own_device(device) if launched() else device)
-    if where.type == "cpu":
-        keep_freed()
+    keep_freed(where)
     with together(where) as ranks:
         started = time.perf_counter()
         with ranks.one_after_the_other():  # only one of a machine's processes downloads

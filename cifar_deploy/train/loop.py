@@ -277,7 +277,7 @@ class Trainer:
                 state.seconds = before + now - started
                 stop, look, due = self.ranks.agree(
                     [
-                        caught[0] if caught else 0,
+                        caught(),
                         self.ranks.main and now - last_look > LOOK_SECONDS[job.device.type],
                         self.ranks.main and now - last_checkpoint > CHECKPOINT_SECONDS,
                     ]
@@ -308,7 +308,7 @@ class Trainer:
                 if stop:
                     raise Interrupted(stop, state.step)
             # One that came while the last epoch was judged or its checkpoint written.
-            (late,) = self.ranks.agree([caught[0] if caught else 0])
+            (late,) = self.ranks.agree([caught()])
             if late:
                 raise Interrupted(late, state.step)
         # A signal may end what follows: the checkpoint is there.
@@ -717,8 +717,10 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def _signals(impatient: bool) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
+def _signals(impatient: bool) -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
+
+    What is yielded answers with the number of the first one that came, or 0.
 
     torchrun sends each of its processes several, and kills them after half a minute anyway.
     """
@@ -740,7 +742,7 @@ def _signals(impatient: bool) -> Iterator[list[int]]:
     except ValueError:  # not the main thread: signals are another's business
         previous.clear()
     try:
-        yield caught
+        yield lambda: next(iter(caught), 0)
     finally:
         restore()
 

@@ -34,14 +34,14 @@ def largest(fits: Callable[[int], bool], failed: int) -> int:
     return low - low % 8 if low > 64 else low
 
 
-def keep_freed() -> bool:
-    """Let this process keep memory that was freed; whether its C library could be told so.
+def keep_freed(device: torch.device) -> bool:
+    """Let a process that trains on a CPU keep memory that was freed; whether it does from now on.
 
-    A step on a CPU allocates and frees gigabytes of activations. glibc maps every large tensor
+    A step there allocates and frees gigabytes of activations. glibc maps every large tensor
     afresh and gives it back, so that the kernel clears it page by page in each step (mallopt(3)).
     `benchmarks/train_speed.py memory` measures what that costs.
     """
-    if sys.platform != "linux":
+    if device.type != "cpu" or sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

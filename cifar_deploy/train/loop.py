@@ -720,9 +720,8 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
 def _signals(impatient: bool) -> Iterator[Callable[[], int]]:
     """Note SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
 
-    What is yielded answers with the number of the first one that came, or 0.
-
     torchrun sends each of its processes several, and kills them after half a minute anyway.
+    What is yielded answers with the number of the first one that came, or 0.
     """
     caught: list[int] = []
     previous: dict[int, Any] = {}

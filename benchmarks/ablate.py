@@ -21,7 +21,8 @@ from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
-from cifar_deploy.train.loop import Interrupted, Job, Trainer
+from cifar_deploy.train.interrupt import Interrupted
+from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.train.memory import keep_freed
 from cifar_deploy.train.progress import Bar
 

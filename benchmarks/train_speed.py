@@ -228,11 +228,9 @@ def this(dataset: Dataset, network: str, batch: int) -> Callable[[int], float]:
     trainer._prepare()
 
     def run(steps: int) -> float:
-        order = trainer._order(0)
         started = time.perf_counter()
-        for step in range(steps):
-            trainer._step(order, step % trainer.steps_per_epoch)
-            trainer.state.step = step + 1
+        for _ in range(steps):
+            trainer.step()
         return steps * batch / (time.perf_counter() - started)
 
     return run

@@ -137,7 +137,8 @@ def run(
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
     from cifar_deploy.train import seeds as several
-    from cifar_deploy.train.loop import Interrupted, Job, Trainer
+    from cifar_deploy.train.interrupt import Interrupted
+    from cifar_deploy.train.loop import Job, Trainer
     from cifar_deploy.train.memory import keep_freed
     from cifar_deploy.train.progress import Bar
     from cifar_deploy.train.ranks import launched, own_device, together

@@ -63,13 +63,8 @@ def _losses(trainer: Trainer, steps: int) -> list[float]:
     waiting: list[torch.Tensor] = []
     found: list[float] = []
     trainer._train_mode()
-    order = trainer._order(0)
     for step in range(steps):
-        epoch, position = divmod(step, trainer.steps_per_epoch)
-        if step and position == 0:
-            order = trainer._order(epoch)
-        trainer._step(order, position)
-        trainer.state.step += 1
+        trainer.step()
         assert trainer.loss is not None
         waiting.append(trainer.loss)
         if len(waiting) == READ_EVERY or step + 1 == steps:

@@ -3,16 +3,13 @@
 import contextlib
 import copy
 import gc
-import hashlib
 import json
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,13 +22,14 @@ from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
-from cifar_deploy.data import augment as change
 from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json, ModelFolder, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial
+from cifar_deploy.train.batches import Batches, seed_of, split_holdout
+from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.memory import exhausted, largest
 from cifar_deploy.train.objective import Objective
 from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
@@ -42,20 +40,9 @@ CHECKPOINT_SECONDS = 240.0  # a checkpoint at least every five minutes
 LOOK_SECONDS = {"cpu": 0.5, "cuda": 2.0}  # reading back waits for the device: seldom
 COMPILE_STEPS = 2_000  # below that, torch.compile costs more than it saves
 EVALUATION_BATCH = 500
-# What is augmented at once. On a GPU all of CIFAR-10: a few kernels an epoch. A CPU goes batch by
-# batch, which stays in its cache.
-CHUNK_IMAGES = {"cpu": 0, "cuda": 65_536}
 WARM_UP_STEPS = 3
 
 Done = TypeVar("Done")
-
-
-class Interrupted(Exception):
-    """A signal ended the run after `step`; a checkpoint holds it. `signal` is its number."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by signal {number} after step {step}")
-        self.signal, self.step = number, step
 
 
 class Watch(Protocol):
@@ -96,15 +83,6 @@ class State:
     history: list[Json] = field(default_factory=list)
 
 
-def seed_of(seed: int, what: str, index: int) -> int:
-    """A seed for one purpose at one place of a run, independent of all others.
-
-    Every step draws from its own seed, so a resumed run needs no generator state.
-    """
-    digest = hashlib.sha256(f"{seed}/{what}/{index}".encode()).digest()
-    return int.from_bytes(digest[:4])
-
-
 class Trainer:
     """One training run."""
 
@@ -114,13 +92,8 @@ class Trainer:
         self.ranks = job.ranks
         self.mean, self.std = job.dataset.normalisation()
         self.train_split, self.holdout = split_holdout(job.dataset.train, recipe)
-        self.share = _share(recipe, self.ranks)
-        self.steps_per_epoch = len(self.train_split) // recipe.train.batch_size
-        if not self.steps_per_epoch:
-            raise UserError(
-                f"{len(self.train_split)} training images are fewer than a batch of "
-                f"{recipe.train.batch_size}; set a smaller --batch-size"
-            )
+        self.batches = Batches(self.train_split, recipe, device, self.ranks, self.mean)
+        self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
         self.data_sha256 = job.dataset.sha256()
         self.data_seconds = self.warmup_seconds = 0.0
@@ -166,7 +139,6 @@ class Trainer:
         self.sizes = sizes(recipe.schedule, self.steps, SIZE)
         self.profile = Profile(device) if job.profile and self.ranks.main else None
         self.loss: torch.Tensor | None = None  # of the last step, on the device
-        self._chunk: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
     def _build(self) -> tuple[nn.Module, initial.Start | None]:
         """The network before its first step, and where its weights come from if not from chance."""
@@ -214,6 +186,7 @@ class Trainer:
     def _known(self, start: initial.Start) -> initial.Start:
         """Normalise the pixels as those were that the weights are used to."""
         self.mean, self.std = start.mean, start.std
+        self.batches.mean = start.mean
         return start
 
     def _compiled(self) -> bool:
@@ -261,17 +234,14 @@ class Trainer:
             with disk_errors(job.folder.path, "make"):
                 job.folder.path.mkdir(parents=True, exist_ok=True)
         self._prepare()
-        order = self._order(state.step // self.steps_per_epoch)
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
-        with _signals(impatient=self.ranks.world == 1) as caught, machine.every_shape():
+        with signals(impatient=self.ranks.world == 1) as caught, machine.every_shape():
             while state.step < self.steps:
                 epoch, position = divmod(state.step, self.steps_per_epoch)
                 if position == 0:
-                    order = self._order(epoch)
                     self.sums.zero_()
-                self._step(order, position)
-                state.step += 1
+                self.step()
                 seen += job.recipe.train.batch_size
                 now = time.perf_counter()
                 state.seconds = before + now - started
@@ -323,7 +293,7 @@ class Trainer:
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
         started = time.perf_counter()
-        self._wait_for(self.data.images)
+        self._wait_for(self.batches.data.images)
         self.data_seconds = time.perf_counter() - started
         self._train_mode()
         if self.state.step < self.steps and (device.type == "cuda" or self.compiled):
@@ -356,20 +326,19 @@ class Trainer:
         self.optimizer.zero_grad()
         self.optimizer.load_state_dict(optimizer)
         self.state.step = step
-        self._chunk = None
+        self.batches.forget()
 
     def _warm_up_steps(self) -> None:
-        order = self._order(0)
         wanted = {name for name in ("mixup", "cutmix") if getattr(self.job.recipe.augment, name)}
         # As many steps as it takes to meet every size and way of mixing: compiled one by one.
         for first in self.sizes:
             done: set[str] = set()
             for step in range(first, first + 1_000):
-                self.state.step = step
-                if step >= first + WARM_UP_STEPS and self._mixes(step) in done:
+                if step >= first + WARM_UP_STEPS and self.batches.mixes(step) in done:
                     continue
-                self._step(order, step % self.steps_per_epoch)
-                done.add(self._mixes(step))
+                self.state.step = step
+                self.step()
+                done.add(self.batches.mixes(step))
                 if step + 1 >= first + WARM_UP_STEPS and wanted <= done:
                     break
 
@@ -377,27 +346,21 @@ class Trainer:
         """Pixels each way of the present step's images."""
         return next(side for step, side in reversed(self.sizes.items()) if step <= self.state.step)
 
-    def _mixes(self, step: int) -> str:
-        return change.mixes(self.job.recipe.augment, self._seed("mix", step))
-
-    def _seed(self, what: str, index: int) -> int:
-        return seed_of(self.job.recipe.train.seed, what, index)
-
     def _wait_for(self, tensor: torch.Tensor) -> None:
         if tensor.is_cuda:
             torch.cuda.synchronize(tensor.device)
 
-    def _step(self, order: torch.Tensor, position: int) -> None:
-        recipe, state = self.job.recipe, self.state
+    def step(self) -> None:
+        """The next step of the run."""
+        state = self.state
         with self._part("images"):
-            images, labels = self._batch(order, position)
-            images, share = change.mix(images, recipe.augment, self._seed("mix", state.step))
+            images, labels, share = self.batches.at(state.step)
         factor = self.factor(state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         # What is random in the network, such as dropout, differs from process to process.
         rank = self.ranks.rank
-        torch.manual_seed(self._seed(f"step/{rank}" if rank else "step", state.step))
+        torch.manual_seed(self.batches.seed(f"step/{rank}" if rank else "step", state.step))
         with self._part("forward"):
             loss, statistics = self.forward(images, labels, share, self._size())
         with self._part("backward"):
@@ -415,64 +378,10 @@ class Trainer:
             self.sums[0] += statistics[0] / world
             self.sums[1] += statistics[1]
             self.sums[2] += self.sums[0].isfinite() / world
+        state.step += 1
 
     def _part(self, name: str) -> contextlib.AbstractContextManager[None]:
         return self.profile.part(name) if self.profile else contextlib.nullcontext()
-
-    def _batch(self, order: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """This process's part of the batch at `position` of the epoch, augmented.
-
-        On a GPU it is cut out of many batches that were augmented together.
-        """
-        size = self.job.recipe.train.batch_size
-        together = self._together(size)
-        epoch = self.state.step // self.steps_per_epoch
-        first = position - position % together
-        if self._chunk is None or self._chunk[0] != epoch * self.steps_per_epoch + first:
-            self._chunk = None  # its memory is free for the next one
-            rows = order[first * size : min(first + together, self.steps_per_epoch) * size]
-            start = epoch * self.steps_per_epoch + first
-            self._chunk = (start, *self._augmented(rows, epoch, start))
-        share = slice((position - first) * self.share, (position - first + 1) * self.share)
-        return self._chunk[1][share], self._chunk[2][share]
-
-    def _together(self, size: int) -> int:
-        """How many batches of `size` images are augmented at once."""
-        most = CHUNK_IMAGES[self.job.device.type] // size
-        return max(1, min(len(self.train_split) // size, most))
-
-    def _augmented(
-        self, rows: torch.Tensor, epoch: int, start: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The images and labels at `rows`, whole batches, as far as they are this process's.
-
-        Chance falls for the whole batches, so that N processes see what one would see.
-        """
-        options, device = self.job.recipe.augment, self.job.device
-        torch.manual_seed(self._seed("augment", start))
-        draws = change.draw(len(rows), SIZE, SIZE, options, device)
-        if options.flip and options.alternate:
-            torch.manual_seed(self._seed("flip", 0))
-            flips = torch.rand(len(self.data), device=device) < 0.5
-            draws["flip"] = change.alternating(flips, epoch)[rows][:, None]
-        if self.ranks.world > 1:
-            places = torch.arange(len(rows), device=device)
-            places = places.view(-1, self.ranks.world, self.share)[:, self.ranks.rank].flatten()
-            rows = rows[places]
-            draws = {name: drawn[places] for name, drawn in draws.items()}
-        images, labels = self.data.take(rows)
-        return change.apply(images, draws, options, self.mean), labels
-
-    @property
-    def data(self) -> DeviceSplit:
-        """The training images on the device, put there at the first use."""
-        if not hasattr(self, "_data"):
-            self._data = DeviceSplit(self.train_split, self.job.device)
-        return self._data
-
-    def _order(self, epoch: int) -> torch.Tensor:
-        torch.manual_seed(self._seed("order", epoch))
-        return self.data.order()
 
     def _read_back(self, batches: int) -> tuple[float, float]:
         """Mean loss and accuracy of the epoch so far. Raises UserError for a loss that is nan."""
@@ -497,7 +406,7 @@ class Trainer:
     def _what_fits(self, reason: str) -> str:
         """What to say after the device's memory was full: the largest batch that would fit."""
         world, batch = self.ranks.world, self.job.recipe.train.batch_size
-        self._chunk = None
+        self.batches.forget()
         if world > 1:  # a step of one process alone would wait for the others
             half = max(1, batch // 2 // world) * world
             return (
@@ -534,7 +443,7 @@ class Trainer:
         It holds what a run holds meanwhile: the weights before its warm-up, a chunk of images.
         """
         kept = [t.clone() for n in self._networks().values() for t in n.state_dict().values()]
-        shape = (self._together(size) * size, SIZE, SIZE, 3)
+        shape = (self.batches.together(size) * size, SIZE, SIZE, 3)
         images = torch.zeros(shape, dtype=torch.uint8, device=self.job.device)
         labels = torch.zeros(size, dtype=torch.int64, device=self.job.device)
         self.objective(images[:size], labels)[0].backward()
@@ -680,70 +589,10 @@ class Trainer:
         return made
 
 
-def _share(recipe: Recipe, ranks: Ranks) -> int:
-    """Images of a batch for each process. Raises UserError where it cannot be shared evenly."""
-    batch, world = recipe.train.batch_size, ranks.world
-    if batch % world:
-        near = max(1, round(batch / world)) * world
-        raise UserError(
-            f"{world} processes cannot share a batch of {batch} evenly; set --batch-size {near}, "
-            "or another number of processes"
-        )
-    return batch // world
-
-
-def split_holdout(train: Split, recipe: Recipe) -> tuple[Split, Split | None]:
-    """The images to train on, and the last `data.holdout` ones of a fixed shuffle, if any."""
-    count = recipe.data.holdout
-    if not count:
-        return train, None
-    if count >= len(train):
-        raise UserError(
-            f"data.holdout is {count}, of {len(train)} training images; leave some to train on"
-        )
-    generator = torch.Generator().manual_seed(seed_of(0, "holdout", 0))
-    order = torch.randperm(len(train), generator=generator).numpy()
-    kept, held = order[:-count], order[-count:]
-    return (
-        Split(train.images[kept], train.labels[kept]),
-        Split(train.images[held], train.labels[held]),
-    )
-
-
 def use_bf16(recipe: Recipe, device: torch.device) -> bool:
     """Whether to train in bf16 autocast on `device`."""
     wish = recipe.train.precision
     return wish == "bf16" or (wish == "auto" and machine.has_bf16(device))
-
-
-@contextlib.contextmanager
-def _signals(impatient: bool) -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
-
-    torchrun sends each of its processes several, and kills them after half a minute anyway.
-    What is yielded answers with the number of the first one that came, or 0.
-    """
-    caught: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        caught.append(number)
-        if impatient:
-            restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are another's business
-        previous.clear()
-    try:
-        yield lambda: next(iter(caught), 0)
-    finally:
-        restore()
 
 
 def _flat(sections: Json) -> list[tuple[str, Any]]:

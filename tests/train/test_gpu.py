@@ -37,14 +37,12 @@ def test_a_step_does_not_make_the_host_wait(
         on_gpu(make_job(*options, f"train.compile={compiled}", network="custom_resnet"))
     )
     trainer._prepare()
-    order = trainer._order(0)
-    trainer._step(order, 0)  # the epoch is augmented here
+    trainer.step()  # the epoch is augmented here
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for position in range(1, 6):
-            trainer.state.step = position
-            trainer._step(order, position)
+        for _ in range(5):
+            trainer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert trainer.loss is not None
@@ -76,11 +74,11 @@ def test_a_run_goes_on_where_it_was_stopped(
     card = Trainer(whole).run(recorder)
 
     class Stopped(Trainer):
-        def _step(self, order: torch.Tensor, position: int) -> None:
+        def step(self) -> None:
             if self.state.step == 8 and self.warmup_seconds:
                 self._save()
                 raise KeyboardInterrupt
-            super()._step(order, position)
+            super().step()
 
     stopped = on_gpu(make_job(*options, network="cnn9", folder="stopped"))
     with pytest.raises(KeyboardInterrupt):

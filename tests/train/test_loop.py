@@ -20,8 +20,10 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, ModelFolder
-from cifar_deploy.train import loop
-from cifar_deploy.train.loop import Interrupted, Job, Trainer, split_holdout
+from cifar_deploy.train import batches, loop
+from cifar_deploy.train.batches import split_holdout
+from cifar_deploy.train.interrupt import Interrupted
+from cifar_deploy.train.loop import Job, Trainer
 
 # The fixtures are conftest's.
 MakeJob = Callable[..., Job]
@@ -35,10 +37,10 @@ class Stopped(Trainer):
         super().__init__(job)
         self.at, self.number = at, number
 
-    def _step(self, order: torch.Tensor, position: int) -> None:
+    def step(self) -> None:
         if self.state.step + 1 == self.at:
             os.kill(os.getpid(), self.number)
-        super()._step(order, position)
+        super().step()
 
 
 def interrupt(job: Job, at: int, watch: Watching, number: int = signal.SIGTERM) -> None:
@@ -256,7 +258,9 @@ def test_a_resumed_run_ends_at_the_same_weights(
 def test_batches_that_were_augmented_together_are_the_same_after_resuming(
     make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setitem(loop.CHUNK_IMAGES, "cpu", 450)  # four batches, then the epoch's other two
+    monkeypatch.setitem(
+        batches.CHUNK_IMAGES, "cpu", 450
+    )  # four batches, then the epoch's other two
     whole, stopped = make_job(*SGD, folder="whole"), make_job(*SGD, folder="stopped")
     Trainer(whole).run(recorder)
     interrupt(stopped, at, recorder)
@@ -337,10 +341,10 @@ def test_a_long_run_leaves_checkpoints(
     seen = []
 
     class Looking(Trainer):
-        def _step(self, order: torch.Tensor, position: int) -> None:
+        def step(self) -> None:
             if self.state.step:
                 seen.append(Trainer(resumed(job)).state.step)
-            super()._step(order, position)
+            super().step()
 
     Looking(job).run(recorder)
     assert seen == list(range(1, 12))
@@ -370,8 +374,8 @@ def test_signals_are_given_back(make_job: MakeJob, recorder: Watching) -> None:
 
 def test_a_second_ctrl_c_ends_at_once(make_job: MakeJob, recorder: Watching) -> None:
     class Twice(Trainer):
-        def _step(self, order: torch.Tensor, position: int) -> None:
-            super()._step(order, position)
+        def step(self) -> None:
+            super().step()
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -435,27 +439,6 @@ def test_weights_are_no_checkpoint(make_job: MakeJob, recorder: Watching) -> Non
 # --- what is held out ---------------------------------------------------------------------------
 
 
-def ids(split: Split) -> set[bytes]:
-    return {image.tobytes() for image in split.images}
-
-
-def test_the_holdout_is_a_part_of_the_training_images(few: Dataset) -> None:
-    parts = []
-    classes = set()
-    for seed in (0, 1):
-        chosen = recipe.load(None, ["data.holdout=150", f"train.seed={seed}"])
-        train, held = split_holdout(few.train, chosen)
-        assert held is not None
-        assert (len(train), len(held)) == (450, 150)
-        assert ids(train).isdisjoint(ids(held))
-        assert ids(train) | ids(held) == ids(few.train)
-        parts.append(ids(held))
-        classes = set(held.labels.tolist())
-    assert parts[0] == parts[1]  # the same for every seed: runs can be compared
-    assert classes == set(range(10))
-    assert split_holdout(few.train, recipe.load(None)) == (few.train, None)
-
-
 def test_held_out_and_test_images_are_never_trained_on(
     make_job: MakeJob, recorder: Watching, few: Dataset
 ) -> None:
@@ -463,7 +446,8 @@ def test_held_out_and_test_images_are_never_trained_on(
     options = ("data.holdout=200", "train.batch_size=100")
     _, held = split_holdout(few.train, recipe.load(None, options))
     assert held is not None
-    inside = np.array([image.tobytes() in ids(held) for image in few.train.images])
+    kept_out = {image.tobytes() for image in held.images}
+    inside = np.array([image.tobytes() in kept_out for image in few.train.images])
     labels = np.where(inside, (few.train.labels + 1) % 10, few.train.labels)
     wrong_held = dataclasses.replace(few, train=Split(few.train.images, labels))
     turned = Split(few.test.images[::-1].copy(), few.test.labels)

@@ -19,11 +19,11 @@ MakeJob = Callable[..., Job]
 class Poisoned(Trainer):
     """A run in which a weight is no number any more before step number 8."""
 
-    def _step(self, order: torch.Tensor, position: int) -> None:
+    def step(self) -> None:
         if self.state.step == 7:
             with torch.no_grad():
                 self.network.get_parameter("0.weight")[0, 0, 0, 0] = torch.nan
-        super()._step(order, position)
+        super().step()
 
 
 def test_the_step_is_named_at_which_the_loss_is_no_number(make_job: MakeJob, recorder: Any) -> None:
@@ -58,9 +58,9 @@ def test_weights_that_the_last_step_spoilt_are_not_written(
     make_job: MakeJob, recorder: Any
 ) -> None:
     class Late(Trainer):
-        def _step(self, order: torch.Tensor, position: int) -> None:
-            super()._step(order, position)
-            if self.state.step + 1 == self.steps:
+        def step(self) -> None:
+            super().step()
+            if self.state.step == self.steps:
                 with torch.no_grad():
                     self.network.get_parameter("0.bias").fill_(torch.inf)
 
@@ -83,7 +83,7 @@ class Small(Trainer):
             raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
         super()._try(size)
 
-    def _step(self, order: torch.Tensor, position: int) -> None:
+    def step(self) -> None:
         raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB\nand more")
 
 

@@ -1,0 +1,151 @@
+"""What the steps of a run see: its images in an order of chance, augmented on the device."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from cifar_deploy.data import augment as change
+from cifar_deploy.data.dataset import SIZE, Split
+from cifar_deploy.data.device import DeviceSplit
+from cifar_deploy.errors import UserError
+from cifar_deploy.recipe import Recipe
+from cifar_deploy.train.ranks import Ranks
+
+# What is augmented at once. On a GPU all of CIFAR-10: a few kernels an epoch. A CPU goes batch by
+# batch, which stays in its cache.
+CHUNK_IMAGES = {"cpu": 0, "cuda": 65_536}
+
+
+def seed_of(seed: int, what: str, index: int) -> int:
+    """A seed for one purpose at one place of a run, independent of all others.
+
+    Every step draws from its own seed, so a resumed run needs no generator state.
+    """
+    digest = hashlib.sha256(f"{seed}/{what}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4])
+
+
+def split_holdout(train: Split, recipe: Recipe) -> tuple[Split, Split | None]:
+    """The images to train on, and the last `data.holdout` ones of a fixed shuffle, if any.
+
+    Raises UserError where that leaves none to train on.
+    """
+    count = recipe.data.holdout
+    if not count:
+        return train, None
+    if count >= len(train):
+        raise UserError(
+            f"data.holdout is {count}, of {len(train)} training images; leave some to train on"
+        )
+    generator = torch.Generator().manual_seed(seed_of(0, "holdout", 0))
+    order = torch.randperm(len(train), generator=generator).numpy()
+    kept, held = order[:-count], order[-count:]
+    return (
+        Split(train.images[kept], train.labels[kept]),
+        Split(train.images[held], train.labels[held]),
+    )
+
+
+class Batches:
+    """The batches of a whole run; what chance decides is a matter of the seed and the step."""
+
+    def __init__(
+        self,
+        split: Split,
+        recipe: Recipe,
+        device: torch.device,
+        ranks: Ranks,
+        mean: Sequence[float],
+    ) -> None:
+        """`mean` is the colour of what is cut out.
+
+        Raises UserError for a batch that the processes cannot share evenly, or too few images.
+        """
+        self.split, self.recipe, self.device, self.ranks = split, recipe, device, ranks
+        self.mean = mean
+        self.size = recipe.train.batch_size
+        if self.size % ranks.world:
+            near = max(1, round(self.size / ranks.world)) * ranks.world
+            raise UserError(
+                f"{ranks.world} processes cannot share a batch of {self.size} evenly; "
+                f"set --batch-size {near}, or another number of processes"
+            )
+        self.share = self.size // ranks.world  # images of a batch for each process
+        self.per_epoch = len(split) // self.size
+        if not self.per_epoch:
+            raise UserError(
+                f"{len(split)} training images are fewer than a batch of {self.size}; "
+                "set a smaller --batch-size"
+            )
+        self._order: tuple[int, torch.Tensor] | None = None  # of which epoch, and the rows
+        self._chunk: tuple[int, torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def data(self) -> DeviceSplit:
+        """The training images on the device, put there at the first use."""
+        if not hasattr(self, "_data"):
+            self._data = DeviceSplit(self.split, self.device)
+        return self._data
+
+    def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """This process's part of the batch of `step`: images, labels, how they are mixed.
+
+        Images [b, 32, 32, 3], uint8 or, after mixup, float32; int64 [b]; `augment.mix`'s share. On
+        a GPU they are cut out of many batches that were augmented together.
+        """
+        epoch, position = divmod(step, self.per_epoch)
+        place = position % self.together(self.size)
+        if self._chunk is None or self._chunk[0] != step - place:
+            self._chunk = None  # its memory is free for the next one
+            self._chunk = (step - place, *self._augmented(epoch, position - place))
+        mine = slice(place * self.share, (place + 1) * self.share)
+        images, labels = self._chunk[1][mine], self._chunk[2][mine]
+        images, share = change.mix(images, self.recipe.augment, self.seed("mix", step))
+        return images, labels, share
+
+    def mixes(self, step: int) -> str:
+        """Which of "mixup" and "cutmix" the batch of `step` gets; "": neither."""
+        return change.mixes(self.recipe.augment, self.seed("mix", step))
+
+    def seed(self, what: str, index: int) -> int:
+        """The run's seed for one purpose at one place."""
+        return seed_of(self.recipe.train.seed, what, index)
+
+    def together(self, size: int) -> int:
+        """How many batches of `size` images are augmented at once."""
+        most = CHUNK_IMAGES[self.device.type] // size
+        return max(1, min(len(self.split) // size, most))
+
+    def forget(self) -> None:
+        """Free what has been augmented."""
+        self._chunk = None
+
+    def _augmented(self, epoch: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batches from `position` of `epoch` on, as far as they are this process's.
+
+        Chance falls for the whole batches, so that N processes see what one would see.
+        """
+        options, device, world = self.recipe.augment, self.device, self.ranks.world
+        last = min(position + self.together(self.size), self.per_epoch)
+        rows = self._rows(epoch)[position * self.size : last * self.size]
+        torch.manual_seed(self.seed("augment", epoch * self.per_epoch + position))
+        draws = change.draw(len(rows), SIZE, SIZE, options, device)
+        if options.flip and options.alternate:
+            torch.manual_seed(self.seed("flip", 0))
+            flips = torch.rand(len(self.data), device=device) < 0.5
+            draws["flip"] = change.alternating(flips, epoch)[rows][:, None]
+        if world > 1:
+            places = torch.arange(len(rows), device=device)
+            places = places.view(-1, world, self.share)[:, self.ranks.rank].flatten()
+            rows = rows[places]
+            draws = {name: drawn[places] for name, drawn in draws.items()}
+        images, labels = self.data.take(rows)
+        return change.apply(images, draws, options, self.mean), labels
+
+    def _rows(self, epoch: int) -> torch.Tensor:
+        """The images of `epoch` in its order."""
+        if self._order is None or self._order[0] != epoch:
+            torch.manual_seed(self.seed("order", epoch))
+            self._order = (epoch, self.data.order())
+        return self._order[1]

@@ -1,0 +1,45 @@
+"""Ctrl-C and a scheduler's SIGTERM: a run ends after its step, not in the middle of it."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(Exception):
+    """A signal ended the run after `step`; a checkpoint holds it. `signal` is its number."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by signal {number} after step {step}")
+        self.signal, self.step = number, step
+
+
+@contextlib.contextmanager
+def signals(impatient: bool) -> Iterator[Callable[[], int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
+
+    torchrun sends each of its processes several, and kills them after half a minute anyway.
+    What is yielded answers with the number of the first one that came, or 0.
+    """
+    caught: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        caught.append(number)
+        if impatient:
+            restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    try:
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are another's business
+        previous.clear()
+    try:
+        yield lambda: next(iter(caught), 0)
+    finally:
+        restore()

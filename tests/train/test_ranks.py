@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from processes import python
-from torch import distributed
 from typer.testing import CliRunner
 
 import cifar_deploy
@@ -133,15 +132,6 @@ def test_the_first_ones_statistics_are_what_is_judged(tmp_path: Path) -> None:
     done = torchrun(tmp_path / "same.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same") == 2
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A process group of one: enough for what needs one to be there."""
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def test_a_batch_that_cannot_be_shared_is_told(make_job: MakeJob) -> None:

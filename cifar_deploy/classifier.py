@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from cifar_deploy.package import manifest
 from cifar_deploy.runtimes.load import open_file, open_model, open_runtime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.store import EXPORTED
+
+if TYPE_CHECKING:
+    import torch
 
 # A path, a Pillow image, an array, or any number of them, mixed.
 Picture: TypeAlias = "str | PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
@@ -83,17 +86,24 @@ class Classifier:
         return Prediction(self.classes[best], best, share, logits, self.classes)
 
 
-def load(model: "str | PathLike[str]", device: str = "auto", trust: bool = False) -> Classifier:
+def load(
+    model: "str | PathLike[str]",
+    device: "str | int | torch.device" = "auto",
+    trust: bool = False,
+) -> Classifier:
     """Load what `model` names.
 
     A model's name or alias or its folder: the trained weights, in PyTorch fp32. An exported file:
     that file, in its runtime. A folder that `cifar-deploy package --target cpp` wrote: the file in
-    it. `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". Engines are code:
-    `trust` loads one whose manifest is missing or does not match.
+    it. `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda", "cuda:N", the number N alone
+    or a torch.device. Engines are code: `trust` loads one whose manifest is missing or does not
+    match.
 
     Raises UserError where there is no such thing, where it is damaged, and where it cannot run.
     """
-    where = pick(device)
+    if not isinstance(model, str | PathLike):
+        raise UserError(f"a {type(model).__name__} is no model; give a name or a path")
+    where = pick(f"cuda:{device}" if isinstance(device, int) else str(device))
     path = Path(model)
     if manifest.is_package(path):
         file, classes, known = manifest.open_package(path)

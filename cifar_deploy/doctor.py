@@ -60,10 +60,16 @@ def _torch_cpu() -> str:
 
 
 def _torch_cuda() -> str:
-    device = machine.pick("cuda")
+    device = _gpu()
     float((torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)).sum())
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+
+
+def _gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"torch {torch.__version__} sees no CUDA GPU here")
+    return machine.pick("cuda")
 
 
 def _bf16() -> str:
@@ -86,7 +92,7 @@ def _onnxruntime(provider: str) -> str:
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeError(f"this build of ONNX Runtime has no {provider}")
     if provider.startswith("CUDA"):
-        machine.pick("cuda")
+        _gpu()
         onnxruntime.preload_dlls()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

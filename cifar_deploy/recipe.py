@@ -221,11 +221,18 @@ def find(wish: str | Path | None, folder: ModelFolder, network: str) -> Path | N
     if not is_word(wish):
         return Path(wish)
     file = f"{wish}.toml"
-    places = (folder.path / file, models_root() / network / file, packaged_recipe(network, file))
+    places = [folder.path / file, models_root() / network / file]
+    if own := packaged_recipe(network):
+        places.append(own.with_name(file))
     for candidate in places:
-        if candidate and candidate.is_file():
+        if candidate.is_file():
             return candidate
-    raise UserError(f"--recipe {wish}: {network} has no {wish}.toml; name a file or another recipe")
+    there = {path.stem for place in places for path in place.parent.glob("*.toml")}
+    others = ", ".join(sorted(there - {"recipe"}))
+    raise UserError(
+        f"--recipe {wish}: {network} has no {wish}.toml; name a file or another recipe"
+        + (f" ({others})" if others else "")
+    )
 
 
 def is_word(wish: str | Path) -> bool:

@@ -90,6 +90,14 @@ def models_root() -> Path:
     return Path(os.environ.get(MODELS_VARIABLE) or "models")
 
 
+def models_place() -> str:
+    """The models' folder as an error names it; where it is missing, with the way to it."""
+    root = models_root()
+    if root.is_dir():
+        return f"{root}/"
+    return f"{root}/ (not there, seen from {Path.cwd()}; ${MODELS_VARIABLE} can name another)"
+
+
 def trained_models() -> list[ModelFolder]:
     """Every folder among the models that has weights, by name."""
     folders = [ModelFolder(path) for path in sorted(models_root().glob("*/"))]
@@ -282,12 +290,20 @@ def read_manifest(file: Path) -> Json | None:
     return manifest
 
 
+def _way_to_weights(folder: ModelFolder) -> str:
+    command = read_json(folder.card).get("command") if folder.card.exists() else None
+    if command:
+        return f"its card says how to train it: {command}"
+    run = f"run: cifar-deploy train {folder.name}"
+    if folder.path.parent != models_root():
+        return f"{run} --out {folder.path}"
+    return run if models_root().is_dir() else f"{run}\nThe models are sought in {models_place()}"
+
+
 def read_card(folder: ModelFolder) -> Json:
     """The card of a trained model. Raises UserError where the weights are not those it names."""
     if not folder.weights.exists():
-        raise UserError(
-            f"{folder.path} has no trained weights; run: cifar-deploy train {folder.name}"
-        )
+        raise UserError(f"{folder.path} has no trained weights; {_way_to_weights(folder)}")
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = read_json(folder.card)

@@ -234,6 +234,14 @@ def test_what_cannot_be_loaded(
             load(name)
     with pytest.raises(UserError, match="--device tpu"):
         load(folder.path, device="tpu")
+    with pytest.raises(UserError, match="a int is no model"):
+        load(3)  # type: ignore[arg-type]
+
+
+def test_a_device_is_named_as_torch_names_it(folder: ModelFolder, images: Images) -> None:
+    assert load(folder.path, device=torch.device("cpu")).logits(images).shape == (7, 10)
+    with pytest.raises(UserError, match=r"--device cuda:99: .* use --device cpu"):
+        load(folder.path, device=99)
 
 
 def change(line: str, into: str) -> Callable[[Path], None]:

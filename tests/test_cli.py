@@ -185,10 +185,16 @@ def test_models_shows_what_is_trained(run: Run) -> None:
     card = json.loads(Path("models/simple_cnn/card.json").read_text())
     assert entries["simple_cnn"]["test_accuracy"] == card["test_accuracy"]
     assert "6,573,130" in run("models").out
+    assert "weights not here" not in run("models").out
+    weights = Path("models/simple_cnn/model.safetensors")
+    weights.rename("kept")
+    assert "1 seed, weights not here" in run("models").out
+    Path("kept").rename(weights)
 
 
 def test_models_prints_the_layers_of_one(run: Run) -> None:
     text = run("models", "resnet9").out
+    assert "mult-adds (M): 379" in text
     assert "[1, 512, 4, 4]" in text
     assert "6,573,130" in text
     layers = json.loads(run("models", "simple_cnn", "--json").out)
@@ -227,6 +233,9 @@ def test_doctor_tells_what_works(run: Run) -> None:
     assert checks["onnxruntime cpu"]["works"]
     assert checks["pytorch cpu"]["works"]
     assert "onnxruntime cpu" in run("doctor").out
+    if not torch.cuda.is_available():
+        for check in ("pytorch cuda", "onnxruntime cuda"):
+            assert checks[check]["detail"].endswith("sees no CUDA GPU here")
 
 
 def test_a_model_can_be_named_by_its_folder(run: Run) -> None:

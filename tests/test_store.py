@@ -306,6 +306,30 @@ def test_weights_or_card_alone_are_told(tmp_path: Path) -> None:
         store.read_card(folder)
 
 
+def test_a_card_alone_says_how_to_train(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "vgg19")
+    command = "cifar-deploy train vgg19 --recipe short"
+    store.write_json(folder.card, {"command": command})
+    folder.weights.unlink()
+    with pytest.raises(UserError, match=f"its card says how to train it: {command}$"):
+        store.read_card(folder)
+
+
+def test_where_the_models_were_sought_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(store.MODELS_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    place = re.escape(f"models/ (not there, seen from {tmp_path}; $CIFAR_DEPLOY_MODELS can")
+    with pytest.raises(UserError, match=f"no trained weights; .* train vgg19\n.*{place}"):
+        store.read_card(ModelFolder(store.models_root() / "vgg19"))
+    (tmp_path / "models").mkdir()
+    with pytest.raises(UserError, match=r"no trained weights; run: cifar-deploy train vgg19$"):
+        store.read_card(ModelFolder(store.models_root() / "vgg19"))
+    with pytest.raises(UserError, match=f"train vgg19 --out {re.escape(str(tmp_path))}/vgg19$"):
+        store.read_card(ModelFolder(tmp_path / "vgg19"))
+
+
 # --- places -------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torchinfo import ModelStatistics, summary
+from torchinfo.enums import Units
 
 from cifar_deploy import architectures, store
 from cifar_deploy.data.dataset import SIZE
@@ -22,7 +23,10 @@ def _examine(name: str) -> ModelStatistics:
 
 def text(name: str) -> str:
     """torchinfo's table of the layers for one image, with output shapes and parameters."""
-    return str(_examine(name))
+    table = str(_examine(name))
+    for unit in Units:  # torchinfo 1.8 prints its name
+        table = table.replace(f"({Units.__name__}.{unit.name})", f"({unit.value})")
+    return table
 
 
 def layers(name: str) -> store.Json:

@@ -144,7 +144,7 @@ def _contestants(targets: list[str]) -> "list[tuple[store.ModelFolder, list[Path
         folders = store.trained_models()
     if not folders and not files:
         raise UserError(
-            f"nothing in {store.models_root()}/ is trained; run: cifar-deploy train MODEL"
+            f"nothing in {store.models_place()} is trained; run: cifar-deploy train MODEL"
         )
     for folder in folders:
         store.read_card(folder)

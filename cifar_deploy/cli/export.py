@@ -65,7 +65,7 @@ def export(
     folders = [architectures.folder(m) for m in named] or store.trained_models()
     if not folders:
         raise UserError(
-            f"nothing in {store.models_root()}/ is trained; run: cifar-deploy train MODEL"
+            f"nothing in {store.models_place()} is trained; run: cifar-deploy train MODEL"
         )
     precisions = [p.value for p in precision or [Precision.fp32]]
     asked: dict[str, Any] = {

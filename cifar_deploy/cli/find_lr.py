@@ -54,6 +54,7 @@ def find_lr(
     from cifar_deploy.train.loop import Job
     from cifar_deploy.train.memory import keep_freed
 
+    finder.check(low, high)
     where = pick(device)
     keep_freed(where)
     job = Job(name, found, find.load(data.value, data_dir), where, folder)

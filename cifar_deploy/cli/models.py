@@ -58,7 +58,8 @@ def _top1(entry: store.Json) -> str:
     if accuracy is None:
         return "-"
     length = f"{entry['epochs']} epochs"
+    here = "" if entry["weights"] else ", weights not here"
     if entry["seeds"] == 1:
-        return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
+        return f"{100 * accuracy:.2f} % ({length}, 1 seed{here})"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
-    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"
+    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds{here})"

@@ -4,7 +4,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from cifar_deploy.cli.options import (
     print_json,
     say,
 )
+
+if TYPE_CHECKING:
+    from cifar_deploy.train.loop import Trainer
 
 
 def train(
@@ -156,6 +159,8 @@ def run(
         )
 
         def watching(trainer: Trainer) -> Bar:
+            if ranks.main:
+                say(_plan(trainer))
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
 
         try:
@@ -168,6 +173,21 @@ def run(
                 )
             raise typer.Exit(128 + stop.signal) from None
         return card if ranks.main else None
+
+
+def _plan(trainer: "Trainer") -> str:
+    """What is about to run, in a line."""
+    from cifar_deploy.device import describe
+
+    job, state = trainer.job, trainer.state
+    options = job.recipe.train
+    begun = f", from step {state.step} on" if state.step else ""
+    return (
+        f"{job.network}: {len(trainer.train_split):,} images, {trainer.steps:,} steps in "
+        f"{options.epochs} epoch{'s' if options.epochs > 1 else ''}{begun}, seed {options.seed}, "
+        f"{'bf16' if trainer.bf16 else 'fp32'} on {describe(job.device)}; "
+        f"checkpoints in {job.folder.path}"
+    )
 
 
 def _command(processes: int) -> str:

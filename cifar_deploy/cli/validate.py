@@ -104,7 +104,7 @@ def _targets(
             )
     if not named:
         raise UserError(
-            f"no exported model in {store.models_root()}/; run: cifar-deploy train MODEL, then "
+            f"no exported model in {store.models_place()}; run: cifar-deploy train MODEL, then "
             "cifar-deploy export"
         )
     return [(folder, folder.exported()) for folder in named]

@@ -13,6 +13,7 @@ Contents = dict[str, bytes]  # path in the package, with /, and the file's bytes
 # 1980: GNU tar warns of 1970, and zip knows nothing before.
 TIME = 315_532_800
 ARCHIVE = ".tar.gz"
+OTHER_ARCHIVES = (".zip", ".tgz", ".tar", ".gz", ".bz2", ".xz", ".zst", ".7z")
 
 
 def check_target(out: Path, force: bool) -> None:
@@ -24,6 +25,8 @@ def check_target(out: Path, force: bool) -> None:
 
 
 def _check(out: Path, force: bool) -> None:
+    if out.suffix in OTHER_ARCHIVES and not out.name.endswith(ARCHIVE):
+        raise UserError(f"--out {out}: an archive's name ends in {ARCHIVE}, a folder's otherwise")
     if out.name.endswith(ARCHIVE):
         if out.is_dir():
             raise UserError(f"--out {out} is a folder; a name ending in {ARCHIVE} is an archive")

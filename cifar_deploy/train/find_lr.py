@@ -31,6 +31,12 @@ class Found:
         return dataclasses.asdict(self)
 
 
+def check(low: float, high: float) -> None:
+    """Raise UserError for a range of rates that is none."""
+    if not 0 < low < high:
+        raise UserError(f"--low {low:g} --high {high:g}: the range runs upwards, from above 0")
+
+
 def find(job: Job, low: float, high: float, steps: int) -> Found:
     """Train for up to `steps` steps while the rate grows from `low` to `high`, evenly in its log.
 
@@ -39,8 +45,7 @@ def find(job: Job, low: float, high: float, steps: int) -> Found:
     rate with the lowest loss, which keeps away from divergence (fastai's rule). Nothing is written.
     Raises UserError for a range that shows nothing, and where the device's memory is full.
     """
-    if not 0 < low < high:
-        raise UserError(f"--low {low:g} --high {high:g}: the range runs upwards, from above 0")
+    check(low, high)
     options = job.recipe
     quiet = dataclasses.replace(options.train, lookahead=0, ema=0.0, compile="off")
     recipe = dataclasses.replace(options, train=quiet)

@@ -125,6 +125,8 @@ def load(
     if file:
         raise UserError(f"--weights-file goes with --init {IMAGENET}")
     path = _file(init)
+    if not Path(init).exists():
+        raise UserError(f"--init: {init} does not exist; name a model, its file, or {IMAGENET}")
     tensors, facts = weights.read_tensors(path)
     # A checkpoint holds several networks: the averaged one is the best.
     prefixes = ("average.", "network.")

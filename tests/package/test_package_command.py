@@ -335,6 +335,7 @@ def test_a_place_that_is_taken(refused: Refused, run: Run) -> None:
     assert "name the folder" in refused("package", NAME, "--out", ".", "--force")
     assert "name the folder" in refused("package", NAME, "--out", "..")
     assert "is a folder" in refused("package", NAME, "--out", "odd.tar.gz", "--force")
+    assert "ends in .tar.gz" in refused("package", NAME, "--out", "other.zip")
     assert "File name too long" in refused("package", NAME, "--out", "x" * 300)
     Path("empty").mkdir()
     assert run("package", NAME, "--out", "empty", "--target", "triton").status == 0

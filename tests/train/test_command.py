@@ -46,6 +46,9 @@ def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
     assert recipe["schedule"] == {"name": "cosine", **own}
     assert recipe["train"]["precision"] == "fp32"
     assert card["data"]["train_images"] == 240
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("simple_cnn: 240 images, 2 steps in 1 epoch, seed 4, fp32 on ")
+    assert first.endswith("; checkpoints in here")
 
 
 def test_weights_go_among_the_models(pictures: Path, models: Path) -> None:
@@ -87,7 +90,7 @@ BAD = [
         ("simple_cnn", "--init", "imagenet"),
         "torchvision has no weights of simple_cnn; it has those",
     ),
-    (("simple_cnn", "--init", "absent"), "absent does not exist"),
+    (("simple_cnn", "--init", "absent"), r"--init: absent does not exist; .* imagenet"),
     (("simple_cnn", "--weights-file", "x.pth"), "--weights-file goes with --init imagenet"),
     (
         ("resnet18", "--batch-size", "9", "--init", "imagenet", "--weights-file", "absent.pth"),

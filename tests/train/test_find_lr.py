@@ -59,6 +59,12 @@ def test_the_command_draws_and_suggests(
     assert [path.name for path in picture.parent.iterdir()] == ["find-lr.png"]
 
 
+def test_a_range_is_checked_before_the_data_are_read() -> None:
+    command = ["find-lr", "simple_cnn", "--data-dir", "absent", "--low", "1", "--high", "0.1"]
+    with pytest.raises(UserError, match="the range runs upwards"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
 def test_a_range_that_shows_nothing_is_told(make_job: MakeJob) -> None:
     with pytest.raises(UserError, match=r"--low 1 --high 0\.1: the range runs upwards"):
         find_lr.find(make_job(), 1.0, 0.1, 50)

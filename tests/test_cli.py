@@ -185,10 +185,10 @@ def test_models_shows_what_is_trained(run: Run) -> None:
     card = json.loads(Path("models/simple_cnn/card.json").read_text())
     assert entries["simple_cnn"]["test_accuracy"] == card["test_accuracy"]
     assert "6,573,130" in run("models").out
-    assert "weights not here" not in run("models").out
+    assert "weights are not here" not in run("models").out
     weights = Path("models/simple_cnn/model.safetensors")
     weights.rename("kept")
-    assert "1 seed, weights not here" in run("models").out
+    assert "; its weights are not here\n" in run("models").out
     Path("kept").rename(weights)
 
 

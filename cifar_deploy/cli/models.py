@@ -49,7 +49,8 @@ def models(
     wide(120).print(table)
     for entry in entries:
         if entry["command"]:
-            typer.echo(f"{entry['network']}: {entry['command']}, on {entry['device']}")
+            gone = "" if entry["weights"] else "; its weights are not here"
+            typer.echo(f"{entry['network']}: {entry['command']}, on {entry['device']}{gone}")
 
 
 def _top1(entry: store.Json) -> str:
@@ -58,8 +59,7 @@ def _top1(entry: store.Json) -> str:
     if accuracy is None:
         return "-"
     length = f"{entry['epochs']} epochs"
-    here = "" if entry["weights"] else ", weights not here"
     if entry["seeds"] == 1:
-        return f"{100 * accuracy:.2f} % ({length}, 1 seed{here})"
+        return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
-    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds{here})"
+    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"

@@ -110,7 +110,7 @@ def test_other_words_for_a_full_memory_are_known(
     def convolve(*_: Any) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(Small, "_step", convolve)
+    monkeypatch.setattr(Small, "step", convolve)
     with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
         Small(make_job()).run(recorder)
     said = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes"

@@ -226,6 +226,13 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
         )
         assert 0 < sum(t["probability"] for t in mine["top"]) <= 1 + 1e-5
     assert f"{picture}: {by_model[0]['top'][0]['class']}" in run("predict", file, picture).out
+    Path("folder", "deeper").mkdir(parents=True)
+    shutil.copy(picture, "folder/a.png")
+    large.rename("folder/b.jpg")
+    Path("folder/.hidden").touch()
+    within = json.loads(run("predict", "simple_cnn", "folder", "--json").out)
+    assert [answer["image"] for answer in within] == ["folder/a.png", "folder/b.jpg"]
+    assert [answer["top"] for answer in within] == [answer["top"] for answer in by_model]
 
 
 def test_doctor_tells_what_works(run: Run) -> None:
@@ -507,6 +514,8 @@ def test_an_image_that_is_none(refused: Callable[..., str]) -> None:
     Path("note.png").write_text("not a picture")
     assert "note.png" in refused("predict", "simple_cnn", "note.png")
     assert "gone.png" in refused("predict", "simple_cnn", "gone.png")
+    Path("empty").mkdir()
+    assert "empty holds no pictures" in refused("predict", "simple_cnn", "empty")
 
 
 def test_a_disk_that_is_full_or_read_only(workshop: Path) -> None:

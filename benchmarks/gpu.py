@@ -186,7 +186,8 @@ def tests(session: Session, names: list[str], end: float) -> None:
     """The tests that need a GPU, or those of the named files."""
     chosen = names or ["tests"]
     marked = [] if names else ["-m", "gpu"]
-    options = ["-q", "-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    options = ["-v", "-ra", "--durations=10", "-p", "no:cacheprovider"]
+    options += ["--continue-on-collection-errors"]
     command = [sys.executable, "-m", "pytest", *chosen, *marked, *options]
     run(session, "tests", ",".join(names) or "gpu", command, end)
 
@@ -195,7 +196,7 @@ def train(session: Session, names: list[str], end: float) -> None:
     """Train every network that has a recipe and is not trained in the work folder yet."""
     for name in names or recipes():
         folder = session.work / "models" / name
-        if (folder / "card.json").exists():
+        if trained_here(session, name):
             session.steps.append(Step("train", name, status="ok", error="trained before"))
             print(f"{'train':<10}{name:<34}trained before")
             continue
@@ -203,9 +204,16 @@ def train(session: Session, names: list[str], end: float) -> None:
         overrides = [part for value in session.asked.set for part in ("--set", value)]
         source = ["--device", session.asked.device, "--data", session.asked.data]
         run(session, "train", name, program("train", name, *source, *overrides, *begun), end)
+        write_cards(session)  # each time: what comes after may be killed
+    write_cards(session)
+
+
+def write_cards(session: Session) -> None:
+    """The cards of what was trained here."""
     cards = {}
     for card in sorted(session.work.glob("models/*/card.json")):
-        cards[card.parent.name] = json.loads(card.read_text())
+        if trained_here(session, card.parent.name):
+            cards[card.parent.name] = json.loads(card.read_text())
     write(session.out / "train.json", {"cards": cards})
 
 
@@ -239,6 +247,8 @@ def validate(session: Session, names: list[str], end: float) -> None:
     cuda = session.facts["checks"].get("onnxruntime cuda", {"works": True})
     there = "onnxruntime" not in session.facts["missing"]
     if session.asked.device != "cpu" and there and not cuda["works"]:
+        # The verdicts alone: the GPU waits meanwhile.
+        options = [*options, "--no-latency"]
         options[1] = "cpu"
         judged["models_on_cpu"] = _validate(session, chosen, " on the CPU", options, end)
     write(session.out / "validation.json", judged)
@@ -334,7 +344,14 @@ def _measure(
                 continue
             command = program("benchmark", name, *options, "--json", str(found))
             run(session, stage, found.stem, command, end)
-    runs = {p.stem: json.loads(p.read_text()) for p in sorted(results.glob("*.json"))}
+            write_runs(session, stage)  # each time: what comes after may be killed
+    write_runs(session, stage)
+
+
+def write_runs(session: Session, stage: str) -> None:
+    """What a stage has measured."""
+    found = sorted((session.work / stage).glob("*.json"))
+    runs = {path.stem: json.loads(path.read_text()) for path in found}
     write(session.out / f"{stage}.json", {"runs": runs})
 
 
@@ -374,12 +391,21 @@ def recipes() -> list[str]:
 def trained(session: Session, name: str) -> bool:
     """Whether the model is trained; what the checkout has is used where nothing else is."""
     folder, published = session.work / "models" / name, ROOT / "models" / name
+    begun = (folder / "card.json").exists() or (folder / "checkpoint.safetensors").exists()
     # Of some networks only the card is published.
-    if not (folder / "card.json").exists() and (published / "model.safetensors").exists():
+    if not begun and (published / "model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("model.safetensors", "card.json"):
             shutil.copy(published / file, folder / file)
     return (folder / "card.json").exists()
+
+
+def trained_here(session: Session, name: str) -> bool:
+    """Whether the model was trained in the work folder, and not taken from the checkout."""
+    card, published = (p / name / "card.json" for p in (session.work / "models", ROOT / "models"))
+    if not card.exists():
+        return False
+    return not published.exists() or card.read_bytes() != published.read_bytes()
 
 
 def exported(session: Session, name: str) -> bool:

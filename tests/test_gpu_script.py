@@ -160,6 +160,24 @@ def test_engines_are_built_of_the_flavours_that_are_installed(
     assert [label for label, _ in gpu.formats(session)] == ["trt tensorrt fp32"]
 
 
+def test_what_was_published_is_not_taken_for_trained(gpu: ModuleType, session: Any) -> None:
+    folder = session.work / "models" / "cnn9"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.safetensors").touch()
+    assert not gpu.trained(session, "cnn9")  # a run in the middle is gone on with
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.safetensors"]
+    (folder / "checkpoint.safetensors").unlink()
+    assert gpu.trained(session, "cnn9")
+    assert (folder / "model.safetensors").exists()
+    assert not gpu.trained_here(session, "cnn9")
+    gpu.write_cards(session)
+    assert json.loads((session.out / "train.json").read_text())["cards"] == {}
+    (folder / "card.json").write_text("{}")
+    assert gpu.trained_here(session, "cnn9")
+    gpu.write_cards(session)
+    assert list(json.loads((session.out / "train.json").read_text())["cards"]) == ["cnn9"]
+
+
 def test_a_model_whose_weights_are_not_published_is_left_out(gpu: ModuleType, session: Any) -> None:
     assert (SCRIPT.parent.parent / "models/resnet18/card.json").exists()
     assert not gpu.trained(session, "resnet18")

@@ -87,20 +87,25 @@ def zero_gamma(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def whiten(network: nn.Module, images: Images, mean: list[float], std: list[float]) -> None:
+def whiten(
+    network: nn.Module, images: Images, mean: list[float], std: list[float], device: torch.device
+) -> None:
     """Let the first filters of the first convolution whiten patches of the training images.
 
     They are the eigenvectors of the patches' covariance over the root of their eigenvalues, each
     also negated, for the ReLU behind them (Page 2018; Jordan 2024, arXiv:2404.00498); further
-    filters stay as they are. All are scaled to the norm that they had on average.
+    filters stay as they are. All are scaled to the norm that they had on average. `network` is on
+    the CPU; what takes time is done on `device`.
     """
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.in_channels != 3:
         raise UserError("model.whiten: the network has no convolution on the pixels")
-    pixels = torch.from_numpy(images[:PATCHES]).permute(0, 3, 1, 2).float() / 255
-    x = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    pixels = torch.from_numpy(images[:PATCHES]).to(device).permute(0, 3, 1, 2).float() / 255
+    shift, scale = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
+    x = (pixels - shift) / scale
     patches = F.unfold(x, first.kernel_size).transpose(1, 2).flatten(0, 1)
-    values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+    covariance = (patches.T @ patches / len(patches)).double().cpu()  # so small: cuSOLVER's start
+    values, vectors = torch.linalg.eigh(covariance)  # would take longer
     filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).float()  # the largest eigenvalue first
     both = torch.stack([filters, -filters], 1).flatten(0, 1)[: first.out_channels]
     usual = first.weight.flatten(1).norm(dim=1).mean()

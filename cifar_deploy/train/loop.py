@@ -28,7 +28,7 @@ from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json, ModelFolder, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial
-from cifar_deploy.train.batches import Batches, seed_of, split_holdout
+from cifar_deploy.train.batches import Batches, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.memory import exhausted, largest
 from cifar_deploy.train.objective import Objective
@@ -160,7 +160,7 @@ class Trainer:
         if model.init == "zero-gamma":
             initial.zero_gamma(network)
         if model.whiten:
-            initial.whiten(network, self.train_split.images, self.mean, self.std)
+            initial.whiten(network, self.train_split.images, self.mean, self.std, job.device)
         if not job.init:
             if job.weights_file:
                 raise UserError(f"--weights-file goes with --init {initial.IMAGENET}")
@@ -360,7 +360,7 @@ class Trainer:
             group["lr"] = group["peak"] * factor
         # What is random in the network, such as dropout, differs from process to process.
         rank = self.ranks.rank
-        torch.manual_seed(self.batches.seed(f"step/{rank}" if rank else "step", state.step))
+        reseed(self.batches.seed(f"step/{rank}" if rank else "step", state.step), self.job.device)
         with self._part("forward"):
             loss, statistics = self.forward(images, labels, share, self._size())
         with self._part("backward"):

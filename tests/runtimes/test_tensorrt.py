@@ -69,7 +69,8 @@ def engine(request: pytest.FixtureRequest, trained: ModelFolder) -> Path:
         chosen, _ = flavour.choose(request.param, torch.cuda.is_available())
     except UserError as error:
         pytest.skip(str(error))
-    return export_engine(trained, "fp32", chosen, Options(profiles=(Profile(4, 16, 64),)))
+    with supported():
+        return export_engine(trained, "fp32", chosen, Options(profiles=(Profile(4, 16, 64),)))
 
 
 @pytest.fixture(scope="module")

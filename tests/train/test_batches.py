@@ -40,6 +40,25 @@ def test_the_holdout_is_a_part_of_the_training_images(few: Dataset) -> None:
     assert split_holdout(few.train, recipe.load(None)) == (few.train, None)
 
 
+def test_reseeding_gives_what_torchs_own_seed_gives() -> None:
+    for seed in (0, 7, 2**32 - 1):
+        torch.manual_seed(seed)
+        expected = torch.rand(5)
+        torch.rand(3)
+        batches.reseed(seed, torch.device("cpu"))
+        assert torch.equal(torch.rand(5), expected)
+
+
+@pytest.mark.gpu
+def test_reseeding_gives_what_torchs_own_seed_gives_on_a_gpu() -> None:
+    device = torch.device("cuda", 0)
+    torch.manual_seed(7)
+    expected = torch.rand(5), torch.rand(5, device=device)
+    batches.reseed(7, device)
+    assert torch.equal(torch.rand(5), expected[0])
+    assert torch.equal(torch.rand(5, device=device), expected[1])
+
+
 def test_an_epoch_has_every_image_once_in_an_order_of_its_own(few: Dataset) -> None:
     run = of(few, PLAIN)
     assert run.per_epoch == 6

@@ -378,7 +378,7 @@ def test_whitened_patches_are_uncorrelated(small_data: Dataset) -> None:
     mean, std = small_data.normalisation()
     network = architectures.build("custom_resnet")
     usual = network.get_parameter("features.0.0.weight").flatten(1).norm(dim=1).mean().item()
-    initial.whiten(network, small_data.train.images, mean, std)
+    initial.whiten(network, small_data.train.images, mean, std, torch.device("cpu"))
     filters = network.get_parameter("features.0.0.weight").detach()
     assert torch.equal(filters[0:54:2], -filters[1:54:2])
     assert filters[:54].flatten(1).norm(dim=1).mean().item() == pytest.approx(usual, rel=1e-4)

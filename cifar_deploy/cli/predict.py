@@ -45,10 +45,12 @@ def predict(
 
 def _pictures(path: Path) -> list[Path]:
     """The path itself, or the files in a folder by name, without hidden ones."""
+    from cifar_deploy.data.folder import visible
+
     with disk_errors(path, "read"):
         if not path.is_dir():
             return [path]
-        found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        found = [inside for inside in visible(path) if inside.is_file()]
     if not found:
         raise UserError(f"{path} holds no pictures; name a folder that does, or files")
     return found

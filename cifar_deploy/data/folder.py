@@ -58,7 +58,7 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
     for label, name in enumerate(classes):
         if not (root / name).exists():  # a class without test images
             continue
-        inside = _visible(root / name)
+        inside = visible(root / name)
         if not inside:
             raise UserError(f"{root / name} holds no images; fill it or remove it")
         files += [(turn, label, path) for turn, path in enumerate(inside)]
@@ -85,10 +85,11 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
     return Split(images, np.array([label for _, label, _ in files], np.int64))
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """What lies in `folder`, by name, without hidden ones. Raises UserError if it is unreadable."""
     with disk_errors(folder, "read"):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _folders(root: Path) -> list[Path]:
-    return [path for path in _visible(root) if path.is_dir()]
+    return [path for path in visible(root) if path.is_dir()]

@@ -258,9 +258,8 @@ def test_a_resumed_run_ends_at_the_same_weights(
 def test_batches_that_were_augmented_together_are_the_same_after_resuming(
     make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setitem(
-        batches.CHUNK_IMAGES, "cpu", 450
-    )  # four batches, then the epoch's other two
+    # Four batches, then the epoch's other two.
+    monkeypatch.setitem(batches.CHUNK_IMAGES, "cpu", 450)
     whole, stopped = make_job(*SGD, folder="whole"), make_job(*SGD, folder="stopped")
     Trainer(whole).run(recorder)
     interrupt(stopped, at, recorder)

@@ -27,11 +27,33 @@ def orthogonal(
     if rows > columns:
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value is above 1
+    # The squares of bf16 numbers are too coarse to go on with alone.
+    wide = max(rows, columns) >= 2 * min(rows, columns)
+    x = _by_squares(x, steps) if wide and dtype == torch.float32 else _by_matrices(x, steps)
+    return (x.mT if rows > columns else x).to(matrices.dtype)
+
+
+def _by_matrices(x: torch.Tensor, steps: int) -> torch.Tensor:
     for _ in range(steps):
         square = x @ x.mT
         x = A * x + (B * square + C * (square @ square)) @ x
-    answer: torch.Tensor = (x.mT if rows > columns else x).to(matrices.dtype)
-    return answer
+    return x
+
+
+def _by_squares(x: torch.Tensor, steps: int) -> torch.Tensor:
+    """The same, of matrices [k, m, n] with m < n, by products of [k, m, m] but for two.
+
+    Each step multiplies from the left by a polynomial of x x', and such polynomials commute.
+    """
+    square = x @ x.mT
+    one = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    product = one
+    for step in range(steps):
+        factor = A * one + B * square + C * (square @ square)
+        product = factor @ product if step else factor
+        if step < steps - 1:
+            square = factor @ square @ factor
+    return product @ x
 
 
 class Muon(torch.optim.SGD):

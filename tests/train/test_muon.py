@@ -36,6 +36,24 @@ def test_bf16_is_good_enough() -> None:
     assert (found - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.parametrize("shape", [(2, 24, 24), (2, 24, 47), (2, 24, 48), (2, 200, 24)])
+def test_wide_matrices_by_their_squares_are_those_of_the_iteration(
+    shape: tuple[int, int, int],
+) -> None:
+    """As gradients are: a few directions far above all others."""
+    torch.manual_seed(0)
+    low = torch.randn(*shape[:2], 2) @ torch.randn(shape[0], 2, shape[2])
+    matrices = 30 * low + 0.1 * torch.randn(shape)
+    expected = matrices.double() / torch.linalg.matrix_norm(matrices.double(), keepdim=True)
+    for _ in range(3):
+        square = expected @ expected.mT
+        expected = (
+            3.4445 * expected - 4.775 * square @ expected + 2.0315 * square @ square @ expected
+        )
+    found = orthogonal(matrices, 3)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
 def test_a_batch_is_as_one_after_the_other() -> None:
     torch.manual_seed(0)
     matrices = torch.randn(4, 8, 30)

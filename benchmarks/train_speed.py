@@ -2,7 +2,7 @@
 
     python benchmarks/train_speed.py gpu [--seeds 10] [--airbench airbench94_muon.py]
     python benchmarks/train_speed.py cpu [--network vgg19] [--steps 12] [--rounds 3]
-    python benchmarks/train_speed.py convolutions
+    python benchmarks/train_speed.py convolutions [--fp32]
     python benchmarks/train_speed.py memory [--network resnet50]
 
 `gpu` trains custom_resnet's speed recipe with several seeds, and after each run airbench's where
@@ -35,7 +35,7 @@ from cifar_deploy import architectures, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import SIZE, Dataset
-from cifar_deploy.train.cpu_convolution import CpuConvolutions
+from cifar_deploy.train.cpu_convolution import CONNECTED, CpuConvolutions
 from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.train.memory import keep_freed
 from cifar_deploy.train.objective import Objective
@@ -321,6 +321,8 @@ def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
 CONVOLUTIONS = (
     (512, 512, 4, 3, 1, 1),
     (512, 512, 2, 3, 1, 1),
+    (512, 512, 2, 3, 1, 2),
+    (512, 512, 1, 3, 1, 1),
     (256, 256, 4, 3, 1, 1),
     (512, 512, 4, 3, 1, 2),
     (64, 256, 32, 1, 1, 1),
@@ -334,18 +336,24 @@ CONVOLUTIONS = (
 
 
 def convolutions(options: argparse.Namespace) -> store.Json:
-    """Milliseconds of a forward and backward pass in bf16, torch's way and this project's."""
+    """Milliseconds of a forward and backward pass, torch's way and this project's.
+
+    In bf16, or in fp32 those that are done another way there, too.
+    """
     results = []
     for inputs, outputs, plane, side, groups, stride in CONVOLUTIONS:
+        if options.fp32 and not (side == 3 and plane <= CONNECTED):
+            continue
         layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=False)
         layer.to(memory_format=torch.channels_last)
-        x = torch.randn(options.batch_size, inputs, plane, plane, dtype=torch.bfloat16)
+        dtype = torch.float32 if options.fp32 else torch.bfloat16
+        x = torch.randn(options.batch_size, inputs, plane, plane, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         found: dict[str, list[float]] = {"torch": [], "this": []}
         for turn in range(options.rounds + 1):
             for name, way in (("torch", contextlib.nullcontext()), ("this", CpuConvolutions())):
                 started = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16), way:
+                with torch.autocast("cpu", torch.bfloat16, enabled=not options.fp32), way:
                     y = layer(x)
                 y.backward(y.detach())
                 if turn:  # the first is a warm-up
@@ -358,7 +366,12 @@ def convolutions(options: argparse.Namespace) -> store.Json:
             f"{shape:<28}{kind:<13}{medians['torch']:8.1f} {medians['this']:8.1f} ms {ratio:6.1f}"
         )
         results.append({"shape": shape, "kind": kind, "milliseconds": medians, "ratio": ratio})
-    return {"batch_size": options.batch_size, "rounds": options.rounds, "convolutions": results}
+    return {
+        "batch_size": options.batch_size,
+        "rounds": options.rounds,
+        "precision": "fp32" if options.fp32 else "bf16",
+        "convolutions": results,
+    }
 
 
 def keep(options: argparse.Namespace, device: torch.device, result: store.Json) -> None:
@@ -392,6 +405,7 @@ def main() -> None:
     single = kinds.add_parser("convolutions")
     single.add_argument("--batch-size", type=int, default=256)
     single.add_argument("--rounds", type=int, default=5)
+    single.add_argument("--fp32", action="store_true", help="in fp32 and not in bf16")
     kept = kinds.add_parser("memory")
     kept.add_argument("--network", type=architectures.canonical, default="resnet50")
     kept.add_argument("--batch-size", type=int, default=128)

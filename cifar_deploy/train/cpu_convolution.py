@@ -1,11 +1,13 @@
-"""Three kinds of convolution whose bf16 kernels for CPUs are slow, done otherwise.
+"""Four kinds of convolution whose kernels for CPUs are slow, done otherwise.
 
 oneDNN's kernels do well where there are many pixels to a weight. The late layers of a network for
-32x32 images have up to 4x4 pixels a channel and millions of weights: there the gradient of the
-weights runs at a tenth of what the same multiplications reach as one matrix product (im2col;
-Chellapilla et al. 2006), and the other two passes at half. A 1x1 convolution of channels-last
-images is a matrix product as it stands, without a copy. Depthwise convolutions in bf16 take many
-times as long as in fp32. `benchmarks/train_speed.py convolutions` measures all three.
+32x32 images have up to 4x4 pixels a channel and millions of weights. With 2x2 pixels no filter
+leaves one out: the layer is a fully connected one, whose weights are the filters' taps, each in
+several places. In bf16 there is more to gain: with up to 4x4 pixels the gradient of the weights
+runs at a tenth of what the same multiplications reach as one matrix product (im2col; Chellapilla et
+al. 2006), and the other two passes at half. A 1x1 convolution of channels-last images is a matrix
+product as it stands, without a copy. Depthwise convolutions take many times as long as in fp32.
+`benchmarks/train_speed.py convolutions` measures all four.
 """
 
 from collections.abc import Callable
@@ -17,14 +19,14 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 LARGEST = 4 * 4  # pixels of a plane; from 8x8 on, copying the patches costs more than it saves
-# A plane of one pixel is for oneDNN: eight ninths of its patches are border.
-SMALLEST = 2 * 2
+CONNECTED = 2  # pixels of a side; with three, a third of the connections would be zeros
 
 
 class CpuConvolutions(TorchFunctionMode):
-    """While it is entered, bf16 autocast does these convolutions the faster way.
+    """While it is entered, these convolutions are done the faster way.
 
-    The results are the same up to bf16's rounding. Everything else stays as it is.
+    The results are the same up to rounding, in bf16 where bf16 autocast is on. Everything else
+    stays as it is.
     """
 
     def __torch_function__(
@@ -35,7 +37,7 @@ class CpuConvolutions(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """`func`, or what takes its place."""
-        if func is torch.conv2d and not kwargs and torch.is_autocast_enabled("cpu"):
+        if func is torch.conv2d and not kwargs:
             return _convolution(*args)
         return func(*args, **(kwargs or {}))
 
@@ -49,7 +51,8 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> torch.Tensor:
-    if 1 < groups == x.shape[1]:
+    bf16 = torch.is_autocast_enabled("cpu")
+    if bf16 and 1 < groups == x.shape[1]:
         with torch.autocast("cpu", enabled=False):
             bias = None if bias is None else bias.float()
             y = torch.conv2d(x.float(), weight.float(), bias, stride, padding, dilation, groups)
@@ -57,13 +60,19 @@ def _convolution(
     step = _square(stride)
     if x.dim() == 4 and groups == 1 and step and _square(dilation) == 1:
         kind = (*weight.shape[2:], _square(padding))
-        if kind == (1, 1, 0):
+        if bf16 and kind == (1, 1, 0):
             pixels = x.permute(0, 2, 3, 1)[:, ::step, ::step]
             return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
-        if kind == (3, 3, 1) and SMALLEST <= x.shape[2] * x.shape[3] <= LARGEST:
-            # In bf16 before the Function, so that autocast's cast is part of the graph.
-            product: torch.Tensor = _Product.apply(x.bfloat16(), weight.bfloat16(), step)
-            return product if bias is None else product + bias.bfloat16().view(-1, 1, 1)
+        if kind == (3, 3, 1):
+            # In bf16 before what follows, so that autocast's cast is part of the graph, and once.
+            dtype = torch.bfloat16 if bf16 else x.dtype
+            product: torch.Tensor | None = None
+            if max(x.shape[2:]) <= CONNECTED:
+                product = _connected(x.to(dtype), weight.to(dtype), step)
+            elif bf16 and x.shape[2] * x.shape[3] <= LARGEST:
+                product = _Product.apply(x.to(dtype), weight.to(dtype), step)
+            if product is not None:
+                return product if bias is None else product + bias.to(dtype).view(-1, 1, 1)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -72,6 +81,21 @@ def _square(value: Any) -> int | None:
     if isinstance(value, int):
         return value
     return value[0] if len(set(value)) == 1 and isinstance(value[0], int) else None
+
+
+def _connected(x: torch.Tensor, weight: torch.Tensor, step: int) -> torch.Tensor:
+    """Convolution 3x3, padding 1, any stride, of x [n, c, h, w] with h and w up to `CONNECTED`."""
+    n, _, h, w = x.shape
+    rows, columns = range(0, h, step), range(0, w, step)
+    taps = weight.permute(2, 3, 0, 1).contiguous()
+    connections = [
+        torch.cat([taps[i - row + 1, j - column + 1] for i in range(h) for j in range(w)], 1)
+        for row in rows
+        for column in columns
+    ]
+    pixels = x.permute(0, 2, 3, 1).reshape(n, -1)
+    made = F.linear(pixels, torch.cat(connections))  # [n, h * w * o], channels last
+    return made.view(n, len(rows), len(columns), -1).permute(0, 3, 1, 2)
 
 
 def _patches(x: torch.Tensor, step: int) -> torch.Tensor:

@@ -106,11 +106,19 @@ def test_the_loops_on_a_cpu_are_compared(call: Any, pictures: Path, tmp_path: Pa
     assert not (tmp_path / "unused").exists()
 
 
-def test_the_convolutions_are_compared(call: Any, tmp_path: Path) -> None:
-    options = ("--batch-size", "1", "--rounds", "1")
+@pytest.mark.parametrize(
+    ("precision", "kinds"),
+    [("bf16", {"small plane", "1x1", "depthwise"}), ("fp32", {"small plane"})],
+)
+def test_the_convolutions_are_compared(
+    call: Any, tmp_path: Path, precision: str, kinds: set[str]
+) -> None:
+    options = ["--batch-size", "1", "--rounds", "1", *(["--fp32"] if precision == "fp32" else [])]
     said = call("train_speed", "--json", "conv.json", "convolutions", *options)
-    found = json.loads((tmp_path / "conv.json").read_text())["convolutions"]
-    assert {shape["kind"] for shape in found} == {"small plane", "1x1", "depthwise"}
+    result = json.loads((tmp_path / "conv.json").read_text())
+    found = result["convolutions"]
+    assert result["precision"] == precision
+    assert {shape["kind"] for shape in found} == kinds
     for shape in found:
         assert set(shape["milliseconds"]) == {"torch", "this"}
         assert shape["shape"] in said

@@ -11,13 +11,21 @@ LAST = torch.channels_last
 
 
 def passes(
-    layer: nn.Conv2d, x: torch.Tensor, grad: torch.Tensor, other: bool, dtype: torch.dtype
+    layer: nn.Conv2d,
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    other: bool,
+    dtype: torch.dtype,
+    bf16: bool = True,
 ) -> tuple[list[torch.Tensor], str]:
-    """Output and all gradients in fp64, and the name of what made the output."""
+    """Output and all gradients as fp64, and the name of what made the output.
+
+    Of an fp32 layer under bf16 autocast, where not `bf16=False`.
+    """
     layer = layer.to(dtype)
     layer.zero_grad()
     x = x.to(dtype).clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and dtype == torch.float32):
         if other:
             with CpuConvolutions():
                 y = layer(x)
@@ -40,7 +48,7 @@ def case(layer: nn.Conv2d, plane: int, n: int = 8) -> tuple[nn.Conv2d, torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("side", "plane"), [(3, 2), (3, 3), (3, 4), (1, 1), (1, 7), (1, 16)], ids=str
+    ("side", "plane"), [(3, 1), (3, 2), (3, 3), (3, 4), (1, 1), (1, 7), (1, 16)], ids=str
 )
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
@@ -60,6 +68,27 @@ def test_products_are_as_near_the_truth_as_torchs(
         assert (mine - true).norm() < 1.5 * (other - true).norm() + 1e-6 * scale
 
 
+@pytest.mark.parametrize("plane", [(1, 1), (1, 2), (2, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_small_planes_in_fp32_are_as_near_the_truth_as_torchs(
+    plane: tuple[int, int], stride: int, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(24, 40, 3, stride, 1, bias=bias).to(memory_format=LAST)
+    x = torch.randn(8, 24, *plane).contiguous(memory_format=LAST)
+    grad = torch.randn(layer(x).shape)
+    ours, name = passes(layer, x, grad, other=True, dtype=torch.float32, bf16=False)
+    theirs, theirs_name = passes(layer, x, grad, other=False, dtype=torch.float32, bf16=False)
+    truth, _ = passes(layer, x, grad, other=False, dtype=torch.float64)
+    assert name != theirs_name
+    for mine, other, true in zip(ours, theirs, truth, strict=True):
+        assert mine.shape == true.shape
+        scale = true.abs().max()
+        assert (mine - true).abs().max() / scale < 2**-20
+        assert (mine - true).norm() < 1.5 * (other - true).norm() + 1e-6 * scale
+
+
 @pytest.mark.parametrize(("side", "stride"), [(3, 1), (5, 2)])
 def test_depthwise_ones_are_nearer_the_truth(side: int, stride: int) -> None:
     torch.manual_seed(0)
@@ -76,7 +105,6 @@ def test_depthwise_ones_are_nearer_the_truth(side: int, stride: int) -> None:
     ("layer", "plane"),
     [
         (nn.Conv2d(8, 8, 3, padding=1), 5),
-        (nn.Conv2d(8, 8, 3, padding=1), 1),
         (nn.Conv2d(8, 8, 3, stride=2, padding=1), 8),
         (nn.Conv2d(8, 8, 3, stride=(1, 2), padding=1), 4),
         (nn.Conv2d(8, 8, 3), 4),
@@ -96,17 +124,37 @@ def test_all_others_stay_as_they_are(layer: nn.Conv2d, plane: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_fp32_stays_as_it_is() -> None:
-    layer, x, _ = case(nn.Conv2d(8, 8, 3, padding=1, bias=False), 4)
-    with CpuConvolutions():
-        y = layer(x)
-    assert y.dtype == torch.float32
-    assert y.grad_fn is not None
-    assert "_Product" not in y.grad_fn.name()
+@pytest.mark.parametrize(
+    ("layer", "plane"),
+    [
+        (nn.Conv2d(8, 8, 3, padding=1), 3),
+        (nn.Conv2d(8, 8, 3, padding=1), 4),
+        (nn.Conv2d(8, 8, 3), 3),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=2), 2),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8), 2),
+        (nn.Conv2d(8, 8, 5, padding=2), 2),
+        (nn.Conv2d(8, 8, 1), 2),
+    ],
+    ids=str,
+)
+def test_all_others_stay_as_they_are_in_fp32(layer: nn.Conv2d, plane: int) -> None:
+    made = case(layer, plane)
+    ours, name = passes(*made, other=True, dtype=torch.float32, bf16=False)
+    theirs, expected = passes(*made, other=False, dtype=torch.float32, bf16=False)
+    assert name == expected
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_training_in_bf16_on_a_cpu_does_it_so(bf16: bool) -> None:
+@pytest.mark.parametrize(
+    ("bf16", "plane", "expected"),
+    [
+        (True, 4, "_Product"),
+        (False, 4, "Convolution"),
+        (True, 2, "Permute"),
+        (False, 2, "Permute"),
+    ],
+)
+def test_training_on_a_cpu_does_it_so(bf16: bool, plane: int, expected: str) -> None:
     layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
     made: list[str] = []
 
@@ -115,8 +163,9 @@ def test_training_in_bf16_on_a_cpu_does_it_so(bf16: bool) -> None:
         made.append(y.grad_fn.name())
 
     layer.register_forward_hook(look)
-    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(8 * 16, 10))
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(8 * plane**2, 10))
     objective = Objective(network, torch.tensor(1 / 255), torch.tensor(0.0), 0.0, bf16)
-    images = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    images = torch.zeros(2, plane, plane, 3, dtype=torch.uint8)
     objective(images, torch.zeros(2, dtype=torch.int64))
-    assert [("_Product" in name) for name in made] == [bf16]
+    (name,) = made
+    assert name.startswith(expected)

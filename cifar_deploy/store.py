@@ -273,16 +273,18 @@ def write_manifest(file: Path, facts: Json) -> Json:
     return manifest
 
 
-def read_manifest(file: Path) -> Json | None:
+def read_manifest(file: Path, raw: bytes | None = None) -> Json | None:
     """The manifest of `file`, or None where there is none (a file from elsewhere).
 
-    Raises UserError where the file's bytes are not those the manifest was written for.
+    `raw`: the file's bytes, where they have been read and will be used. Raises UserError where
+    the bytes are not those the manifest was written for.
     """
     path = manifest_path(file)
     if not path.exists():
         return None
     manifest = read_json(path)
-    if manifest.get("sha256") != sha256_of(file):
+    found = sha256_of(file) if raw is None else hashlib.sha256(raw).hexdigest()
+    if manifest.get("sha256") != found:
         raise UserError(
             f"{file} does not match its manifest {path.name} (sha256 differs): "
             "the file was changed or cut short; export it again"

@@ -5,6 +5,7 @@ compares the names with those of the library at hand.
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-api-docs.html
 """
 
+import contextlib
 import json
 import re
 import threading
@@ -59,15 +60,15 @@ def build(
 ) -> Built:
     """Build an engine from the deployment graph in `onnx`; `source` is its name in messages.
 
-    The network is strongly typed: the precisions are those of the file. `timing_cache` is read
-    and written again. Ctrl-C stops the build at its next step and raises KeyboardInterrupt.
+    The network is strongly typed: the precisions are those of the file. `timing_cache` is read,
+    and written again if the disk lets it. Ctrl-C stops the build at its next step and raises
+    KeyboardInterrupt.
 
     Raises UserError where the parser refuses a node (with its name) and where the build fails.
     """
     trt, log = flavour.module, flavour.log
     started = time.perf_counter()
-    log.clear()
-    builder = trt.Builder(log)
+    builder = flavour.make("Builder", log)
     # Version 11 and TensorRT for RTX know strongly typed networks only.
     typed = flavour.name != RTX and flavour.major < 11
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -93,7 +94,9 @@ def build(
     if raw is None:
         raise _failed(flavour, source)
     if timing_cache:
-        cache.write(timing_cache, bytes(config.get_timing_cache().serialize()))
+        # A finished engine is not lost to a cache that cannot be kept.
+        with contextlib.suppress(UserError):
+            cache.write(timing_cache, bytes(config.get_timing_cache().serialize()))
     inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [_tensor(network.get_output(i)) for i in range(network.num_outputs)]
     return Built(bytes(raw), inputs, outputs, time.perf_counter() - started)

@@ -1,10 +1,13 @@
 """What TensorRT remembers between runs: timings of a build, kernels that a first run compiled."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import manifest_path, read_manifest, write_bytes, write_manifest
+from cifar_deploy.store import manifest_path, read_json, read_manifest, write_bytes, write_manifest
+
+KIND = "cache"  # as its manifest says
 
 
 def folder() -> Path:
@@ -38,9 +41,20 @@ def read(path: Path) -> bytes:
         return b""
 
 
+def check(path: Path) -> None:
+    """Raise UserError where `path` cannot become a cache: another file is there, or no folder."""
+    beside = manifest_path(path)
+    if path.exists() and not (beside.exists() and read_json(beside).get("kind") == KIND):
+        raise UserError(f"{path} is there and is no cache of this program's; name another file")
+    with disk_errors(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
 def write(path: Path, data: bytes) -> None:
     """Keep `data`. Raises UserError where the disk refuses."""
     with disk_errors(path, "write"):  # never one of the old with the other of the new
         manifest_path(path).unlink(missing_ok=True)
     write_bytes(path, data)
-    write_manifest(path, {})
+    write_manifest(path, {"kind": KIND})

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 import threading
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,8 @@ AUTO = "auto"
 TITLES = {TENSORRT: "TensorRT", RTX: "TensorRT for RTX"}
 # Without the meta package only the bindings' own module is there.
 MODULES = {TENSORRT: ("tensorrt",), RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+# What this program calls is there from these versions on.
+OLDEST = {TENSORRT: (10, 13), RTX: (1, 7)}
 INSTALL = {
     TENSORRT: "pip install 'cifar-deploy[tensorrt]', which fetches it from NVIDIA's own index",
     RTX: "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings (Linux x86-64, CUDA 13)",
@@ -34,28 +37,62 @@ class Flavour:
     @property
     def major(self) -> int:
         """The first number of its version."""
-        return int(self.version.partition(".")[0])
+        return numbers(self.version)[0]
+
+    def make(self, kind: str, *arguments: Any) -> Any:
+        """One of the library's objects that need its driver: a "Builder", a "Runtime".
+
+        Raises UserError, with the library's reason, where it refuses.
+        """
+        self.log.clear()
+        try:
+            return getattr(self.module, kind)(*arguments)
+        except TypeError as error:  # so the bindings tell of an object that was not made
+            raise UserError(
+                f"{self} does not start here: {self.log.reason()}; see `cifar-deploy doctor`"
+            ) from error
 
     def __str__(self) -> str:
         return f"{self.title} {self.version}"
 
 
-@functools.cache
+def numbers(version: str) -> list[int]:
+    """ "10.13.2.6" as numbers; what follows them, as in "11.0.0.dev", does not count."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return [int(part) for part in found[0].split(".")] if found else [0]
+
+
 def load(name: str) -> Flavour:
     """Import "tensorrt" or "tensorrt-rtx".
 
-    Raises UserError where it is not installed or its libraries do not load, with what to install.
+    Raises UserError where it is not installed, is too old or its libraries do not load, with what
+    to install.
     """
+    found = seek(name)
+    if isinstance(found, Flavour):
+        return found
+    raise UserError(f"{name} is not to be had here: {found}; {INSTALL[name]}")
+
+
+@functools.cache
+def seek(name: str) -> Flavour | str:
+    """The flavour, or why it is not to be had."""
     reason = "not installed"
-    for module in MODULES[name]:
+    for name_of_module in MODULES[name]:
         try:
-            return Flavour(name, importlib.import_module(module))
+            module = importlib.import_module(name_of_module)
         except ModuleNotFoundError as error:
-            if error.name != module:
+            if error.name != name_of_module:
                 reason = str(error)
         except (ImportError, OSError) as error:  # there, but its shared libraries are not
-            reason = f"{module} does not load ({str(error).splitlines()[0]})"
-    raise UserError(f"{name} is not to be had here: {reason}; {INSTALL[name]}")
+            reason = f"{name_of_module} does not load ({str(error).splitlines()[0]})"
+        else:
+            oldest = OLDEST[name]
+            if tuple(numbers(module.__version__)) >= oldest:
+                return Flavour(name, module)
+            wanted = ".".join(map(str, oldest))
+            reason = f"{name_of_module} {module.__version__} is here, {wanted} is the oldest known"
+    return reason
 
 
 def choose(wanted: str, gpu: bool) -> tuple[Flavour, str]:
@@ -68,10 +105,10 @@ def choose(wanted: str, gpu: bool) -> tuple[Flavour, str]:
     if wanted == AUTO:
         if not gpu:
             return load(RTX), "no CUDA device here; tensorrt-rtx builds without one"
-        try:
-            return load(TENSORRT), "it is installed and there is a CUDA device"
-        except UserError:
-            return load(RTX), "tensorrt is not installed"
+        found = seek(TENSORRT)
+        if isinstance(found, Flavour):
+            return found, "it is installed and there is a CUDA device"
+        return load(RTX), f"tensorrt is not to be had here: {found}"
     if wanted not in NAMES:
         raise UserError(f"--flavour {wanted}: it can be {AUTO}, {' or '.join(NAMES)}")
     if wanted == TENSORRT and not gpu:

@@ -1,5 +1,6 @@
 """A checked engine, deserialised; stripped weights put back."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ from cifar_deploy.engines import flavour as flavours
 from cifar_deploy.engines import manifest as manifests
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, sha256_of
+from cifar_deploy.store import Json
 
 if TYPE_CHECKING:
     import torch
@@ -31,20 +32,23 @@ def open_engine(
 ) -> Opened:
     """Check the engine in `path` against its manifest and this machine, and deserialise it.
 
-    `known` is its manifest where the bytes have been checked already (in a package).
+    `known` is its manifest where that stands elsewhere (in a package). The bytes that are checked
+    are the bytes that are deserialised.
 
     Raises UserError, in one line, for what `manifest.read` and `manifest.refusal` find, for what
     the library's own validity check finds (TensorRT for RTX has one), and where it refuses.
     """
-    manifest = manifests.read(path, trust) if known is None else known
+    with disk_errors(path, "read"):
+        raw = path.read_bytes()
+    manifest = manifests.read(path, trust, raw) if known is None else known
+    if known is not None and hashlib.sha256(raw).hexdigest() != known.get("sha256"):
+        raise UserError(f"{path} was changed while it was opened; write the package again")
     name = str(manifest["flavour"])
     # Without a GPU its absence is the reason to tell, whatever is installed.
     gpu = gpu_of(device)
     version = flavours.load(name).version if gpu else ""
     if reason := manifests.refusal(manifest, version, gpu):
         raise UserError(f"{path}: {reason}")
-    with disk_errors(path, "read"):
-        raw = path.read_bytes()
     opened = deserialise(flavours.load(name), raw, path, manifest)
     if manifest.get("stripped"):
         refit(opened, path)
@@ -63,8 +67,7 @@ def gpu_of(device: "torch.device") -> manifests.Gpu | None:
 
 def deserialise(flavour: Flavour, raw: bytes, path: Path, manifest: Json) -> Opened:
     """Hand checked bytes to the library. Raises UserError where it refuses them."""
-    flavour.log.clear()
-    runtime = flavour.module.Runtime(flavour.log)
+    runtime = flavour.make("Runtime", flavour.log)
     if manifest.get("version_compatible"):
         # Such an engine carries a small runtime of its own; its sha256 has been checked.
         runtime.engine_host_code_allowed = True
@@ -101,13 +104,13 @@ def refit(opened: Opened, path: Path) -> None:
     onnx = path.with_name(Path(str(named.get("file", ""))).name or "missing.onnx")
     if not onnx.is_file():
         raise UserError(f"{path} has no weights in it, and {onnx} to refit it from is not there")
-    if sha256_of(onnx) != named.get("sha256"):
+    with disk_errors(onnx, "read"):
+        raw = onnx.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != named.get("sha256"):
         raise UserError(f"{path} was built from another {onnx.name}; export it again")
     trt, log = opened.flavour.module, opened.flavour.log
     log.clear()
     refitter = trt.Refitter(opened.engine, log)
     parser = trt.OnnxParserRefitter(refitter, log)
-    with disk_errors(onnx, "read"):
-        raw = onnx.read_bytes()
     if not parser.refit_from_bytes(raw) or not refitter.refit_cuda_engine():
         raise UserError(f"{path} cannot be refitted from {onnx}: {log.reason()}")

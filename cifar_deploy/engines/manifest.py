@@ -4,11 +4,10 @@ An engine is code for one library version and some GPUs. The manifest names them
 refusal is a sentence; the sha256 in it decides whether the bytes may be deserialised at all.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_deploy.engines.flavour import NAMES, RTX, TENSORRT, TITLES
+from cifar_deploy.engines.flavour import NAMES, RTX, TENSORRT, TITLES, numbers
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json, manifest_path, read_json, read_manifest
 
@@ -23,20 +22,23 @@ class Gpu:
     compute_capability: str
 
 
-def read(path: Path, trust: bool = False) -> Json:
-    """The manifest of an engine, its bytes checked against it.
+def read(path: Path, trust: bool = False, raw: bytes | None = None) -> Json:
+    """The manifest of an engine, its bytes checked against it: `raw`, or else the file's.
 
     Raises UserError where the engine or the manifest is missing, where the sha256 differs, and
     where it is another kind of file. With `trust` a missing or differing manifest is no error:
     what it says is used as far as it goes.
     """
-    with disk_errors(path, "read"), path.open("rb") as file:
-        start = file.read(len(MAGIC_RTX))
+    if raw is None:
+        with disk_errors(path, "read"), path.open("rb") as file:
+            start = file.read(len(MAGIC_RTX))
+    else:
+        start = raw[: len(MAGIC_RTX)]
     if trust:
         beside = manifest_path(path)
         manifest = read_json(beside) if beside.exists() else {}
     else:
-        found = read_manifest(path)
+        found = read_manifest(path, raw)
         if found is None:
             raise UserError(
                 f"{path} has no manifest ({manifest_path(path).name}): an engine is code, and this "
@@ -84,18 +86,12 @@ def _fits(flavour: str, built: str, version: str, version_compatible: bool) -> b
     else there is, its own validity check knows.
     https://docs.nvidia.com/deeplearning/tensorrt/11.1.0/inference-library/engine-compatibility.html
     """
-    there, here = _numbers(built), _numbers(version)
+    there, here = numbers(built), numbers(version)
     if flavour == RTX:
         return there[:2] == here[:2]
     if version_compatible:
         return there <= here and (there[:1] == here[:1] or (there[0], here[0]) == (10, 11))
     return there == here
-
-
-def _numbers(version: str) -> list[int]:
-    """ "10.13.2.6" as numbers; what follows them, as in "11.0.0.dev", does not count."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return [int(part) for part in found[0].split(".")] if found else [0]
 
 
 def _other_gpu(built: Json, compatibility: object, gpu: Gpu) -> str | None:

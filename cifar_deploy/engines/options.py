@@ -12,6 +12,7 @@ HARDWARE = {  # trtexec's words, and the library's
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
 }
 LEVELS = range(6)
+LARGEST_WORKSPACE = 1 << 24  # MiB, 16 TiB; the library counts bytes in 64 bits
 LARGEST_BATCH = 1 << 20  # images; beyond it is a slip of the keyboard
 
 
@@ -61,8 +62,10 @@ class Options:
 def check(options: Options, flavour: Flavour, gpu: bool) -> None:
     """Raise UserError for what this flavour cannot do, or not without a CUDA device (`gpu`)."""
     rtx = flavour.name == RTX
-    if options.workspace is not None and options.workspace < 1:
-        raise UserError(f"--workspace {options.workspace}: it is in MiB, and at least 1")
+    if options.workspace is not None and not 1 <= options.workspace <= LARGEST_WORKSPACE:
+        raise UserError(
+            f"--workspace {options.workspace}: it is in MiB, from 1 to {LARGEST_WORKSPACE}"
+        )
     if options.level is not None and options.level not in LEVELS:
         raise UserError(f"--builder-optimization-level {options.level}: it goes from 0 to 5")
     hardware = options.hardware_compatibility

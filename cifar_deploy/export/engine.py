@@ -59,6 +59,8 @@ def export_engine(
     source = read_manifest(onnx)
     assert source
     timing_cache = options.timing_cache
+    if timing_cache is not None:
+        cache.check(timing_cache)
     if timing_cache is None and flavour.name == TENSORRT and gpu:
         timing_cache = cache.path("timing", flavour.version, gpu.name)
     built = builder.build(flavour, onnx.read_bytes(), onnx, options, watch, timing_cache)
@@ -111,7 +113,10 @@ def cuda_device() -> Gpu | None:
 
 
 def _onnx(folder: ModelFolder, precision: str) -> Path:
-    """The model's ONNX file, exported anew where it is missing, damaged or of other weights."""
+    """The model's ONNX file, exported anew where it is missing, damaged or of other weights.
+
+    Also where its manifest lacks something, being another version's.
+    """
     weights = read_card(folder)["weights"]["sha256"]
     path = folder.onnx(precision)
     if path.exists() and manifest_path(path).exists():
@@ -119,6 +124,7 @@ def _onnx(folder: ModelFolder, precision: str) -> Path:
             manifest = read_manifest(path)
         except UserError:  # changed or cut short: its source is at hand
             manifest = None
-        if manifest and manifest.get("weights_sha256") == weights:
+        whole = manifest is not None and manifest.keys() >= {*INHERITED, "sha256"}
+        if manifest and whole and manifest["weights_sha256"] == weights:
             return path
     return export_onnx(folder, precision)

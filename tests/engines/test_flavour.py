@@ -1,10 +1,15 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from cifar_deploy.engines import flavour
+from cifar_deploy.engines.build import build
 from cifar_deploy.engines.flavour import RTX, TENSORRT, Flavour
+from cifar_deploy.engines.options import Options
 from cifar_deploy.errors import UserError
 
 
@@ -14,19 +19,62 @@ def test_without_a_gpu_auto_is_tensorrt_for_rtx(rtx: Flavour) -> None:
     assert "no CUDA device" in reason
 
 
+@pytest.fixture(autouse=True)
+def sought_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test puts in TensorRT's place is not remembered; TensorRT for RTX stays."""
+    kept = flavour.seek
+
+    def seek(name: str) -> Flavour | str:
+        return kept(name) if name == RTX else kept.__wrapped__(name)
+
+    monkeypatch.setattr(flavour, "seek", seek)
+
+
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put the other member of the family in its place: the classes are the same."""
+    real = flavour.load(RTX).module
+
+    def place(version: str, **changed: Any) -> None:
+        module = ModuleType("tensorrt")
+        vars(module).update({**vars(real), "__version__": version, **changed})
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+
+    return place
+
+
+@pytest.mark.parametrize("version", ["10.13.0.35", "10.14.1", "11.0.0.dev1"])
 def test_with_a_gpu_auto_is_tensorrt_where_it_imports(
-    rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+    tensorrt: Callable[..., None], version: str
 ) -> None:
-    flavour.load.cache_clear()
-    # The other member of the family stands in: its classes are the same.
-    monkeypatch.setitem(sys.modules, "tensorrt", rtx.module)
-    try:
-        chosen, reason = flavour.choose("auto", gpu=True)
-        assert chosen.name == TENSORRT
-        assert "installed" in reason
-        assert str(chosen) == f"TensorRT {rtx.version}"
-    finally:
-        flavour.load.cache_clear()
+    tensorrt(version)
+    chosen, reason = flavour.choose("auto", gpu=True)
+    assert chosen.name == TENSORRT
+    assert "installed" in reason
+    assert str(chosen) == f"TensorRT {version}"
+    assert chosen.major == int(version[:2])
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.9.0.34"])
+def test_one_that_is_too_old_is_not_taken(tensorrt: Callable[..., None], version: str) -> None:
+    tensorrt(version)
+    said = f"tensorrt {version} is here, 10.13 is the oldest known"
+    chosen, reason = flavour.choose("auto", gpu=True)
+    assert chosen.name == RTX
+    assert said in reason
+    with pytest.raises(UserError, match=f"{said}; pip install"):
+        flavour.choose(TENSORRT, gpu=True)
+
+
+def test_a_library_that_does_not_start_is_told_in_a_line(tensorrt: Callable[..., None]) -> None:
+    def refuse(log: Any) -> None:
+        log.log(log.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    tensorrt("11.0.0", Builder=refuse)
+    chosen, _ = flavour.choose("auto", gpu=True)
+    with pytest.raises(UserError, match=r"TensorRT 11\.0\.0 does not start here: CUDA.* 35; see"):
+        build(chosen, b"", Path("x.onnx"), Options())
 
 
 def test_tensorrt_needs_a_gpu_to_build() -> None:
@@ -40,7 +88,6 @@ def test_another_name_is_refused() -> None:
 
 
 def test_what_is_not_installed_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    flavour.load.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # Python's way to say: not there
     with pytest.raises(
         UserError, match=r"tensorrt is not .* pip install 'cifar-deploy\[tensorrt\]"
@@ -51,13 +98,15 @@ def test_what_is_not_installed_is_named_with_the_way_to_it(monkeypatch: pytest.M
 def test_libraries_that_do_not_load_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flavour.load.cache_clear()
     text = 'raise OSError("libnvinfer.so.10: cannot open shared object file")'
     (tmp_path / "tensorrt.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with pytest.raises(UserError, match=r"does not load \(libnvinfer.so.10: cannot open"):
         flavour.load(TENSORRT)
+    chosen, reason = flavour.choose("auto", gpu=True)
+    assert chosen.name == RTX
+    assert "does not load (libnvinfer.so.10" in reason
 
 
 def test_errors_are_kept_for_the_message(rtx: Flavour) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -6,9 +7,10 @@ import pytest
 import torch
 from gpus import supported
 
-from cifar_deploy.engines import cache
+from cifar_deploy.engines import cache, load
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.load import Opened, deserialise, gpu_of, open_engine, refit
+from cifar_deploy.engines.manifest import Gpu
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import manifest_path, sha256_of, write_manifest
 
@@ -122,6 +124,43 @@ def test_a_disk_that_refuses_a_cache_is_told(tmp_path: Path) -> None:
     manifest_path(path).mkdir()  # what cannot be removed as a file can
     with pytest.raises(UserError, match=r"cannot write .*kernels\.cache"):
         cache.write(path, b"kernels")
+
+
+def test_only_a_cache_or_a_new_file_can_become_one(tmp_path: Path, kept: Path) -> None:
+    path = tmp_path / "deep/timing.cache"
+    cache.check(path)
+    assert not path.exists()
+    cache.write(path, b"timings")
+    cache.check(path)
+    foreign = tmp_path / "model.safetensors"
+    foreign.write_bytes(b"weights")
+    for file in (foreign, kept):  # the other has a manifest, of an engine
+        with pytest.raises(UserError, match=f"{file} is there and is no cache"):
+            cache.check(file)
+    with pytest.raises(UserError, match=r"cannot write .*safetensors"):
+        cache.check(foreign / "timing.cache")
+
+
+def test_what_is_deserialised_is_what_was_checked(
+    kept: Path, engine: bytes, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[bytes] = []
+
+    def meanwhile(_device: torch.device) -> Gpu:
+        kept.write_bytes(b"put there after the check")
+        return Gpu("a card", "8.9")
+
+    def deserialise(_flavour: Flavour, raw: bytes, *_more: object) -> Opened:
+        handed.append(raw)
+        return Opened(rtx, None, None, {})
+
+    monkeypatch.setattr(load, "gpu_of", meanwhile)
+    monkeypatch.setattr(load, "deserialise", deserialise)
+    open_engine(kept, CPU)
+    assert handed == [engine]
+    known = {"flavour": rtx.name, "sha256": hashlib.sha256(engine).hexdigest()}
+    with pytest.raises(UserError, match="was changed while it was opened"):
+        open_engine(kept, CPU, known=known)
 
 
 def test_without_a_home_folder_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def test_bad_profiles_are_refused(text: str, reason: str) -> None:
     ("asked", "reason"),
     [
         ({"workspace": 0}, "--workspace 0: it is in MiB"),
+        ({"workspace": 1 << 50}, "it is in MiB, from 1 to 16777216"),
         ({"level": 6}, "goes from 0 to 5"),
         ({"hardware_compatibility": "all"}, "it can be ampere"),
         ({"version_compatible": True}, "--version-compatible is TensorRT's"),

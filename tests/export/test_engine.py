@@ -9,9 +9,11 @@ import pytest
 from gpus import supported
 
 from cifar_deploy import architectures
+from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options, Profile
 from cifar_deploy.errors import UserError
+from cifar_deploy.export import engine
 from cifar_deploy.export.engine import cuda_device, export_engine
 from cifar_deploy.export.onnx_file import PRECISIONS
 from cifar_deploy.store import ModelFolder, manifest_path, read_card, read_manifest, sha256_of
@@ -90,7 +92,9 @@ def test_the_onnx_file_is_made_where_it_is_missing(small: ModelFolder, rtx: Flav
     assert found["onnx"]["sha256"] == made["sha256"]
 
 
-@pytest.mark.parametrize("state", ["of other weights", "cut short", "without a manifest"])
+@pytest.mark.parametrize(
+    "state", ["of other weights", "cut short", "without a manifest", "of an older version"]
+)
 def test_the_onnx_file_is_made_anew_where_it_is_no_good(
     state: str, small: ModelFolder, rtx: Flavour
 ) -> None:
@@ -99,6 +103,9 @@ def test_the_onnx_file_is_made_anew_where_it_is_no_good(
     manifest = json.loads(manifest_path(onnx).read_text())
     if state == "of other weights":
         manifest_path(onnx).write_text(json.dumps({**manifest, "weights_sha256": "0" * 64}))
+    elif state == "of an older version":
+        del manifest["test_accuracy"]
+        manifest_path(onnx).write_text(json.dumps(manifest))
     elif state == "cut short":
         onnx.write_bytes(onnx.read_bytes()[:-10])
     else:
@@ -124,6 +131,19 @@ def test_too_little_memory_is_told_with_the_need(shelf: "Shelf", rtx: Flavour) -
     with pytest.raises(UserError, match=r"needs [1-9]\d* MiB to build .* raise --workspace"):
         export_engine(folder, "fp32", rtx, Options(workspace=1))
     assert engine.exists() == before
+
+
+def test_a_foreign_file_is_no_timing_cache(
+    small: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = flavour.load(flavour.RTX)
+    monkeypatch.setattr(engine, "check", lambda *_: None)  # which refuses a cache for this member
+    foreign = tmp_path / "trtexec.cache"
+    foreign.write_bytes(b"its timings")
+    with pytest.raises(UserError, match=r"trtexec\.cache is there and is no cache"):
+        export_engine(small, "fp32", rtx, Options(timing_cache=foreign))
+    assert foreign.read_bytes() == b"its timings"
+    assert not small.engine("fp32", rtx.name).exists()
 
 
 def test_untrained_is_told(tmp_path: Path, rtx: Flavour) -> None:

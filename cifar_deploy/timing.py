@@ -35,7 +35,7 @@ class Call(NamedTuple):
     h2d: float  # the GPU's time to copy the input to the device
     compute: float  # the GPU's time to compute, waiting for the host to launch included
     d2h: float  # the GPU's time to copy the output back
-    enqueue: float  # the host's time to enqueue all three
+    enqueue: float  # the host's time to enqueue the inference, without the copies
     host: float  # the host's time from the first call until the output is there
 
 
@@ -89,11 +89,15 @@ def summarise(batch: int, calls: Sequence[Call], on_cuda: bool) -> Timing:
 class Pool:
     """Distinct images in host memory, page-locked for CUDA, handed out a batch at a time."""
 
-    def __init__(self, images: Images, device: torch.device) -> None:
-        """`images`, uint8 [n, 32, 32, 3], and shifted copies of them until there are enough."""
+    def __init__(self, images: Images, device: torch.device, least: int = 0) -> None:
+        """`images`, uint8 [n, 32, 32, 3], and shifted copies of them until there are enough.
+
+        `least`: images of the largest batch, so many there are at least.
+        """
         size = LEAST_POOL
         if device.type == "cuda":
             size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+        size = max(size, least * images[0].nbytes)
         copies = min(math.ceil(size / images.nbytes), SIZE * SIZE)
         shifts = itertools.islice(itertools.product(range(SIZE), repeat=2), copies)
         pixels = np.concatenate([np.roll(images, shift, (1, 2)) for shift in shifts])
@@ -104,6 +108,7 @@ class Pool:
 
     def take(self, batch: int) -> torch.Tensor:
         """The next `batch` images; after the last the first come again."""
+        assert batch <= len(self.images)
         start = self._next if self._next + batch <= len(self.images) else 0
         self._next = start + batch
         return self.images[start : start + batch]
@@ -159,18 +164,19 @@ class Lane:
             begin.record()
             bound.given.copy_(images, non_blocking=True)
             copied.record()
+            launch = time.perf_counter_ns()
             answer = bound.run()
+            launched = time.perf_counter_ns()
             computed.record()
             self._answer.copy_(answer, non_blocking=True)
             done.record()
-            enqueued = time.perf_counter_ns()
             done.synchronize()
             end = time.perf_counter_ns()
         return Call(
             begin.elapsed_time(copied),
             copied.elapsed_time(computed),
             computed.elapsed_time(done),
-            (enqueued - start) / 1e6,
+            (launched - launch) / 1e6,
             (end - start) / 1e6,
         )
 

@@ -552,6 +552,40 @@ def test_what_the_system_refuses_is_told_in_a_line(refused: Callable[..., str]) 
     assert "File name too long" in refused("validate", "x" * 300 + ".onnx")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of "
+                "79.10 GiB of which 1.25 MiB is free. Of the allocated memory"
+            ),
+            "the GPU's memory is exhausted: CUDA out of memory. Tried to allocate 20.00 MiB; close",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with"),
+            "the GPU failed: CUDA error: unspecified launch failure; see `cifar-deploy doctor`",
+        ),
+    ],
+)
+def test_a_gpu_that_is_full_or_fails_is_told_wherever_it_is(
+    error: Exception,
+    said: str,
+    refused: Callable[..., str],
+    workshop: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture = next((workshop / "pictures" / "test").rglob("*.png"))
+
+    def to(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    for command in ("validate", "benchmark", "predict"):
+        more = [picture] if command == "predict" else []
+        assert said in refused(command, "simple_cnn", *more)
+
+
 def test_debug_shows_where_it_was_raised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from cifar_deploy.errors import UserError
 

@@ -15,7 +15,7 @@ ROWS = [
     {"data"},
     {"architectures", "engines"},
     {"runtimes"},
-    {"timing"},
+    {"timing", "watch"},
     {"train", "export", "validate", "benchmark", "package"},
     {"doctor", "classifier"},
     {"cli"},

@@ -87,6 +87,14 @@ def test_the_pool_is_larger_than_a_cache_and_comes_round(small_data: Dataset) ->
     assert Pool(blank(1), CPU).take(1).shape == (1, 32, 32, 3)
 
 
+def test_the_pool_holds_the_largest_batch() -> None:
+    pool = Pool(blank(100), CPU)
+    large = len(pool.images) + 1
+    with pytest.raises(AssertionError):  # never fewer images than are counted
+        pool.take(large)
+    assert Pool(blank(100), CPU, large).take(large).shape == (large, 32, 32, 3)
+
+
 def test_quantiles_are_of_the_parts_and_of_their_sum() -> None:
     calls = [Call(1.0, float(i), 0.5, 0.2, 2.0 + i) for i in range(1, 102)]
     found = summarise(4, calls, on_cuda=True)

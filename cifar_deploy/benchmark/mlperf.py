@@ -20,17 +20,18 @@ import torch
 
 from cifar_deploy.benchmark.flight import slots
 from cifar_deploy.benchmark.sweep import (
-    OUT_OF_MEMORY,
     Contender,
     Failure,
     Say,
     conditions,
     one_line,
+    out_of_memory,
+    remarks,
 )
-from cifar_deploy.benchmark.watch import Watch
 from cifar_deploy.data.dataset import Split
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
+from cifar_deploy.watch import Watch
 
 SINGLE_STREAM, OFFLINE = "SingleStream", "Offline"
 FEWEST_QUERIES = 64  # LoadGen's early stopping gives no 90th percentile from fewer
@@ -53,6 +54,7 @@ class Result:
     queries: int
     accuracy: float  # share of the images, from LoadGen's accuracy log
     images: int
+    batch: int  # Offline's; no larger than the images are many
     loadgen: str
     logs: str
 
@@ -122,11 +124,12 @@ def run_all(
             say(f"{settings.scenario}: {contender.model}, {contender.name}")
             try:
                 runs.results.append(run(contender, splits[contender.model], settings, folder))
-            except torch.OutOfMemoryError:
-                runs.failures.append(Failure(contender.model, contender.name, OUT_OF_MEMORY))
+            except torch.OutOfMemoryError as error:
+                reason = out_of_memory(error)
+                runs.failures.append(Failure(contender.model, contender.name, reason))
             except (UserError, RuntimeError) as error:  # a runtime's own refusal
                 runs.failures.append(Failure(contender.model, contender.name, one_line(error)))
-        runs.remarks += watch.remarks()
+        runs.remarks += remarks(device, watch)
     return runs
 
 
@@ -136,7 +139,7 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
     Raises UserError where LoadGen is missing, where the runtime fails and where the disk refuses.
     """
     scenario = settings.scenario
-    batch, in_flight = settings.batch, settings.in_flight
+    batch, in_flight = min(settings.batch, len(split)), settings.in_flight
     lg = loadgen()
     if scenario == SINGLE_STREAM:
         batch = in_flight = 1
@@ -165,7 +168,7 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
     finally:
         lg.DestroyQSL(qsl)
         lg.DestroySUT(sut)
-    return _result(contender, scenario, found["performance"], split, out)
+    return _result(contender, scenario, found["performance"], split, batch, out)
 
 
 def _logs_in(lg: Any, folder: Path) -> Any:
@@ -184,7 +187,7 @@ class _System:
         self, lg: Any, contender: Contender, split: Split, batch: int, in_flight: int
     ) -> None:
         self._lg = lg
-        self._batch = min(batch, len(split))
+        self._batch = batch
         self._images = torch.from_numpy(split.images)
         runtime = contender.runtime
         first = split.images[: self._batch]
@@ -273,7 +276,12 @@ def logged_accuracy(log: Path, labels: npt.NDArray[np.int64]) -> float:
 
 
 def _result(
-    contender: Contender, scenario: str, performance: Json, split: Split, out: Path
+    contender: Contender,
+    scenario: str,
+    performance: Json,
+    split: Split,
+    batch: int,
+    out: Path,
 ) -> Result:
     single = scenario == SINGLE_STREAM
     nanoseconds = performance.get("result_90.00_percentile_latency_ns") if single else None
@@ -290,6 +298,7 @@ def _result(
         queries=int(performance["result_query_count"]),
         accuracy=logged_accuracy(out / "accuracy" / "mlperf_log_accuracy.json", split.labels),
         images=len(split),
+        batch=batch,
         loadgen=str(performance["loadgen_version"]),
         logs=str(out),
     )

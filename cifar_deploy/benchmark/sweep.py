@@ -4,6 +4,7 @@ They take turns in short slices, so that a drift of the clocks hits all alike.
 """
 
 import datetime
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,6 @@ import torch
 from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
-from cifar_deploy.benchmark.watch import Span, Watch, describe, summary
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import open_runtime
@@ -23,11 +23,12 @@ from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder
 from cifar_deploy.timing import Call, Lane, Pool, Timing, collect, summarise, warm_up
+from cifar_deploy.watch import Span, Watch, describe, summary
 
 TURNS = 5  # slices of the time for latency
 FLIGHT_TURNS = 2  # of that for throughput: the energy counter moves every 20 to 100 ms
 PIXELS_SEED = 0
-OUT_OF_MEMORY = "the GPU's memory is exhausted; try a smaller batch or --in-flight 1"
+NO_GPU = "no GPU is measured: these are the CPU runtimes, without copies"
 
 Say = Callable[[str], None]  # told what is being done, for the progress line
 
@@ -142,7 +143,7 @@ def run(
     say: Say = lambda _: None,
 ) -> Benchmark:
     """Measure every contender at every batch size; those of one model take turns."""
-    pool = Pool(pixels(device), device)
+    pool = Pool(pixels(device), device, max(settings.batches))
     with Watch(device) as watch:
         pool_size = {"pool_mib": round(pool.images.nbytes / 2**20, 1)}
         result = Benchmark(settings, conditions(device, watch) | pool_size)
@@ -150,8 +151,13 @@ def run(
             mine = [contender for contender in entered if contender.model == model]
             for batch in settings.batches:
                 _batch(mine, batch, pool, result, watch, say)
-        result.remarks += watch.remarks()
+        result.remarks += remarks(device, watch)
     return result
+
+
+def remarks(device: torch.device, watch: Watch) -> list[str]:
+    """What has to be known of a measurement: that no GPU was there, and what disturbed."""
+    return [*([] if device.type == "cuda" else [NO_GPU]), *watch.remarks()]
 
 
 def conditions(device: torch.device, watch: Watch) -> Json:
@@ -199,12 +205,13 @@ class _Turn:
         else:
             self._joules += after - before
 
-    def row(self, watch: Watch) -> Row:
+    def row(self, watch: Watch, flew: bool) -> Row:
+        """What was timed; of the throughput, where `flew` to the end."""
         on_cuda = self.contender.runtime.device.startswith("cuda")
         return Row(
             self.contender,
             summarise(self._batch, self._calls, on_cuda),
-            self._throughput() if self._flown else None,
+            self._throughput() if flew else None,
             summary(watch.samples, self._spans),
         )
 
@@ -240,8 +247,8 @@ def _batch(
             say(f"{who.model}, batch {batch}: {who.name} {what}")
             try:
                 do(turn)
-            except torch.OutOfMemoryError:
-                reason = OUT_OF_MEMORY
+            except torch.OutOfMemoryError as error:
+                reason = out_of_memory(error)
             except torch.AcceleratorError as error:  # nothing else will run on it either
                 raise UserError(
                     f"{who.model}, {who.name}: the GPU failed: {str(error).splitlines()[0]}; "
@@ -259,11 +266,20 @@ def _batch(
     each("warms up", _Turn.warm)
     for _ in range(TURNS):
         each("latency", lambda turn: turn.time(settings.seconds / TURNS))
+    timed = list(left)
     if settings.in_flight:
         each("warms up", lambda turn: turn.board(settings.in_flight))
         for _ in range(FLIGHT_TURNS):
             each("throughput", lambda turn: turn.fly(settings.seconds / FLIGHT_TURNS, watch))
-    result.rows += [turn.row(watch) for turn in left]
+    for turn in timed:  # the latency also of what then did not fit several times
+        result.rows.append(turn.row(watch, bool(settings.in_flight) and turn in left))
+
+
+def out_of_memory(error: torch.OutOfMemoryError) -> str:
+    """A line for a GPU that is full, with the need, where torch names it."""
+    need = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+    said = f" (tried to allocate {need[1]})" if need else ""
+    return f"the GPU's memory is exhausted{said}; try a smaller batch or --in-flight 1"
 
 
 def one_line(error: Exception) -> str:

@@ -105,7 +105,9 @@ def scenario_notes(runs: "Runs") -> list[str]:
     settings = runs.settings
     terms = f"MLPerf LoadGen, {settings.scenario}, at least {settings.seconds:g} s"
     if settings.scenario == "Offline":
-        terms += f", batch {settings.batch}, {settings.in_flight} in flight"
+        batches = {result.batch for result in runs.results} or {settings.batch}
+        said = " or ".join(map(str, sorted(batches)))
+        terms += f", batch {said}, {settings.in_flight} in flight"
     if runs.results:
         terms += f"; {runs.results[0].images:,} images; logs: {_common(runs)}"
     return [*_machine(runs.facts), f"{terms}.", *_said(runs.remarks, runs.failures)]
@@ -130,7 +132,7 @@ def _said(remarks: Sequence[str], failures: Sequence[Failure]) -> list[str]:
     return lines
 
 
-SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino")
+SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt")
 
 
 def _card(result: Benchmark, gpu: dict[str, object]) -> str:

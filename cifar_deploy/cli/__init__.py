@@ -85,6 +85,9 @@ def _run() -> None:
         print(f"error: {name}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
+        if not debug and (refused := _of_the_gpu(error)):
+            print(f"error: {refused}", file=sys.stderr)
+            sys.exit(2)
         # The parser's errors have no public base class; without a command it shows the help.
         wrong = getattr(error, "format_message", None)
         if wrong is None or debug:
@@ -93,6 +96,15 @@ def _run() -> None:
         helpful = type(error).__name__ == "NoArgsIsHelpError"
         print(wrong() if helpful else f"error: {said}; see --help", file=sys.stderr)
         sys.exit(2)
+
+
+def _of_the_gpu(error: Exception) -> str:
+    """A line for a GPU that is full or fails, where no command has said more; else nothing."""
+    if "torch" not in sys.modules:
+        return ""
+    from cifar_deploy.runtimes.cuda import refusal
+
+    return refusal(error)
 
 
 def _print_version(wanted: bool) -> None:

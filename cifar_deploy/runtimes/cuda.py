@@ -40,9 +40,20 @@ def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) ->
         ) from error
 
 
+def refusal(error: Exception) -> str:
+    """A line for the user where `error` is CUDA's, wherever it was raised; else nothing."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        need = ". ".join(first.split(". ")[:2])  # what torch says of the rest goes on for lines
+        return f"the GPU's memory is exhausted: {need}; close what else runs there"
+    if isinstance(error, torch.AcceleratorError):
+        return f"the GPU failed: {first}; see `cifar-deploy doctor`, and start again"
+    return ""
+
+
 def _free(device: torch.device) -> str:
     try:
         free, total = torch.cuda.mem_get_info(device)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return "and the GPU does not say what is free"
     return f"{free / MIB:,.0f} of {total / MIB:,.0f} MiB are free"

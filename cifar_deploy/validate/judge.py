@@ -20,6 +20,7 @@ from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json
 from cifar_deploy.validate.latency import Speed, measure
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
+from cifar_deploy.watch import Watch
 
 # Percentage points of accuracy that a file of this precision may lose.
 MARGINS = {"fp32": 0.05, "fp16": 0.10}
@@ -124,18 +125,20 @@ def judge(
     check_classes(model, trained.classes, dataset)
     split = dataset.test.first(images) if images else dataset.test
     say(f"{model}: PyTorch fp32 over {len(split):,} images")
-    reference_runtime = PyTorch(trained, device)
     weights_bytes = int(trained.card["weights"]["bytes"])
-    reference = _row("PyTorch (reference)", reference_runtime, weights_bytes, split, None, options)
-    rows = [reference]
-    unusable = []
-    for file in files:
-        say(f"{file.name} over {len(split):,} images")
-        try:
-            runtime = open_runtime(file, device, options.trust)
-            rows.append(_row(str(file), runtime, file.stat().st_size, split, reference, options))
-        except UserError as error:
-            unusable.append(Unusable(str(file), str(error).removeprefix(f"{file}: ")))
+    with Watch(device) as watch:
+        runtime: Runtime = PyTorch(trained, device)
+        reference = _row("PyTorch (reference)", runtime, weights_bytes, split, None, options)
+        rows = [reference]
+        unusable = []
+        for file in files:
+            say(f"{file.name} over {len(split):,} images")
+            try:
+                runtime = open_runtime(file, device, options.trust)
+                size = file.stat().st_size
+                rows.append(_row(str(file), runtime, size, split, reference, options))
+            except UserError as error:
+                unusable.append(Unusable(str(file), str(error).removeprefix(f"{file}: ")))
     sha256, seen = dataset.sha256(), trained.card["data"]
     same = sha256 == seen["sha256"]
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
@@ -158,6 +161,7 @@ def judge(
             "device": machine.describe(device),
             "threads": torch.get_num_threads(),
             "versions": machine.versions(),
+            "remarks": watch.remarks() if options.seconds else [],  # what disturbed the times
         },
     )
 

@@ -66,7 +66,7 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
 
 
 def remarks(judgements: Sequence[Judgement]) -> list[str]:
-    """A line for every verdict but PASS, and for every model trained on other data."""
+    """A line for every verdict but PASS, for models trained on other data, for what disturbed."""
     lines = []
     for judgement in judgements:
         if not judgement.facts["data"]["same_as_training"]:
@@ -75,6 +75,9 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
             if row.verdict != PASS:
                 lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
+    # Of several models one remark is enough.
+    disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}
+    lines += [f"{said}." for said in disturbed]
     return lines
 
 

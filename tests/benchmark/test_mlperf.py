@@ -7,7 +7,7 @@ import torch
 from sleepers import Sleeper
 
 from cifar_deploy.architectures import weights
-from cifar_deploy.benchmark import mlperf, sweep
+from cifar_deploy.benchmark import mlperf, sweep, table
 from cifar_deploy.benchmark.sweep import Contender
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
@@ -61,6 +61,15 @@ def test_both_scenarios_of_all_files_and_the_json(
         assert Path(result["logs"]).is_relative_to(tmp_path / "simple_cnn")
         assert result["loadgen"]
     assert value["failures"] == []
+
+
+def test_a_batch_is_no_larger_than_the_images_are_many(small_data: Dataset, tmp_path: Path) -> None:
+    entered = [Contender("m", "file", Sleeper(lambda _: 0.001))]
+    settings = mlperf.Settings("Offline", 0.1, 256, 1)
+    runs = mlperf.run_all(entered, {"m": small_data.test.first(50)}, settings, tmp_path, CPU)
+    (result,) = runs.results
+    assert result.batch == 50
+    assert any("batch 50, 1 in flight" in note for note in table.scenario_notes(runs))
 
 
 def test_a_runtime_that_fails_under_loadgen_is_told(small_data: Dataset, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import Bound
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
+from cifar_deploy.timing import BUFFERS
 
 CPU = torch.device("cpu")
 
@@ -95,7 +96,15 @@ def test_models_are_measured_one_after_another() -> None:
     ("error", "said"),
     [
         (UserError("a batch of 8 is outside its profile"), "a batch of 8 is outside its profile"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), sweep.OUT_OF_MEMORY),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "the GPU's memory is exhausted; try a smaller batch or --in-flight 1",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+            "the GPU's memory is exhausted (tried to allocate 2.50 GiB); try a smaller batch or "
+            "--in-flight 1",
+        ),
         (RuntimeError("could not enqueue\nmore"), "could not enqueue"),
     ],
 )
@@ -113,6 +122,35 @@ def test_what_fails_is_told_and_the_rest_measured(error: Exception, said: str) -
     (failure,) = result.failures
     assert (failure.name, failure.batch, failure.reason) == ("small", 8, said)
     assert f"m, small, batch 8: {said}" in table.notes(result)
+
+
+def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
+    class Narrow(Sleeper):
+        def bind(self, images: Images) -> Bound:
+            if len(self.bound) == BUFFERS:  # those of the latency are bound
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().bind(images)
+
+    entered = [Contender("m", "narrow", Narrow(lambda _: 0.0)), Contender("m", "b", Sleeper(float))]
+    result = sweep.run(entered, Settings((8,), 0.01, 2), CPU)
+    assert [row.contender.name for row in result.rows] == ["narrow", "b"]
+    narrow, other = result.rows
+    assert narrow.timing.calls >= sweep.TURNS
+    assert narrow.throughput is None
+    assert other.throughput
+    (failure,) = result.failures
+    assert (failure.name, failure.batch) == ("narrow", 8)
+    assert "memory is exhausted" in failure.reason
+    assert table.cells(narrow)[-2:] == ["-", "-"]
+
+
+def test_a_batch_is_as_large_as_it_is_called() -> None:
+    runtime = Sleeper(lambda _: 0.0)
+    batch = len(sweep.pixels(CPU)) + 1
+    (row,) = sweep.run([Contender("m", "f", runtime)], Settings((batch,), 0.01, 1), CPU).rows
+    assert set(runtime.bound) == {batch}
+    assert row.throughput
+    assert row.throughput.images % batch == 0
 
 
 def test_a_gpu_that_fails_ends_the_run_in_one_line() -> None:

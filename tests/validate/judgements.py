@@ -67,6 +67,7 @@ def judgement_of(
             "device": "Some CPU, 2 threads",
             "threads": 2,
             "versions": {"python": "3.12.1", "torch": "2.15.0", "onnxruntime-gpu": "1.31.1"},
+            "remarks": [],
         },
     )
 

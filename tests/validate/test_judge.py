@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cifar_deploy import watch
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
@@ -226,3 +227,18 @@ def test_latency_may_be_left_out(
     judgement = judged(trained, [folder.onnx("fp32")], judged_data, images=50)
     assert all(row.speed is None for row in judgement.rows)
     assert all("latency" not in row for row in to_json(judgement)["rows"])
+
+
+def test_who_else_used_the_processor_while_it_was_timed_is_told(
+    trained: Trained,
+    folder: ModelFolder,
+    judged_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readings = iter([(0.0, 0.0, 0.0), (20.0, 18.0, 8.0)] * 2)
+    monkeypatch.setattr(watch, "_processor_times", lambda: next(readings))
+    files = [folder.onnx("fp32")]
+    timed = judged(trained, files, judged_data, Options(seconds=0.01), images=20)
+    assert to_json(timed)["remarks"] == ["the processor was busy: others used 50 % of it"]
+    untimed = judged(trained, files, judged_data, Options(seconds=0.0), images=20)
+    assert to_json(untimed)["remarks"] == []

@@ -82,15 +82,27 @@ def test_the_sweep_ends_where_the_memory_is_full() -> None:
         assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
     runtime.error = UserError("ONNX Runtime cannot run a batch of 32: Failed to allocate memory")
     assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
+    runtime.error = torch.AcceleratorError("CUDA error: unspecified launch failure\nmore")
+    with pytest.raises(UserError, match=r"^sleeper: the GPU failed .*unspecified launch failure"):
+        measure(runtime, blank(64), 0.0)
     runtime.error = UserError("the GPU failed during a run")
     runtime.error.__cause__ = torch.AcceleratorError("CUDA error")
     with pytest.raises(UserError, match="failed during"):
         measure(runtime, blank(64), 0.0)
 
 
+def test_without_memory_for_the_first_batch_there_is_no_speed() -> None:
+    class Full(Sleeper):
+        def bind(self, images: Images) -> Bound:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert measure(Full(lambda _: 0.0), blank(8), 0.0) is None
+
+
 @pytest.mark.gpu
 def test_on_cuda_the_copies_count(network: Trained, small_data: Dataset) -> None:
     speed = timed(PyTorch(network, torch.device("cuda", 0)), small_data.test.images[:64], 0.05)
-    assert [timing.batch for timing in speed.sweep][:2] == [1, 8]
+    # None is left out where a larger one brings less.
+    assert [timing.batch for timing in speed.sweep] == [1, 8, 32]
     for timing in speed.sweep:
         assert timing.latency.p50 > timing.compute.p50

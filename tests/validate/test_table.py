@@ -121,6 +121,14 @@ def test_other_data_is_told(make_judgement: MakeJudgement, small_data: Dataset) 
     assert "another copy of the data" in table.notes([judgement])[1]
 
 
+def test_what_disturbed_the_times_is_told_once(judgements: list[Judgement]) -> None:
+    for judgement in judgements:
+        judgement.facts["remarks"].append("the card was throttled: power limit (9 % ...)")
+    assert [line for line in table.notes(judgements) if "throttled" in line] == [
+        "the card was throttled: power limit (9 % ...)."
+    ]
+
+
 def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     text = printed([make_judgement({"a.onnx": small_data.test.labels}, timed=False)], 140)
     assert "PASS" in line(text, "a.onnx")

@@ -151,9 +151,7 @@ class Watch:
         for sample in self.samples:
             reasons |= sample.reasons
         said = []
-        if not self._cuda:
-            said.append("no GPU is measured: these are the CPU runtimes, without copies")
-        elif self.missing:
+        if self.missing:
             said.append(f"the card was not watched: {self.missing}")
         if slowed := throttled(reasons):
             share = sum(1 for s in self.samples if throttled(s.reasons)) / len(self.samples)

@@ -27,10 +27,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("tests", "train", "export", "validate", "benchmark", "loadgen")
+STAGES = ("tests", "train", "speed", "export", "validate", "benchmark", "loadgen")
+# What is trained and measured first, should the time not do for all: the dearest comes last.
+ORDER = (
+    "custom_resnet",
+    "cnn9",
+    "mobilenet_v3_small",
+    "simple_cnn",
+    "resnet18",
+    "vgg19",
+    "resnet50",
+)
 ALL = (*STAGES, "pack")
 PART = 15 << 20  # bytes of a packed part
 GRACE = 45.0  # seconds a stopped training has for its checkpoint
+SPEED_SEEDS = 3  # at least
 PATIENCE = 180.0  # seconds for the doctor, who compiles engines
 # What the program uses, and what is lost without it.
 LIBRARIES = {
@@ -200,7 +211,9 @@ def train(session: Session, names: list[str], end: float) -> None:
             session.steps.append(Step("train", name, status="ok", error="trained before"))
             print(f"{'train':<10}{name:<34}trained before")
             continue
-        begun = ["--resume"] if (folder / "checkpoint.safetensors").exists() else []
+        unfinished = (folder / "checkpoint.safetensors", folder / "seeds")
+        begun = ["--resume"] if any(path.exists() for path in unfinished) else []
+        begun += ["--seeds", str(session.asked.seeds)] if session.asked.seeds > 1 else []
         overrides = [part for value in session.asked.set for part in ("--set", value)]
         source = ["--device", session.asked.device, "--data", session.asked.data]
         run(session, "train", name, program("train", name, *source, *overrides, *begun), end)
@@ -208,13 +221,31 @@ def train(session: Session, names: list[str], end: float) -> None:
     write_cards(session)
 
 
+def speed(session: Session, names: list[str], end: float) -> None:
+    """Time to 94 %: custom_resnet's speed recipe, beside airbench where its script is named."""
+    if session.asked.device == "cpu":
+        error = "its time is a GPU's"
+        session.steps.append(Step("speed", "-", error=error))
+        print(f"{'speed':<10}{'-':<34}skipped: {error}")
+        return
+    script = [sys.executable, str(ROOT / "benchmarks" / "train_speed.py")]
+    asked = session.asked
+    overrides = [part for value in asked.set for part in ("--set", value)]
+    options = ["--seeds", str(max(asked.seeds, SPEED_SEEDS)), *overrides]
+    options += ["--airbench", asked.airbench] if asked.airbench else []
+    found = session.work / "speed.json"
+    run(session, "speed", "custom_resnet", [*script, "--json", str(found), "gpu", *options], end)
+    write_cards(session)
+
+
 def write_cards(session: Session) -> None:
-    """The cards of what was trained here."""
-    cards = {}
+    """The cards of what was trained here, and what the speed stage measured."""
+    cards, timed = {}, session.work / "speed.json"
     for card in sorted(session.work.glob("models/*/card.json")):
         if trained_here(session, card.parent.name):
             cards[card.parent.name] = json.loads(card.read_text())
-    write(session.out / "train.json", {"cards": cards})
+    more = {"speed": json.loads(timed.read_text())} if timed.exists() else {}
+    write(session.out / "train.json", {"cards": cards, **more})
 
 
 def export(session: Session, names: list[str], end: float) -> None:
@@ -381,11 +412,12 @@ def pack(session: Session, names: list[str], end: float) -> None:
 
 
 def recipes() -> list[str]:
-    """The networks that have a recipe, the smallest first as the README lists them."""
+    """The networks that have a recipe, in the order in which they are worth their time."""
     sys.path.insert(0, str(ROOT))
     from cifar_deploy.architectures import NETWORKS
 
-    return [name for name in NETWORKS if (ROOT / "models" / name / "recipe.toml").exists()]
+    ordered = sorted(NETWORKS, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return [name for name in ordered if (ROOT / "models" / name / "recipe.toml").exists()]
 
 
 def trained(session: Session, name: str) -> bool:
@@ -403,7 +435,7 @@ def trained(session: Session, name: str) -> bool:
 def trained_here(session: Session, name: str) -> bool:
     """Whether the model was trained in the work folder, and not taken from the checkout."""
     card, published = (p / name / "card.json" for p in (session.work / "models", ROOT / "models"))
-    if not card.exists():
+    if not card.exists() or (session.work / "models" / name / "seeds").exists():
         return False
     return not published.exists() or card.read_bytes() != published.read_bytes()
 
@@ -574,6 +606,8 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda; cpu to try this script out")
     parser.add_argument("--data", default="auto", help="auto or synthetic")
     parser.add_argument("--set", action="append", default=[], help="override recipes")
+    parser.add_argument("--seeds", type=int, default=1, help="train with so many seeds")
+    parser.add_argument("--airbench", default="", help="airbench94_muon.py, for the speed stage")
     parser.add_argument("--format", action="append", default=[], help="export only these")
     parser.add_argument("--precision", action="append", default=[], help="export only these")
     parser.add_argument("--images", type=int, default=0, help="validate on the first so many")
@@ -586,6 +620,8 @@ def main() -> int:
     stages = chosen_stages(session.asked.stages)
     session.asked.out = str(session.out.absolute())
     session.asked.work = str(session.work.absolute())
+    if session.asked.airbench:
+        session.asked.airbench = str(Path(session.asked.airbench).absolute())
     for folder in (session.out, session.work / "models"):
         folder.mkdir(parents=True, exist_ok=True)
     session.begun = now()

@@ -206,8 +206,14 @@ def read(path: Path) -> Json:
 
 
 def recipe_path(folder: ModelFolder, network: str) -> Path | None:
-    """The recipe used for `network`: the folder's own, else the one that came with the program."""
-    return folder.recipe if folder.recipe.is_file() else packaged_recipe(network)
+    """The recipe used for `network`.
+
+    The folder's own, else that among the models, else the one that came with the program.
+    """
+    for candidate in (folder.recipe, ModelFolder(models_root() / network).recipe):
+        if candidate.is_file():
+            return candidate
+    return packaged_recipe(network)
 
 
 def find(wish: str | Path | None, folder: ModelFolder, network: str) -> Path | None:

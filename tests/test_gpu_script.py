@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import cifar_deploy
+from cifar_deploy import architectures
 from cifar_deploy.data.dataset import Dataset
 
 SCRIPT = Path(cifar_deploy.__file__).parent.parent / "benchmarks" / "gpu.py"
@@ -41,7 +42,7 @@ def session(gpu: ModuleType, tmp_path: Path) -> Any:
 
 STAGES_OF_ONE = (
     "train:nothing,simple_cnn export:simple_cnn validate:simple_cnn benchmark:simple_cnn "
-    "pack:simple_cnn"
+    "pack:simple_cnn speed"
 )
 
 
@@ -79,6 +80,7 @@ def test_the_whole_on_a_cpu(tmp_path: Path, small_data: Dataset) -> None:
         ("validate", "1 models"): "failed",
         ("benchmark", "simple_cnn"): "ok",
         ("pack", "simple_cnn"): "ok",
+        ("speed", "-"): "skipped",
     }
     assert summary["not_ok"] == 2
     assert summary["machine"]["torch"]
@@ -174,8 +176,23 @@ def test_what_was_published_is_not_taken_for_trained(gpu: ModuleType, session: A
     assert json.loads((session.out / "train.json").read_text())["cards"] == {}
     (folder / "card.json").write_text("{}")
     assert gpu.trained_here(session, "cnn9")
+    (folder / "seeds").mkdir()  # the first of several seeds is done
+    assert not gpu.trained_here(session, "cnn9")
+    (folder / "seeds").rmdir()
     gpu.write_cards(session)
     assert list(json.loads((session.out / "train.json").read_text())["cards"]) == ["cnn9"]
+
+
+def test_the_dearest_network_comes_last(gpu: ModuleType) -> None:
+    assert gpu.recipes() == list(gpu.ORDER)
+    assert sorted(gpu.ORDER) == sorted(architectures.NETWORKS)
+
+
+def test_what_was_timed_stands_beside_the_cards(gpu: ModuleType, session: Any) -> None:
+    (session.work / "speed.json").write_text('{"times_airbench": 1.2}')
+    gpu.write_cards(session)
+    written = json.loads((session.out / "train.json").read_text())
+    assert written == {"cards": {}, "speed": {"times_airbench": 1.2}}
 
 
 def test_a_model_whose_weights_are_not_published_is_left_out(gpu: ModuleType, session: Any) -> None:

@@ -12,7 +12,7 @@ import cifar_deploy
 from cifar_deploy import architectures, recipe
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Recipe, load, parse
-from cifar_deploy.store import ModelFolder
+from cifar_deploy.store import MODELS_VARIABLE, ModelFolder
 
 ROOT = Path(cifar_deploy.__file__).parents[1]
 FIELDS = [
@@ -240,7 +240,9 @@ def test_a_recipe_may_be_asked_for_by_path_or_word(tmp_path: Path) -> None:
     folder = ModelFolder(tmp_path)
     assert {file.stem for file in SECOND} >= {"speed", "short", "finetune"}
     assert recipe.find("some/file.toml", folder, "vgg19") == Path("some/file.toml")
-    assert recipe.find(None, folder, "vgg19") == ROOT / "models" / "vgg19" / "recipe.toml"
+    own = recipe.find(None, folder, "vgg19")
+    assert own
+    assert own.samefile(ROOT / "models" / "vgg19" / "recipe.toml")
     with pytest.raises(UserError, match=r"vgg19 has no fast\.toml; .* \(finetune, short\)"):
         recipe.find("fast", folder, "vgg19")
 
@@ -250,11 +252,19 @@ def test_every_recipe_in_the_repository_is_a_networks() -> None:
     assert there == set(architectures.NETWORKS)
 
 
-def test_a_folders_own_recipe_comes_before_the_packaged_one(tmp_path: Path) -> None:
+def test_a_folders_own_recipe_comes_before_the_packaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path / "models"))
     folder = ModelFolder(tmp_path / "mine")
     packaged = recipe.recipe_path(folder, "vgg19")
     assert packaged == ROOT / "models" / "vgg19" / "recipe.toml"
     folder.path.mkdir()
     folder.recipe.touch()
+    edited = tmp_path / "models" / "vgg19" / "recipe.toml"
+    edited.parent.mkdir(parents=True)
+    edited.touch()
     assert recipe.recipe_path(folder, "vgg19") == folder.recipe
+    folder.recipe.unlink()  # as with --out
+    assert recipe.recipe_path(folder, "vgg19") == edited
     assert recipe.recipe_path(ModelFolder(tmp_path), "no_such_network") is None

@@ -62,10 +62,18 @@ def find_lr(
     curve = finder.find(job, low, high, steps)
     picture = out or folder.finder
     finder.draw(picture, f"{name}, batch of {found.train.batch_size}", curve)
+    # Muon's rate moved in proportion.
+    muon, factor = found.optimizer.name == "muon", found.optimizer.muon_lr / found.optimizer.lr
     if as_json:
-        print_json({**curve.to_dict(), "picture": str(picture)})
+        more = {"suggested_muon_lr": factor * curve.suggested} if muon else {}
+        print_json({**curve.to_dict(), **more, "picture": str(picture)})
         return
+    filters = (
+        f"; Muon's with it: --lr {curve.suggested:.2g} --set optimizer.muon_lr="
+        f"{factor * curve.suggested:.2g}"
+    )
     typer.echo(
         f"{name}: suggested peak {curve.suggested:.2g} (steepest descent at {curve.steepest:.2g}, "
-        f"lowest loss at {curve.lowest:.2g}); the recipe has {found.optimizer.lr:g}\n{picture}"
+        f"lowest loss at {curve.lowest:.2g}); the recipe has {found.optimizer.lr:g}"
+        f"{filters if muon else ''}\n{picture}"
     )

@@ -13,6 +13,8 @@ from cifar_deploy.train.loop import Job, Trainer
 
 SMOOTHING = 0.95  # of the running mean of the loss; 20 steps or so
 TOO_MUCH = 3.0  # times the lowest loss: the training has diverged
+BEGIN = 10  # steps after which the smoothed loss is a mean of some
+LEAST_FALL = 0.001  # of the loss from there; less may be chance
 READ_EVERY = 20  # steps between two looks at the losses
 
 
@@ -33,7 +35,7 @@ class Found:
 
 def check(low: float, high: float) -> None:
     """Raise UserError for a range of rates that is none."""
-    if not 0 < low < high:
+    if not 0 < low < high < math.inf:
         raise UserError(f"--low {low:g} --high {high:g}: the range runs upwards, from above 0")
 
 
@@ -95,13 +97,22 @@ def smoothed(raw: list[float]) -> list[float]:
 
 
 def judged(rates: list[float], losses: list[float]) -> Found:
-    """What a curve of smoothed losses over rates suggests."""
-    bottom = min(range(len(losses)), key=losses.__getitem__)
+    """What a curve of smoothed losses over rates suggests.
+
+    Raises UserError for one that never falls.
+    """
+    begin = min(BEGIN, len(losses) // 2)
+    bottom = min(range(begin, len(losses)), key=losses.__getitem__)
+    if losses[bottom] > (1 - LEAST_FALL) * losses[begin]:
+        raise UserError(
+            f"the loss did not fall at rates from {rates[0]:.2g} to {rates[-1]:.2g}; set more "
+            "--steps, or another --low and --high"
+        )
     slopes = [
         (losses[i + 1] - losses[i - 1]) / math.log(rates[i + 1] / rates[i - 1])
-        for i in range(1, max(bottom, 2))
+        for i in range(begin, bottom)
     ]
-    steepest = rates[1 + min(range(len(slopes)), key=slopes.__getitem__)]
+    steepest = rates[begin + min(range(len(slopes)), key=slopes.__getitem__)]
     return Found(rates, losses, steepest, rates[bottom], rates[bottom] / 10)
 
 

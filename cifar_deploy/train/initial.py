@@ -19,7 +19,7 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.data.find import patience
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Finetune
-from cifar_deploy.store import Json, sha256_of
+from cifar_deploy.store import Json, models_root, sha256_of
 
 IMAGENET = "imagenet"
 # torchvision's name of the weights, and what of them is the classifier.
@@ -131,7 +131,10 @@ def load(
         raise UserError(f"--weights-file goes with --init {IMAGENET}")
     path = _file(init)
     if not Path(init).exists():
-        raise UserError(f"--init: {init} does not exist; name a model, its file, or {IMAGENET}")
+        raise UserError(
+            f"--init: {init} does not exist; name a model's folder, as {models_root()}/resnet18, "
+            f"its file, or {IMAGENET}"
+        )
     tensors, facts = weights.read_tensors(path)
     # A checkpoint holds several networks: the averaged one is the best.
     prefixes = ("average.", "network.")
@@ -147,13 +150,23 @@ def load(
     return Start(path.name, mean, std, kept, sha256_of(path))
 
 
-def differs(start: Start | None, init: str, file: Path | None) -> bool:
-    """Whether a run that began with `start` began with something else than `load` would load."""
+def within(folder: Path, init: str) -> bool:
+    """Whether `init` is a file of the folder that the run itself writes."""
+    return init != IMAGENET and _file(init).resolve().is_relative_to(folder.resolve())
+
+
+def differs(start: Start | None, init: str, file: Path | None, folder: Path) -> bool:
+    """Whether a run that began with `start` began with something else than `load` would load.
+
+    A file in `folder`, the run's own, may have been written over since: its name has to do.
+    """
     named = file if init == IMAGENET else _file(init)
     origin = IMAGENET if init == IMAGENET or named is None else named.name
     if start is None or start.origin != origin:
         return True
-    return named is not None and named.is_file() and sha256_of(named) != start.sha256
+    if named is None or within(folder, init) or not named.is_file():
+        return False
+    return sha256_of(named) != start.sha256
 
 
 def _file(init: str) -> Path:

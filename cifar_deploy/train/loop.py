@@ -148,7 +148,7 @@ class Trainer:
         if self._there:  # the checkpoint holds the weights
             kept = self._there[1].get("start")
             start = initial.Start(**kept) if kept else None
-            if job.init and initial.differs(start, job.init, job.weights_file):
+            if job.init and initial.differs(start, job.init, job.weights_file, job.folder.path):
                 origin = f"from {start.origin}" if start else "with weights of chance"
                 raise UserError(
                     f"--resume: the run in {job.folder.path} did not begin from this --init but "
@@ -394,8 +394,10 @@ class Trainer:
         return loss / batches, correct / images
 
     def _diverged(self, what: str) -> str:
-        place, lr = self.job.folder.checkpoint, self.job.recipe.optimizer.lr
-        said = f"{what}: the training diverged; lower --lr (it is {lr:g})"
+        place, options = self.job.folder.checkpoint, self.job.recipe.optimizer
+        said = f"{what}: the training diverged; lower --lr (it is {options.lr:g})"
+        if options.name == "muon":
+            said += f", or optimizer.muon_lr, that of the filters ({options.muon_lr:g})"
         if self.saved is None:
             return f"{said}\nThere is no checkpoint of this run yet."
         return (

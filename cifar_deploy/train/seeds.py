@@ -18,10 +18,16 @@ def run(job: Job, count: int, watching: Watching) -> Json:
     """Train with `count` seeds from the recipe's on; returns the card, which has them all.
 
     The weights are those of the first seed. The other runs stand in `seeds/` in the model's folder
-    until all are done; with `job.resume`, those that are done are not done again.
+    until all are done; with `job.resume`, those that are done are not done again. Raises UserError
+    for initial weights that the first of them would write over.
     """
     if count == 1:
         return _train(job, watching)
+    if job.init and initial.within(job.folder.path, job.init):
+        raise UserError(
+            f"--seeds {count}: the first seed writes over --init {job.init}; copy it elsewhere, or "
+            "write to another folder with --out"
+        )
     if not job.resume and job.ranks.main:
         shutil.rmtree(_room(job), ignore_errors=True)
     job.ranks.wait()
@@ -61,7 +67,7 @@ def _done(job: Job) -> Json | None:
     if job.init:
         init = there.get("init", {})
         begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))
-        same = same and not initial.differs(begun, job.init, job.weights_file)
+        same = same and not initial.differs(begun, job.init, job.weights_file, job.folder.path)
     return there if same and there["data"]["sha256"] == job.dataset.sha256() else None
 
 

@@ -29,6 +29,13 @@ def test_a_curve_is_judged() -> None:
     assert found.suggested == pytest.approx(found.lowest / 10)
 
 
+def test_a_curve_that_does_not_fall_suggests_nothing() -> None:
+    rates = [1e-4 * 1.1**step for step in range(50)]
+    flat = [2.3 + 0.02 / (step + 1) for step in range(50)]  # chance that is averaged away
+    with pytest.raises(UserError, match=r"did not fall at rates from 0\.0001 to .* --steps"):
+        find_lr.judged(rates, flat)
+
+
 def test_the_mean_is_without_bias_and_ends_where_the_loss_explodes() -> None:
     assert find_lr.smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
     raw = [2.0] * 30 + [1000.0] * 5
@@ -59,6 +66,21 @@ def test_the_command_draws_and_suggests(
     assert [path.name for path in picture.parent.iterdir()] == ["find-lr.png"]
 
 
+def test_muons_rate_is_suggested_with_it(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(tmp_path / "models"))
+    options = ["--data-dir", str(pictures), "--batch-size", "60", "--device", "cpu"]
+    rates = ["optimizer.name=muon", "optimizer.lr=0.1", "optimizer.muon_lr=0.04"]
+    command = ["find-lr", "simple_cnn", *options, "--steps", "80"]
+    command += [part for rate in rates for part in ("--set", rate)]
+    done = CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False)
+    answer = json.loads(done.stdout)
+    assert answer["suggested_muon_lr"] == pytest.approx(0.4 * answer["suggested"])
+    said = CliRunner().invoke(app, command).stdout
+    assert f"--lr {answer['suggested']:.2g} --set optimizer.muon_lr=" in said
+
+
 def test_a_range_is_checked_before_the_data_are_read() -> None:
     command = ["find-lr", "simple_cnn", "--data-dir", "absent", "--low", "1", "--high", "0.1"]
     with pytest.raises(UserError, match="the range runs upwards"):
@@ -68,5 +90,7 @@ def test_a_range_is_checked_before_the_data_are_read() -> None:
 def test_a_range_that_shows_nothing_is_told(make_job: MakeJob) -> None:
     with pytest.raises(UserError, match=r"--low 1 --high 0\.1: the range runs upwards"):
         find_lr.find(make_job(), 1.0, 0.1, 50)
+    with pytest.raises(UserError, match=r"--low 0\.1 --high inf: the range runs upwards"):
+        find_lr.find(make_job(), 0.1, math.inf, 50)
     with pytest.raises(UserError, match=r"the loss was no number after .* set a lower --low"):
         find_lr.find(make_job(), 1e20, 1e25, 50)

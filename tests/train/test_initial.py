@@ -265,6 +265,10 @@ def test_fine_tuning_moves_what_it_may_and_can_be_resumed(
     again = dataclasses.replace(half, resume=True, init=None, weights_file=None)
     with pytest.raises(UserError, match=r"did not begin from this --init but from imagenet"):
         Trainer(dataclasses.replace(again, init=str(half.folder.checkpoint)))
+    assert not initial.differs(
+        initial.Start("checkpoint.safetensors", [], [], sha256="of the first one"),
+        *(str(half.folder.checkpoint), None, half.folder.path),
+    )  # which the run has written over since
     other = resnet18.with_name("other.pth")
     other.write_bytes(resnet18.read_bytes() + b"\0")
     with pytest.raises(UserError, match=r"did not begin from this --init"):

@@ -36,6 +36,12 @@ def test_the_step_is_named_at_which_the_loss_is_no_number(make_job: MakeJob, rec
     assert not job.folder.checkpoint.exists()
 
 
+def test_a_muon_run_that_diverged_has_two_rates_to_lower(make_job: MakeJob, recorder: Any) -> None:
+    job = make_job("optimizer.name=muon", "optimizer.muon_lr=0.25")
+    with pytest.raises(UserError, match=r"lower --lr .*, or optimizer\.muon_lr, .* \(0\.25\)"):
+        Poisoned(job).run(recorder)
+
+
 def test_a_checkpoint_that_is_no_number_is_not_written(
     make_job: MakeJob, recorder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

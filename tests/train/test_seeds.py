@@ -68,6 +68,21 @@ def test_the_card_has_every_seed_and_the_weights_of_the_first(
     assert json.loads(run("models", "--json").stdout)[0]["seeds"] == 3
 
 
+def test_weights_that_the_first_seed_writes_over_are_no_beginning(
+    pictures: Path, models: Path
+) -> None:
+    command = ("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--epochs", "1")
+    assert run(*command).exit_code == 0
+    own = models / "simple_cnn"
+    before = (own / "model.safetensors").read_bytes()
+    for init in (own, own / "model.safetensors"):
+        with pytest.raises(UserError, match=f"--seeds 2: the first seed writes over --init {init}"):
+            run(*command, "--seeds", "2", "--init", init)
+    assert (own / "model.safetensors").read_bytes() == before
+    done = run(*command, "--seeds", "2", "--init", own, "--out", "elsewhere")
+    assert done.exit_code == 0
+
+
 def test_held_out_images_are_judged_instead_of_the_test_images(
     pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from cifar_deploy.cli.options import (
     print_json,
     say,
 )
+from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer
@@ -67,6 +68,8 @@ def train(
     overrides += set_ or []
     name = architectures.canonical(model)
     folder = store.ModelFolder(out) if out else home(name, recipe)
+    if not resume:
+        _keep_unfinished(folder, init)
     card = run(
         *(name, folder, overrides, recipe, device, data.value, data_dir, resume),
         init=init,
@@ -89,6 +92,17 @@ def home(name: str, recipe: str | None) -> store.ModelFolder:
 
     second = f"-{recipe}" if recipe and is_word(recipe) else ""
     return store.ModelFolder(store.models_root() / f"{name}{second}")
+
+
+def _keep_unfinished(folder: store.ModelFolder, init: str | None) -> None:
+    """Raise UserError where a run in the middle would be written over."""
+    begun = [folder.checkpoint, *sorted(folder.path.glob(f"seeds/*/{folder.checkpoint.name}"))]
+    for checkpoint in begun:
+        if checkpoint.exists() and not (init and Path(init).resolve() == checkpoint.resolve()):
+            raise UserError(
+                f"{checkpoint} is of a run that has not ended; go on with --resume, write "
+                "elsewhere with --out, or remove it to begin anew"
+            )
 
 
 def _accuracy(card: store.Json) -> str:

@@ -50,7 +50,7 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
     if not download:
         raise UserError(
             f"no data set in {place}/; name one with --data-dir or ${DATA_VARIABLE}, "
-            "or use --data synthetic"
+            "or train with --data synthetic"
         )
     return _download(place)
 
@@ -115,7 +115,7 @@ def _download(place: Path) -> Dataset:
     except Exception as error:  # whatever the network, the archive or the disk objects to
         raise UserError(
             f"no CIFAR-10 in {place}/ and none could be downloaded ({error}); "
-            f"name a copy with --data-dir or ${DATA_VARIABLE}, or use --data synthetic"
+            f"name a copy with --data-dir or ${DATA_VARIABLE}, or train with --data synthetic"
         ) from error
     finally:
         if new:

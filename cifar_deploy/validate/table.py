@@ -9,6 +9,8 @@ from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS
 if TYPE_CHECKING:
     from rich.table import Table
 
+# A logit that differs by as much changes a probability by up to 2.5 points.
+OTHER_LOGITS = 0.1
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", UNUSABLE: "red"}
 # Columns at the left; then the numbers, then the verdict. Breaks keep the columns narrow.
 TEXTS = ("file", "runtime,\nprovider")
@@ -66,7 +68,7 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
 
 
 def remarks(judgements: Sequence[Judgement]) -> list[str]:
-    """A line for every verdict but PASS, for models trained on other data, for what disturbed."""
+    """A line for every verdict but PASS, for other logits, other data, and for what disturbed."""
     lines = []
     for judgement in judgements:
         if not judgement.facts["data"]["same_as_training"]:
@@ -74,6 +76,11 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
         for row in judgement.rows[1:]:
             if row.verdict != PASS:
                 lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
+            elif row.largest_difference > OTHER_LOGITS:
+                lines.append(
+                    f"{judgement.label(row.file)}: its classes are right, its logits differ by up "
+                    f"to {row.largest_difference:.2g}: its probabilities are not the reference's."
+                )
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
     # Of several models one remark is enough.
     disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}

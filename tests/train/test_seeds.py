@@ -83,6 +83,29 @@ def test_weights_that_the_first_seed_writes_over_are_no_beginning(
     assert done.exit_code == 0
 
 
+def test_a_run_in_the_middle_is_not_written_over(pictures: Path, models: Path) -> None:
+    command = ("train", "simple_cnn", "--data-dir", pictures, *QUICK)
+    folder = ModelFolder(models / "simple_cnn")
+    for checkpoint in (folder.checkpoint, ModelFolder(folder.path / "seeds" / "3").checkpoint):
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_bytes(b"hours of work")
+        with pytest.raises(
+            UserError, match=f"{checkpoint} is of a run that has not ended; .*--res"
+        ):
+            run(*command)
+        assert checkpoint.read_bytes() == b"hours of work"
+        if checkpoint == folder.checkpoint:
+            with pytest.raises(UserError, match="no trained weights; its training has not ended"):
+                run("export", "simple_cnn")
+        checkpoint.unlink()
+    assert run(*command).exit_code == 0
+    # What a run that diverged left is a beginning for another one in its place.
+    trained = folder.weights.rename(folder.checkpoint)
+    with pytest.raises(UserError, match="has not ended"):
+        run(*command, "--init", folder.path)
+    assert run(*command, "--init", trained).exit_code == 0
+
+
 def test_held_out_images_are_judged_instead_of_the_test_images(
     pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,18 @@ def test_what_disturbed_the_times_is_told_once(judgements: list[Judgement]) -> N
     ]
 
 
+def test_a_pass_with_other_logits_is_told(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    judgement = make_judgement({"a.onnx": small_data.test.labels}, model="m")
+    reference, row = judgement.rows
+    assert row.verdict == "PASS"
+    assert table.remarks([judgement]) == []
+    softmax = dataclasses.replace(row, largest_difference=7.2)
+    (said,) = table.remarks([dataclasses.replace(judgement, rows=(reference, softmax))])
+    assert said.startswith("a.onnx: its classes are right, its logits differ by up to 7.2")
+
+
 def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     text = printed([make_judgement({"a.onnx": small_data.test.labels}, timed=False)], 140)
     assert "PASS" in line(text, "a.onnx")

@@ -571,7 +571,7 @@ def test_what_the_system_refuses_is_told_in_a_line(refused: Callable[..., str]) 
 def test_a_gpu_that_is_full_or_fails_is_told_wherever_it_is(
     error: Exception,
     said: str,
-    refused: Callable[..., str],
+    run: Run,
     workshop: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -583,7 +583,13 @@ def test_a_gpu_that_is_full_or_fails_is_told_wherever_it_is(
     monkeypatch.setattr(torch.nn.Module, "to", to)
     for command in ("validate", "benchmark", "predict"):
         more = [picture] if command == "predict" else []
-        assert said in refused(command, "simple_cnn", *more)
+        before = snapshot()
+        answer = run(command, "simple_cnn", *more)
+        assert (answer.status, answer.out) == (2, "")
+        assert "Traceback" not in answer.err
+        # What is being done stands above it.
+        assert answer.err.strip().splitlines()[-1].startswith(f"error: {said}")
+        assert snapshot() == before
 
 
 def test_debug_shows_where_it_was_raised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,17 @@ def first_error(output: str) -> str:
     return lines[-1][:400] if lines else "it said nothing"
 
 
+def skip(session: Session, stage: str, error: str) -> None:
+    """Write down why a stage is left out."""
+    session.steps.append(Step(stage, "-", error=error))
+    print(f"{stage:<10}{'-':<34}skipped: {error}")
+
+
+def overrides(session: Session) -> list[str]:
+    """What changes the recipes, as options."""
+    return [part for value in session.asked.set for part in ("--set", value)]
+
+
 def program(*arguments: str) -> list[str]:
     """The program's command line."""
     return [sys.executable, "-m", "cifar_deploy", *arguments]
@@ -214,9 +225,14 @@ def train(session: Session, names: list[str], end: float) -> None:
         unfinished = (folder / "checkpoint.safetensors", folder / "seeds")
         begun = ["--resume"] if any(path.exists() for path in unfinished) else []
         begun += ["--seeds", str(session.asked.seeds)] if session.asked.seeds > 1 else []
-        overrides = [part for value in session.asked.set for part in ("--set", value)]
         source = ["--device", session.asked.device, "--data", session.asked.data]
-        run(session, "train", name, program("train", name, *source, *overrides, *begun), end)
+        run(
+            session,
+            "train",
+            name,
+            program("train", name, *source, *overrides(session), *begun),
+            end,
+        )
         write_cards(session)  # each time: what comes after may be killed
     write_cards(session)
 
@@ -224,14 +240,11 @@ def train(session: Session, names: list[str], end: float) -> None:
 def speed(session: Session, names: list[str], end: float) -> None:
     """Time to 94 %: custom_resnet's speed recipe, beside airbench where its script is named."""
     if session.asked.device == "cpu":
-        error = "its time is a GPU's"
-        session.steps.append(Step("speed", "-", error=error))
-        print(f"{'speed':<10}{'-':<34}skipped: {error}")
+        skip(session, "speed", "its time is a GPU's")
         return
     script = [sys.executable, str(ROOT / "benchmarks" / "train_speed.py")]
     asked = session.asked
-    overrides = [part for value in asked.set for part in ("--set", value)]
-    options = ["--seeds", str(max(asked.seeds, SPEED_SEEDS)), *overrides]
+    options = ["--seeds", str(max(asked.seeds, SPEED_SEEDS)), *overrides(session)]
     options += ["--airbench", asked.airbench] if asked.airbench else []
     found = session.work / "speed.json"
     run(session, "speed", "custom_resnet", [*script, "--json", str(found), "gpu", *options], end)
@@ -342,9 +355,7 @@ def benchmark(session: Session, names: list[str], end: float) -> None:
 def loadgen(session: Session, names: list[str], end: float) -> None:
     """MLPerf's scenarios of each model."""
     if "mlperf_loadgen" in session.facts["missing"]:
-        error = "mlcommons-loadgen is not installed"
-        session.steps.append(Step("loadgen", "-", error=error))
-        print(f"{'loadgen':<10}{'-':<34}skipped: {error}")
+        skip(session, "loadgen", "mlcommons-loadgen is not installed")
         return
     ways = []
     for scenario in ("SingleStream", "Offline"):

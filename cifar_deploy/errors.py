@@ -18,6 +18,11 @@ class OwnError(UserError):
     """A UserError that only this one of several processes has: it tells it itself."""
 
 
+def one_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path, verb: str) -> Iterator[None]:
     """Turn the operating system's refusal to read or write `path` into a `UserError`.

@@ -53,6 +53,11 @@ class ModelFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def seeds(self) -> Path:
+        """The folders of the other runs, by seed, until all seeds are done."""
+        return self.path / "seeds"
+
+    @property
     def log(self) -> Path:
         """A JSON line an epoch."""
         return self.path / "log.jsonl"

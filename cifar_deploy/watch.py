@@ -83,11 +83,10 @@ class Watch:
         self.samples: list[Sample] = []
         self.missing = ""
         self._nvml: Any = None
-        self._cuda = device.type == "cuda"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample_on, daemon=True)
         self._cpu = _processor_times()
-        if not self._cuda:
+        if device.type != "cuda":
             return
         try:
             import pynvml

@@ -24,12 +24,11 @@ from cifar_deploy.benchmark.sweep import (
     Failure,
     Say,
     conditions,
-    one_line,
     out_of_memory,
     remarks,
 )
 from cifar_deploy.data.dataset import Split
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.store import Json
 from cifar_deploy.watch import Watch
 

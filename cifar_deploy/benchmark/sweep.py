@@ -17,7 +17,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.load import open_runtime
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
@@ -251,8 +251,7 @@ def _batch(
                 reason = out_of_memory(error)
             except torch.AcceleratorError as error:  # nothing else will run on it either
                 raise UserError(
-                    f"{who.model}, {who.name}: the GPU failed: {str(error).splitlines()[0]}; "
-                    "see nvidia-smi"
+                    f"{who.model}, {who.name}: the GPU failed: {one_line(error)}; see nvidia-smi"
                 ) from error
             except (UserError, RuntimeError) as error:  # a runtime's own refusal
                 if isinstance(error.__cause__, torch.AcceleratorError):
@@ -280,11 +279,6 @@ def out_of_memory(error: torch.OutOfMemoryError) -> str:
     need = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
     said = f" (tried to allocate {need[1]})" if need else ""
     return f"the GPU's memory is exhausted{said}; try a smaller batch or --in-flight 1"
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def to_json(result: Benchmark, command: str) -> Json:

@@ -62,18 +62,16 @@ def find_lr(
     curve = finder.find(job, low, high, steps)
     picture = out or folder.finder
     finder.draw(picture, f"{name}, batch of {found.train.batch_size}", curve)
-    # Muon's rate moved in proportion.
-    muon, factor = found.optimizer.name == "muon", found.optimizer.muon_lr / found.optimizer.lr
+    more, filters = {}, ""
+    if found.optimizer.name == "muon":  # its rate moved in proportion
+        rate = curve.suggested * found.optimizer.muon_lr / found.optimizer.lr
+        more = {"suggested_muon_lr": rate}
+        filters = f"; Muon's with it: --lr {curve.suggested:.2g} --set optimizer.muon_lr={rate:.2g}"
     if as_json:
-        more = {"suggested_muon_lr": factor * curve.suggested} if muon else {}
         print_json({**curve.to_dict(), **more, "picture": str(picture)})
         return
-    filters = (
-        f"; Muon's with it: --lr {curve.suggested:.2g} --set optimizer.muon_lr="
-        f"{factor * curve.suggested:.2g}"
-    )
     typer.echo(
         f"{name}: suggested peak {curve.suggested:.2g} (steepest descent at {curve.steepest:.2g}, "
         f"lowest loss at {curve.lowest:.2g}); the recipe has {found.optimizer.lr:g}"
-        f"{filters if muon else ''}\n{picture}"
+        f"{filters}\n{picture}"
     )

@@ -96,7 +96,8 @@ def home(name: str, recipe: str | None) -> store.ModelFolder:
 
 def _keep_unfinished(folder: store.ModelFolder, init: str | None) -> None:
     """Raise UserError where a run in the middle would be written over."""
-    begun = [folder.checkpoint, *sorted(folder.path.glob(f"seeds/*/{folder.checkpoint.name}"))]
+    others = sorted(folder.seeds.glob("*"))
+    begun = [one.checkpoint for one in (folder, *map(store.ModelFolder, others))]
     for checkpoint in begun:
         if checkpoint.exists() and not (init and Path(init).resolve() == checkpoint.resolve()):
             raise UserError(

@@ -7,7 +7,7 @@ import threading
 from types import ModuleType
 from typing import Any
 
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 
 TENSORRT, RTX = "tensorrt", "tensorrt-rtx"
 NAMES = (TENSORRT, RTX)
@@ -85,7 +85,7 @@ def seek(name: str) -> Flavour | str:
             if error.name != name_of_module:
                 reason = str(error)
         except (ImportError, OSError) as error:  # there, but its shared libraries are not
-            reason = f"{name_of_module} does not load ({str(error).splitlines()[0]})"
+            reason = f"{name_of_module} does not load ({one_line(error)})"
         else:
             oldest = OLDEST[name]
             if tuple(numbers(module.__version__)) >= oldest:

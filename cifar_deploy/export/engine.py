@@ -61,7 +61,7 @@ def export_engine(
     timing_cache = options.timing_cache
     if timing_cache is not None:
         cache.check(timing_cache)
-    if timing_cache is None and flavour.name == TENSORRT and gpu:
+    elif flavour.name == TENSORRT and gpu:
         timing_cache = cache.path("timing", flavour.version, gpu.name)
     built = builder.build(flavour, onnx.read_bytes(), onnx, options, watch, timing_cache)
     path = folder.engine(precision, flavour.name)
@@ -124,7 +124,7 @@ def _onnx(folder: ModelFolder, precision: str) -> Path:
             manifest = read_manifest(path)
         except UserError:  # changed or cut short: its source is at hand
             manifest = None
-        whole = manifest is not None and manifest.keys() >= {*INHERITED, "sha256"}
+        whole = manifest and manifest.keys() >= set(INHERITED)
         if manifest and whole and manifest["weights_sha256"] == weights:
             return path
     return export_onnx(folder, precision)

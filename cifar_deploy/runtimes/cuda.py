@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 
 MIB = 1 << 20
 
@@ -33,16 +33,15 @@ def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) ->
             "use a smaller batch, or close what else runs there"
         ) from error
     except torch.AcceleratorError as error:
-        line = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{what}: the GPU failed during a run ({line}); see `cifar-deploy doctor`, and start "
-            "again"
+            f"{what}: the GPU failed during a run ({one_line(error)}); see `cifar-deploy doctor`, "
+            "and start again"
         ) from error
 
 
 def refusal(error: Exception) -> str:
     """A line for the user where `error` is CUDA's, wherever it was raised; else nothing."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = one_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         need = ". ".join(first.split(". ")[:2])  # what torch says of the rest goes on for lines
         return f"the GPU's memory is exhausted: {need}; close what else runs there"

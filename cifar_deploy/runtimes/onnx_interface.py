@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_deploy.data.dataset import SIZE
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.store import Json
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def inspect(path: Path) -> Json:
     try:
         return _facts(path, model)
     except (onnx.checker.ValidationError, UnicodeError) as error:
-        raise UserError(_damaged(path, str(error).strip().splitlines()[0])) from error
+        raise UserError(_damaged(path, one_line(error))) from error
 
 
 def _facts(path: Path, model: "onnx.ModelProto") -> Json:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
 from cifar_deploy.store import read_manifest
@@ -94,7 +94,7 @@ class OnnxRuntime:
             # What kept CUDA's provider itself from loading does not stand in the exception.
             where = "; see `cifar-deploy doctor`" if device.type == "cuda" else ""
             raise UserError(
-                f"{self._path}: ONNX Runtime cannot load it: {_first_line(error)}{where}"
+                f"{self._path}: ONNX Runtime cannot load it: {one_line(error)}{where}"
             ) from error
         self._sessions[stream] = session
         return session
@@ -114,7 +114,7 @@ class OnnxRuntime:
 
     def _cannot(self, batch: int, error: Exception) -> UserError:
         return UserError(
-            f"{self._path}: ONNX Runtime cannot run a batch of {batch}: {_first_line(error)}"
+            f"{self._path}: ONNX Runtime cannot run a batch of {batch}: {one_line(error)}"
         )
 
     def bind(self, images: Images) -> Bound:
@@ -144,7 +144,3 @@ class OnnxRuntime:
             return result
 
         return Bound(given, run)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -8,7 +8,7 @@ import torch
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.device import every_shape
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors
 from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
 
@@ -71,6 +71,7 @@ class PyTorch:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # the compiler's own, and of what it calls
-                first = str(error).strip().splitlines()[0] or type(error).__name__
-                raise UserError(f"torch.compile cannot compile {self._name}: {first}") from error
+                raise UserError(
+                    f"torch.compile cannot compile {self._name}: {one_line(error)}"
+                ) from error
         return Bound(given, lambda: self._run(given))

@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, ModelFolder, read_card, write_json
@@ -29,7 +28,7 @@ def run(job: Job, count: int, watching: Watching) -> Json:
             "write to another folder with --out"
         )
     if not job.resume and job.ranks.main:
-        shutil.rmtree(_room(job), ignore_errors=True)
+        shutil.rmtree(job.folder.seeds, ignore_errors=True)
     job.ranks.wait()
     jobs = [job] + [_with_seed(job, job.recipe.train.seed + more) for more in range(1, count)]
     if job.resume:
@@ -43,18 +42,14 @@ def run(job: Job, count: int, watching: Watching) -> Json:
         return cards[0]
     complete = card.with_seeds(cards[0], cards[1:])
     write_json(job.folder.card, complete)
-    shutil.rmtree(_room(job), ignore_errors=True)
+    shutil.rmtree(job.folder.seeds, ignore_errors=True)
     return complete
-
-
-def _room(job: Job) -> Path:
-    return job.folder.path / "seeds"
 
 
 def _with_seed(job: Job, seed: int) -> Job:
     train = dataclasses.replace(job.recipe.train, seed=seed)
     recipe = dataclasses.replace(job.recipe, train=train)
-    return dataclasses.replace(job, recipe=recipe, folder=ModelFolder(_room(job) / str(seed)))
+    return dataclasses.replace(job, recipe=recipe, folder=ModelFolder(job.folder.seeds / str(seed)))
 
 
 def _done(job: Job) -> Json | None:

@@ -47,6 +47,20 @@ def case(layer: nn.Conv2d, plane: int, n: int = 8) -> tuple[nn.Conv2d, torch.Ten
     return layer, x, torch.randn(shape, generator=generator).contiguous(memory_format=LAST)
 
 
+def assert_as_near(
+    ours: list[torch.Tensor],
+    theirs: list[torch.Tensor],
+    truth: list[torch.Tensor],
+    bound: float,
+) -> None:
+    """Ours are about as far from the truth as theirs, and no number by more than `bound`."""
+    for mine, other, true in zip(ours, theirs, truth, strict=True):
+        assert mine.shape == true.shape
+        scale = true.abs().max()
+        assert (mine - true).abs().max() / scale < bound
+        assert (mine - true).norm() < 1.5 * (other - true).norm() + 1e-6 * scale
+
+
 @pytest.mark.parametrize(
     ("side", "plane"), [(3, 1), (3, 2), (3, 3), (3, 4), (1, 1), (1, 7), (1, 16)], ids=str
 )
@@ -61,11 +75,7 @@ def test_products_are_as_near_the_truth_as_torchs(
     theirs, theirs_name = passes(*made, other=False, dtype=torch.float32)
     truth, _ = passes(*made, other=False, dtype=torch.float64)
     assert name != theirs_name
-    for mine, other, true in zip(ours, theirs, truth, strict=True):
-        assert mine.shape == true.shape
-        scale = true.abs().max()
-        assert (mine - true).abs().max() / scale < 2**-7
-        assert (mine - true).norm() < 1.5 * (other - true).norm() + 1e-6 * scale
+    assert_as_near(ours, theirs, truth, 2**-7)
 
 
 @pytest.mark.parametrize("plane", [(1, 1), (1, 2), (2, 1), (2, 2)], ids=str)
@@ -82,11 +92,7 @@ def test_small_planes_in_fp32_are_as_near_the_truth_as_torchs(
     theirs, theirs_name = passes(layer, x, grad, other=False, dtype=torch.float32, bf16=False)
     truth, _ = passes(layer, x, grad, other=False, dtype=torch.float64)
     assert name != theirs_name
-    for mine, other, true in zip(ours, theirs, truth, strict=True):
-        assert mine.shape == true.shape
-        scale = true.abs().max()
-        assert (mine - true).abs().max() / scale < 2**-20
-        assert (mine - true).norm() < 1.5 * (other - true).norm() + 1e-6 * scale
+    assert_as_near(ours, theirs, truth, 2**-20)
 
 
 @pytest.mark.parametrize(("side", "stride"), [(3, 1), (5, 2)])

@@ -1,21 +1,26 @@
 """Trained weights on disk: safetensors with the preprocessing in the header, never a pickle."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import nn
 
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.store import Json, ModelFolder, read_card, write_bytes
 
 HEADER = "cifar_deploy"
+# Where training programs put the state dict in their checkpoints.
+WITHIN = ("state_dict", "model_state_dict", "model", "net")
+MOST_SAID = 120  # characters of torch's unpickler, whose first line can be a page
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,18 @@ def stored(network: nn.Module, storage: str) -> dict[str, torch.Tensor]:
     return state
 
 
+def header(
+    network: str, stem: str, classes: Sequence[str], mean: list[float], std: list[float]
+) -> Json:
+    """What a file of weights says of itself: all that `load` needs but the tensors."""
+    return {"network": network, "stem": stem, "classes": list(classes), "mean": mean, "std": std}
+
+
 def save(path: Path, state: dict[str, torch.Tensor], facts: Json) -> None:
-    """Write `state` to `path` with `facts` (network, stem, classes, mean, std) in the header."""
-    header = {HEADER: json.dumps({**facts, "version": __version__})}
+    """Write `state` to `path` with `facts` (`header`'s, and more) in the header."""
+    metadata = {HEADER: json.dumps({**facts, "version": __version__})}
     # Written here and not by safetensors, whose errors do not say what the disk objects to.
-    write_bytes(path, serialised(state, metadata=header))
+    write_bytes(path, serialised(state, metadata=metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:
@@ -69,9 +81,41 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged or was not written by cifar-deploy ({error}); make it anew"
+            f"{path} is damaged or was not written by cifar-deploy ({error}); make it anew, or "
+            f"bring in another program's weights: cifar-deploy import NETWORK {path.name}"
         ) from error
     return tensors, facts
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from a safetensors file, or one of torch's that holds tensors and plain values.
+
+    Of a checkpoint, a dict with the state dict among other things, that part. Nothing in the file
+    is run. Raises UserError where it is missing, damaged or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)[:MOST_SAID]}") from error
+    except Exception as error:  # torch's unpickler: an UnpicklingError for what it will not run
+        raise UserError(
+            f"{path} holds more than tensors, or is damaged; it is not opened "
+            f"({one_line(error)[:MOST_SAID]}); save its state dict alone"
+        ) from error
+    for key in WITHIN if isinstance(state, dict) else ():
+        if isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
+        raise UserError(f"{path} is not a state dict of tensors")
+    return state
 
 
 def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:

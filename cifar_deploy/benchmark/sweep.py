@@ -19,6 +19,8 @@ from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.load import open_runtime
+from cifar_deploy.runtimes.onnx_interface import Pixels
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder
@@ -100,12 +102,14 @@ def contenders(
     device: torch.device,
     compiled: bool,
     trust: bool = False,
+    pixels: Pixels | None = None,
 ) -> tuple[list[Contender], list[Failure]]:
     """What takes part: of each folder the files and, where the flag says so, PyTorch.
 
     PyTorch runs in fp32, and on a GPU also in fp16 where a file does; with `compiled` each of them
-    also through torch.compile. `trust`: engines without a matching manifest too. A file that this
-    machine cannot run becomes a failure.
+    also through torch.compile. `trust`: engines without a matching manifest too; `pixels`: ONNX
+    files with another program's interface too. A file that this machine cannot run becomes a
+    failure.
     """
     found: list[Contender] = []
     failures = []
@@ -113,7 +117,8 @@ def contenders(
         opened = []
         for file in files:
             try:
-                opened.append(Contender(folder.name, file.name, open_runtime(file, device, trust)))
+                runtime: Runtime = open_runtime(file, device, trust, pixels=pixels)
+                opened.append(Contender(folder.name, file.name, runtime))
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, file.name, reason))
@@ -151,8 +156,17 @@ def run(
             mine = [contender for contender in entered if contender.model == model]
             for batch in settings.batches:
                 _batch(mine, batch, pool, result, watch, say)
-        result.remarks += remarks(device, watch)
+        result.remarks += [*additions(entered), *remarks(device, watch)]
     return result
+
+
+def additions(entered: Sequence[Contender]) -> list[str]:
+    """What was put before files that take no raw pixels, and is timed with them."""
+    return [
+        f"{one.name} {one.runtime.addition}, and timed with it"
+        for one in entered
+        if isinstance(one.runtime, OnnxRuntime) and one.runtime.addition
+    ]
 
 
 def remarks(device: torch.device, watch: Watch) -> list[str]:

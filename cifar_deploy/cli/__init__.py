@@ -14,6 +14,7 @@ from cifar_deploy.cli import (
     doctor,
     export,
     find_lr,
+    import_weights,
     models,
     package,
     predict,
@@ -33,6 +34,7 @@ app = typer.Typer(
 # In the order in which they are needed.
 app.command()(train.train)
 app.command("find-lr")(find_lr.find_lr)
+app.command("import")(import_weights.import_weights)
 app.command()(export.export)
 app.command()(validate.validate)
 app.command()(benchmark.benchmark)

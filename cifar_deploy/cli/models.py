@@ -59,6 +59,8 @@ def _top1(entry: store.Json) -> str:
     if accuracy is None:
         return "-"
     length = f"{entry['epochs']} epochs"
+    if entry["epochs"] is None:
+        return f"{100 * accuracy:.2f} % (imported)"
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cifar_deploy import store
+from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +75,27 @@ JsonFileOption = Annotated[
 WeightsFileOption = Annotated[
     Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
 ]
+
+MeanOption = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Of pixels in 0..1, as in its training; by default ours."),
+]
+StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]
+
+
+def per_channel(text: str | None, option: str, positive: bool = False) -> list[float] | None:
+    """Three numbers with commas between them, or one for all channels. Raises UserError."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or not positive) for v in values):
+        kind = "positive numbers" if positive else "numbers"
+        raise UserError(f"{option} {text}: three {kind} as 0.49,0.48,0.45, or one for all channels")
+    return values
 
 
 def print_json(value: Any) -> None:

@@ -11,9 +11,12 @@ from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
     JsonFileOption,
+    MeanOption,
     Source,
+    StdOption,
     TrustFlag,
     doing,
+    per_channel,
     say,
     show,
 )
@@ -39,6 +42,8 @@ def validate(
     images: Annotated[
         int | None, typer.Option(help="Only the first so many test images.", min=1)
     ] = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
@@ -59,6 +64,8 @@ def validate(
         _targets(targets or [], reference),
         max_drop=max_drop,
         images=images,
+        mean=per_channel(mean, "--mean"),
+        std=per_channel(std, "--std", positive=True),
         latency=latency,
         trust=trust,
         device=device,
@@ -119,6 +126,8 @@ def prove(
     *,
     max_drop: float | None = None,
     images: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
     latency: bool = True,
     trust: bool = False,
     device: str = "auto",
@@ -140,7 +149,7 @@ def prove(
             check_file(file, exported_from if _beside(file, folder) else None, trust)
             if _beside(file, folder):
                 own[file] = store.sha256_of(file)
-    options = Options(max_drop, 1.0 if latency else 0.0, trust)
+    options = Options(max_drop, 1.0 if latency else 0.0, trust, mean, std)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
     judgements = []
     with doing("validating") as told:

@@ -9,6 +9,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
+from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
@@ -17,18 +18,23 @@ from cifar_deploy.store import EXPORTED, Json, ModelFolder, read_manifest
 
 
 def open_runtime(
-    path: Path, device: torch.device, trust: bool = False, known: Json | None = None
+    path: Path,
+    device: torch.device,
+    trust: bool = False,
+    known: Json | None = None,
+    pixels: Pixels | None = None,
 ) -> Runtime:
     """An exported file in the runtime of its kind.
 
     Raises UserError for a file of another kind, or one that its runtime refuses. `trust` lets an
     engine without a matching manifest through; `known` is the manifest of one whose bytes have
-    been checked already.
+    been checked already; with `pixels` an ONNX file may have another program's interface, and they
+    are prepared as it wants them.
     """
     _known(path)
     if path.suffix == ".engine":
         return TensorRT(path, device, trust, known)
-    return OnnxRuntime(path, device)
+    return OnnxRuntime(path, device, pixels)
 
 
 def open_file(
@@ -54,7 +60,7 @@ def open_file(
 
 
 def check_file(path: Path, weights_sha256: str | None = None, trust: bool = False) -> None:
-    """See that an exported file is whole and has the deployment interface, without running it.
+    """See that an exported file is whole and can be given pixels, without running it.
 
     With `weights_sha256` also that it was exported from those weights. `trust`: as `open_runtime`.
     Raises UserError where not.
@@ -64,7 +70,7 @@ def check_file(path: Path, weights_sha256: str | None = None, trust: bool = Fals
         manifest: Json | None = engine_manifest.read(path, trust)
     else:
         manifest = read_manifest(path)
-        onnx_interface.inspect(path)
+        onnx_interface.inspect(path, foreign=True)
     named = manifest.get("weights_sha256") if manifest else None
     if weights_sha256 and manifest and named != weights_sha256 and not (trust and named is None):
         raise UserError(

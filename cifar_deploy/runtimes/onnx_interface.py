@@ -1,9 +1,10 @@
-"""Read an ONNX file from anywhere, and see whether it has the deployment interface."""
+"""Read an ONNX file from anywhere: whether it has the deployment interface, or can be given it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError, disk_errors, one_line
@@ -15,10 +16,22 @@ if TYPE_CHECKING:
 WANTED = (
     f"a deployment graph takes uint8 [batch, {SIZE}, {SIZE}, 3] and gives float32 [batch, classes]"
 )
+# What other programs' exporters write, and how they say it.
+FLOATS = ("float32", "float16")
+TAKEN = f"float32 or float16, pixels as [batch, 3, {SIZE}, {SIZE}] or [batch, {SIZE}, {SIZE}, 3]"
+GIVEN, ANSWER = "cifar_deploy.images", "cifar_deploy.logits"  # names that no graph has
 LARGEST = (1 << 31) - 1  # bytes: protobuf, and with it ONNX, holds no more in one file
 
 
-def inspect(path: Path) -> Json:
+@dataclass(frozen=True)
+class Pixels:
+    """How a graph of another program wants them: in 0..1, less `mean`, over `std`, per channel."""
+
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0, 1.0)
+
+
+def inspect(path: Path, foreign: bool = False) -> Json:
     """What an ONNX file takes and gives, read from its bytes alone.
 
     `opset`; `precision` ("fp32", "fp16", ... as most of its numbers are stored); `inputs` and
@@ -28,17 +41,85 @@ def inspect(path: Path) -> Json:
     Raises UserError where the file is missing, truncated or no ONNX, where it keeps weights in
     other files, and where its interface is not the deployment graph's: one input, uint8
     [batch, 32, 32, 3], and one output, float32 [batch, classes]; the batch may be a number.
+    `foreign` also lets through what `adapted` can give that interface.
     """
     import onnx
 
     model = _read(path)
     try:
-        return _facts(path, model)
+        return _facts(path, model, foreign)
     except (onnx.checker.ValidationError, UnicodeError) as error:
         raise UserError(_damaged(path, one_line(error))) from error
 
 
-def _facts(path: Path, model: "onnx.ModelProto") -> Json:
+def adapted(path: Path, pixels: Pixels) -> tuple[Json, bytes | None, str]:
+    """A graph with the deployment interface, of a file that may have another program's.
+
+    Such a file takes float32, float16 or uint8 pixels [batch, 3, 32, 32] or [batch, 32, 32, 3] and
+    gives float32 or float16 [batch, classes]; the conversion, and for floats the normalisation by
+    `pixels`, are put before its first node. Returns `inspect`'s facts, the graph's bytes (None: the
+    file as it is), and in words what was put before it. Raises UserError as `inspect` does.
+    """
+    facts = inspect(path, foreign=True)
+    (given,), (answer,) = facts["inputs"], facts["outputs"]
+    if _fits(given, answer):
+        return facts, None, ""
+    model = _read(path)
+    _put_before(model, given, answer, pixels)
+    said = f"takes {_type(given)}"
+    if given["dtype"] in FLOATS:
+        mean, std = (",".join(f"{v:g}" for v in values) for values in (pixels.mean, pixels.std))
+        said += f"; here mean {mean} and std {std} are put before it"
+    return _facts(path, model, False), model.SerializeToString(), said
+
+
+def _put_before(model: "onnx.ModelProto", given: Json, answer: Json, pixels: Pixels) -> None:
+    """Let `model` begin with the preprocessing, and end in float32."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+    graph, nodes = model.graph, []
+    last = GIVEN
+
+    def then(operator: str, name: str, inputs: Sequence[str] = (), **attributes: Any) -> None:
+        nonlocal last
+        nodes.append(helper.make_node(operator, [last, *inputs], [name], **attributes))
+        last = name
+
+    if given["dtype"] in FLOATS:
+        then("Cast", f"{GIVEN}.float", to=TensorProto.FLOAT)
+        deviation = np.array(pixels.std, np.float64)
+        for operator, values in (  # as the deployment graph has it
+            ("Mul", 1 / (255 * deviation)),
+            ("Add", -np.array(pixels.mean, np.float64) / deviation),
+        ):
+            name = f"{GIVEN}.{operator}"
+            constant = numpy_helper.from_array(values.astype(np.float32))
+            nodes.append(helper.make_node("Constant", [], [f"{name}.by"], value=constant))
+            then(operator, name, [f"{name}.by"])
+    if given["shape"][1] == 3:
+        then("Transpose", f"{GIVEN}.planes", perm=[0, 3, 1, 2])
+    if given["dtype"] == "float16":
+        then("Cast", f"{GIVEN}.half", to=TensorProto.FLOAT16)
+    then("Identity", given["name"])
+    for index, node in enumerate(nodes):
+        graph.node.insert(index, node)
+    listed = next(value for value in graph.input if value.name == given["name"])
+    graph.input.remove(listed)
+    batch = given["shape"][0]
+    shape = ["batch" if batch == "?" else batch, SIZE, SIZE, 3]
+    graph.input.insert(0, helper.make_tensor_value_info(GIVEN, TensorProto.UINT8, shape))
+    if answer["dtype"] != "float32":
+        last = answer["name"]
+        graph.node.append(helper.make_node("Cast", [last], [ANSWER], to=kinds["float32"]))
+        graph.output.remove(graph.output[0])
+        graph.output.append(
+            helper.make_tensor_value_info(ANSWER, TensorProto.FLOAT, answer["shape"])
+        )
+
+
+def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
     import onnx
 
     tensors = list(_tensors(model.graph))
@@ -54,7 +135,7 @@ def _facts(path: Path, model: "onnx.ModelProto") -> Json:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [_describe(value) for value in model.graph.input if value.name not in weights]
     outputs = [_describe(value) for value in model.graph.output]
-    _judge(path, inputs, outputs)
+    _judge(path, inputs, outputs, foreign)
     return {
         "opset": _opset(model),
         "precision": _precision(tensors),
@@ -143,18 +224,46 @@ def _describe(value: "onnx.ValueInfoProto") -> Json:
     }
 
 
-def _judge(path: Path, inputs: list[Json], outputs: list[Json]) -> None:
-    """Raise UserError where this is not the deployment interface."""
-    for values, what, dtype in ((inputs, "input", "uint8"), (outputs, "output", "float32")):
+def _judge(path: Path, inputs: list[Json], outputs: list[Json], foreign: bool) -> None:
+    """Raise UserError where this is not the deployment interface, nor a `foreign` one."""
+    for values, what in ((inputs, "input"), (outputs, "output")):
         if len(values) != 1:
             raise UserError(f"{path} has {len(values)} {what}s; {WANTED}")
-        value, shape = values[0], values[0]["shape"]
-        if what == "input":
-            fits = len(shape) == 4 and shape[1:] == [SIZE, SIZE, 3]
-        else:
-            fits = len(shape) == 2 and isinstance(shape[1], int)
-        if value["dtype"] != dtype or not fits:
-            sizes = ", ".join(map(str, shape))
-            raise UserError(
-                f"{path}: {what} {value['name']!r} is {value['dtype']} [{sizes}]; {WANTED}"
-            )
+    (given,), (answer,) = inputs, outputs
+    if _fits(given, answer):
+        return
+    known = _image_of(given, ("uint8", *FLOATS)) and _logits(answer, FLOATS)
+    if known and foreign:
+        return
+    wrong, what = (answer, "output") if _image(given, ("uint8",), -1) else (given, "input")
+    if known:
+        way = f"{WANTED}; of the commands only validate and benchmark take this file"
+    else:
+        way = f"{WANTED}; validate and benchmark also take {TAKEN}" if foreign else WANTED
+    raise UserError(f"{path}: {what} {wrong['name']!r} is {_type(wrong)}; {way}")
+
+
+def _fits(given: Json, answer: Json) -> bool:
+    """Whether this is the deployment interface."""
+    return _image(given, ("uint8",), -1) and _logits(answer, ("float32",))
+
+
+def _image(value: Json, dtypes: Sequence[str], channels: int) -> bool:
+    """Whether this is a batch of 32x32 images whose `channels` lie at that place of the shape."""
+    shape = list(value["shape"])
+    if value["dtype"] not in dtypes or len(shape) != 4 or shape.pop(channels) != 3:
+        return False
+    return shape[1:] == [SIZE, SIZE]
+
+
+def _image_of(value: Json, dtypes: Sequence[str]) -> bool:
+    return _image(value, dtypes, 1) or _image(value, dtypes, -1)
+
+
+def _logits(value: Json, dtypes: Sequence[str]) -> bool:
+    shape = value["shape"]
+    return value["dtype"] in dtypes and len(shape) == 2 and isinstance(shape[1], int)
+
+
+def _type(value: Json) -> str:
+    return f"{value['dtype']} [{', '.join(map(str, value['shape']))}]"

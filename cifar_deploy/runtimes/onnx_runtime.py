@@ -19,11 +19,15 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 class OnnxRuntime:
     """An ONNX file with the deployment interface, loaded into ONNX Runtime.
 
-    Raises UserError where the file is damaged, foreign or not the one its manifest speaks of, and
-    where `device` is CUDA and not every node of the graph can run there.
+    With `pixels` also one with another program's interface, to which what `pixels` says is added;
+    `addition` has it in words. Raises UserError where the file is damaged, foreign or not the one
+    its manifest speaks of, and where `device` is CUDA and not every node of the graph can run
+    there.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(
+        self, path: Path, device: torch.device, pixels: onnx_interface.Pixels | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -33,7 +37,13 @@ class OnnxRuntime:
             ) from error
 
         read_manifest(path)
-        facts = onnx_interface.inspect(path)
+        self.addition = ""
+        self._graph: str | bytes = str(path)
+        if pixels:
+            facts, graph, self.addition = onnx_interface.adapted(path, pixels)
+            self._graph = graph or self._graph
+        else:
+            facts = onnx_interface.inspect(path)
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.device = str(device)
         self.precision: str = facts["precision"]
@@ -88,7 +98,7 @@ class OnnxRuntime:
             providers = [(CUDA, chosen)]
         try:
             session = onnxruntime.InferenceSession(
-                str(self._path), options, providers=providers, enable_fallback=0
+                self._graph, options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
             # What kept CUDA's provider itself from loading does not stand in the exception.

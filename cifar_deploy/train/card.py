@@ -2,12 +2,17 @@
 
 import datetime
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from cifar_deploy import __version__
 from cifar_deploy import device as machine
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.folder import VERIFIED as OWN_FOLDER
-from cifar_deploy.store import Json, sha256_of
+from cifar_deploy.store import Json, ModelFolder, sha256_of
 
 if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer
@@ -36,35 +41,45 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         "processes": job.ranks.world,
         "precision": "bf16" if trainer.bf16 else "fp32",
         "compiled": trainer.compiled,
-        "weights": {
-            "file": job.folder.weights.name,
-            "sha256": sha256_of(job.folder.weights),
-            "bytes": job.folder.weights.stat().st_size,
-            "storage": recipe.train.storage,
-        },
+        "weights": _weights(job.folder, recipe.train.storage),
         "data": {
-            "name": dataset.name,
-            "verified": dataset.verified,
-            "sha256": trainer.data_sha256,
+            **_data(dataset, trainer.data_sha256, trainer.mean, trainer.std),
             "train_images": len(trainer.train_split),
             "holdout_images": len(trainer.holdout) if trainer.holdout else 0,
-            "mean": trainer.mean,
-            "std": trainer.std,
-            "classes": list(dataset.classes),
         },
         "recipe": recipe.to_dict(),
-        "versions": machine.versions(),
-        "cifar_deploy": __version__,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_made(),
         "history": state.history,
     }
-    if dataset.verified == OWN_FOLDER:  # where export and validate find the images again
-        card["data"]["origin"] = dataset.origin
     if start:
         card["init"] = {"from": start.origin, "sha256": start.sha256}
         trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
         card["init"]["trained_parameters"] = trainable
     return card
+
+
+def imported(
+    trained: Trained,
+    source: Path,
+    folder: ModelFolder,
+    dataset: Dataset,
+    accuracy: float,
+    command: str,
+    device: torch.device,
+) -> Json:
+    """The card of weights from `source` that another program trained and `folder` now has."""
+    return {
+        "network": trained.name,
+        "parameters": sum(p.numel() for p in trained.network.parameters()),
+        "test_accuracy": accuracy,
+        "test_images": len(dataset.test),
+        "imported": {"from": source.name, "sha256": sha256_of(source)},
+        "command": command,
+        "device": machine.describe(device),
+        "weights": _weights(folder, "fp32"),
+        "data": _data(dataset, dataset.sha256(), trained.mean, trained.std),
+        **_made(),
+    }
 
 
 def with_seeds(card: Json, others: list[Json]) -> Json:
@@ -89,3 +104,35 @@ def with_seeds(card: Json, others: list[Json]) -> Json:
             result[f"{key}_mean"] = statistics.fmean(found)
             result[f"{key}_std"] = spread
     return result
+
+
+def _weights(folder: ModelFolder, storage: str) -> Json:
+    return {
+        "file": folder.weights.name,
+        "sha256": sha256_of(folder.weights),
+        "bytes": folder.weights.stat().st_size,
+        "storage": storage,
+    }
+
+
+def _data(dataset: Dataset, sha256: str, mean: list[float], std: list[float]) -> Json:
+    facts: Json = {
+        "name": dataset.name,
+        "verified": dataset.verified,
+        "sha256": sha256,
+        "mean": mean,
+        "std": std,
+        "classes": list(dataset.classes),
+    }
+    if dataset.verified == OWN_FOLDER:  # where export and validate find the images again
+        facts["origin"] = dataset.origin
+    return facts
+
+
+def _made() -> Json:
+    """With what the card was made, and when."""
+    return {
+        "versions": machine.versions(),
+        "cifar_deploy": __version__,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

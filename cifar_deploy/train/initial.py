@@ -5,19 +5,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, stages
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.data.find import patience
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.recipe import Finetune
 from cifar_deploy.store import Json, models_root, sha256_of
 
@@ -142,7 +139,7 @@ def load(
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     head = classifier(network)
     new = [head] if facts.get("classes") != list(classes) else []
-    _fill(network, state, new, str(path))
+    fill(network, state, new, str(path))
     kept = _kept(network, new)
     mean, std = facts.get("mean"), facts.get("std")
     if not (isinstance(mean, list) and isinstance(std, list)):
@@ -180,7 +177,7 @@ def _imagenet(network: nn.Module, name: str, file: Path | None) -> Start:
             f"--init {IMAGENET}: torchvision has no weights of {name}; it has those of "
             f"{', '.join(PRETRAINED)}"
         )
-    state = read_state(file) if file else _download(PRETRAINED[name][0])
+    state = _from_file(file) if file else _download(PRETRAINED[name][0])
     dropped = PRETRAINED[name][1]
     state = {k: v for k, v in state.items() if not k.startswith(dropped)}
     stem = "conv1.weight"
@@ -189,7 +186,7 @@ def _imagenet(network: nn.Module, name: str, file: Path | None) -> Start:
     if shapes == [(3, 3), (7, 7)]:
         state[stem] = smaller_stem(state[stem])
     head = classifier(network)
-    _fill(network, state, [head], str(file or f"torchvision's {PRETRAINED[name][0]}"))
+    fill(network, state, [head], str(file or f"torchvision's {PRETRAINED[name][0]}"))
     kept = _kept(network, [head])
     sha256 = sha256_of(file) if file else None
     return Start(IMAGENET, list(IMAGENET_MEAN), list(IMAGENET_STD), kept, sha256)
@@ -211,34 +208,11 @@ def smaller_stem(filters: torch.Tensor) -> torch.Tensor:
     return (cells @ filters.double() @ cells.T).to(filters.dtype)
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from a safetensors file, or one of torch's that holds tensors and nothing else.
-
-    Nothing in the file is run. Raises UserError where it is missing, damaged or something else.
-    """
-    if not path.is_file():
-        raise UserError(f"--weights-file: {path} does not exist")
+def _from_file(path: Path) -> dict[str, torch.Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"--weights-file: {path} cannot be read: {_first_line(error)}") from error
-    except Exception as error:  # torch's unpickler: an UnpicklingError for what it will not run
-        raise UserError(
-            f"--weights-file: {path} holds more than tensors, or is damaged; it is not opened "
-            f"({_first_line(error)})"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
-    ):
-        raise UserError(f"--weights-file: {path} is not a state dict of tensors")
-    return state
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        return weights.read_state(path)
+    except UserError as error:
+        raise UserError(f"--weights-file: {error}") from error
 
 
 def _download(name: str) -> dict[str, torch.Tensor]:
@@ -253,17 +227,17 @@ def _download(name: str) -> dict[str, torch.Tensor]:
             )
     except Exception as error:  # whatever the network, the disk or the file objects to
         raise UserError(
-            f"--init {IMAGENET}: {wanted.url} could not be downloaded ({_first_line(error)}); "
+            f"--init {IMAGENET}: {wanted.url} could not be downloaded ({one_line(error)}); "
             "name a copy with --weights-file"
         ) from error
     return state
 
 
-def _fill(network: nn.Module, state: dict[str, torch.Tensor], new: list[str], source: str) -> None:
+def fill(network: nn.Module, state: dict[str, torch.Tensor], new: list[str], source: str) -> None:
     """Load `state`; what is below the modules `new` stays as it is.
 
     Files from before torch 0.4.1, torchvision's ResNet-18 and VGG-19 among them, have no counters
-    in their batch norms.
+    in their batch norms. Raises UserError where it does not fit, with `source` as its name.
     """
     mine = network.state_dict()
     fresh = {k: v for k, v in mine.items() if _below(k, new)}

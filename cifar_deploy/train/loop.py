@@ -497,14 +497,9 @@ class Trainer:
             return int(ranks.total(correct)) / len(split)
 
     def _facts(self) -> Json:
-        recipe = self.job.recipe
-        return {
-            "network": self.job.network,
-            "stem": recipe.model.stem,
-            "classes": list(self.job.dataset.classes),
-            "mean": self.mean,
-            "std": self.std,
-        }
+        job = self.job
+        stem, classes = job.recipe.model.stem, job.dataset.classes
+        return weights.header(job.network, stem, classes, self.mean, self.std)
 
     def _save(self) -> None:
         """Write a checkpoint. Raises UserError, and writes none, where a weight is not finite."""

@@ -15,6 +15,8 @@ from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import open_runtime
+from cifar_deploy.runtimes.onnx_interface import Pixels
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json
@@ -37,6 +39,9 @@ class Options:
     max_drop: float | None = None
     seconds: float = 1.0  # of timing a batch size; 0 leaves latency out
     trust: bool = False  # run engines without a matching manifest
+    # For files that normalise nothing themselves; None: the reference's mean and std.
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Judged:
     agreement: float  # share of images with the reference's top-1
     largest_difference: float  # of a logit, from the reference's
     speed: Speed | None
+    addition: str = ""  # what was put before a file that takes no raw pixels
 
     @property
     def verdict(self) -> str:
@@ -126,6 +132,7 @@ def judge(
     split = dataset.test.first(images) if images else dataset.test
     say(f"{model}: PyTorch fp32 over {len(split):,} images")
     weights_bytes = int(trained.card["weights"]["bytes"])
+    pixels = Pixels(options.mean or trained.mean, options.std or trained.std)
     with Watch(device) as watch:
         runtime: Runtime = PyTorch(trained, device)
         reference = _row("PyTorch (reference)", runtime, weights_bytes, split, None, options)
@@ -134,7 +141,7 @@ def judge(
         for file in files:
             say(f"{file.name} over {len(split):,} images")
             try:
-                runtime = open_runtime(file, device, options.trust)
+                runtime = open_runtime(file, device, options.trust, pixels=pixels)
                 size = file.stat().st_size
                 rows.append(_row(str(file), runtime, size, split, reference, options))
             except UserError as error:
@@ -212,6 +219,7 @@ def _row(
         agreement=float((predictions == reference_logits.argmax(1)).mean()),
         largest_difference=float(np.abs(logits - reference_logits).max()),
         speed=measure(runtime, split.images, options.seconds) if options.seconds else None,
+        addition=runtime.addition if isinstance(runtime, OnnxRuntime) else "",
     )
 
 
@@ -244,6 +252,8 @@ def to_json(judgement: Judgement) -> Json:
             }
             if comparison.images_needed:
                 entry["images_needed"] = comparison.images_needed
+        if row.addition:
+            entry["addition"] = row.addition
         if row.speed:
             entry["latency"] = [asdict(timing) for timing in row.speed.sweep]
         rows.append(entry)

@@ -13,7 +13,8 @@ def write(judgement: Judgement, judged: dict[Path, str], test_images: int) -> li
     `judged` has the files that lie beside the weights they were judged against, each with the
     sha256 it had before. Nothing is written unless all `test_images` of the data set that the model
     was trained on were used (`validate --images` and other data prove nothing; one release of
-    CIFAR-10 does for another), nor for a file that has changed meanwhile or could not be run here.
+    CIFAR-10 does for another), nor for a file that has changed meanwhile, could not be run here, or
+    was judged with something put before it.
     Returns what was written. Raises UserError where the disk refuses.
     """
     data = judgement.facts["data"]
@@ -22,7 +23,7 @@ def write(judgement: Judgement, judged: dict[Path, str], test_images: int) -> li
     written = []
     for row in judgement.rows[1:]:
         file = Path(row.file)
-        if file in judged and sha256_of(file) == judged[file]:
+        if file in judged and not row.addition and sha256_of(file) == judged[file]:
             write_json(proof_path(file), _proof(judgement, row, judged[file]))
             written.append(proof_path(file))
     return written

@@ -74,6 +74,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
         if not judgement.facts["data"]["same_as_training"]:
             lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
         for row in judgement.rows[1:]:
+            if row.addition:
+                lines.append(f"{judgement.label(row.file)} {row.addition} (--mean, --std).")
             if row.verdict != PASS:
                 lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
             elif row.largest_difference > OTHER_LOGITS:

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from cifar_deploy import cli
 
@@ -112,3 +115,20 @@ def test_nothing_trained(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     status, _, err = run()
     assert status == 2
     assert f"nothing in {tmp_path}{os.sep} is trained" in err
+
+
+def test_a_file_of_another_program_is_measured_with_what_it_lacks(run: Run, tmp_path: Path) -> None:
+    pixels = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 32, 32])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])
+    weight = numpy_helper.from_array(np.ones((3072, 10), np.float32), "weight")
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "graph", [pixels], [answer], [weight])
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "x.onnx")
+    status, out, _ = run(str(tmp_path / "x.onnx"), *QUICK, "--batch", "2")
+    assert status == 0
+    assert "x.onnx takes float32 [batch, 3, 32, 32]; here mean 0,0,0 and std 1,1,1" in out
+    assert "and timed with it" in out

@@ -3,12 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.onnx_interface import inspect
+from cifar_deploy.runtimes.onnx_interface import Pixels, adapted, inspect
 
 IMAGES = ("images", TensorProto.UINT8, ["batch", 32, 32, 3])
 LOGITS = ("logits", TensorProto.FLOAT, ["batch", 10])
@@ -211,3 +213,82 @@ def test_external_data_in_a_subgraph(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="keeps its weights in other files"):
         inspect(written(tmp_path, model))
+
+
+# --- other programs' interfaces -----------------------------------------------------------------
+
+PIXELS = Pixels((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+
+
+def logits(model: onnx.ModelProto | bytes, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    raw = model if isinstance(model, bytes) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
+    answer: npt.NDArray[Any] = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return answer
+
+
+@pytest.mark.parametrize("ir_version", [3, 10])
+@pytest.mark.parametrize("batch", ["batch", 3])
+@pytest.mark.parametrize(
+    ("dtype", "planes"),
+    [
+        ("float32", True),
+        ("float32", False),
+        ("float16", True),
+        ("float16", False),
+        ("uint8", True),
+    ],
+)
+def test_a_foreign_graph_gets_the_preprocessing_that_it_lacks(
+    tmp_path: Path, dtype: str, planes: bool, batch: int | str, ir_version: int
+) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    half = dtype == "float16"
+    model = build(
+        (("x", kind, [batch, 3, 32, 32] if planes else [batch, 32, 32, 3]),),
+        (("y", TensorProto.FLOAT16 if half else TensorProto.FLOAT, [batch, 10]),),
+        np.float16 if half else np.float32,
+    )
+    model.ir_version = ir_version
+    if ir_version < 4:  # every weight is an input as well
+        weight = model.graph.initializer[0]
+        model.graph.input.append(
+            helper.make_tensor_value_info("weight", weight.data_type, weight.dims)
+        )
+    before = model.SerializeToString()
+    facts, graph, said = adapted(written(tmp_path, model), PIXELS)
+    assert graph is not None
+    assert facts["inputs"][0]["dtype"] == "uint8"
+    assert facts["inputs"][0]["shape"] == [batch, 32, 32, 3]
+    assert (facts["outputs"][0]["dtype"], facts["outputs"][0]["shape"]) == ("float32", [batch, 10])
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    wanted: npt.NDArray[Any] = images
+    if dtype != "uint8":
+        wanted = (images.astype(np.float64) / 255 - PIXELS.mean) / PIXELS.std
+    wanted = (wanted.transpose(0, 3, 1, 2) if planes else wanted).astype(dtype)
+    found = logits(graph, images)
+    expected = logits(before, np.ascontiguousarray(wanted))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0.02 if half else 1e-4, atol=0.2 * half + 1e-3)
+    assert said.startswith(f"takes {dtype} [{batch}, ")
+    assert ("mean 0.5,0.4,0.3 and std 0.2,0.25,0.3 are put before it" in said) == (dtype != "uint8")
+
+
+def test_a_deployment_graph_is_left_as_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path, build())
+    assert adapted(path, PIXELS) == (inspect(path), None, "")
+
+
+@pytest.mark.parametrize(
+    "shape", [["batch", 3, 224, 224], ["batch", 32, 32, 1], ["batch", 3072]], ids=str
+)
+def test_other_images_are_refused_with_what_is_taken(tmp_path: Path, shape: list[Any]) -> None:
+    model = build((("x", TensorProto.FLOAT, shape),))
+    with pytest.raises(UserError, match=r"validate and benchmark also take float32 or float16"):
+        adapted(written(tmp_path, model), PIXELS)
+
+
+def test_who_takes_a_foreign_graph_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, build((("x", TensorProto.FLOAT, ["batch", 3, 32, 32]),)))
+    with pytest.raises(UserError, match="only validate and benchmark take this file"):
+        inspect(path)

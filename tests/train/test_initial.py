@@ -14,6 +14,7 @@ from torch import nn
 from torchvision import models
 
 from cifar_deploy import architectures, recipe
+from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, freeze, stages
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
@@ -156,7 +157,7 @@ def test_a_pickle_that_runs_something_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     for name in ("evil.pth", "raw.pth"):
         with pytest.raises(UserError, match=rf"{name} (holds more|cannot be read)"):
-            initial.read_state(tmp_path / name)
+            weights.read_state(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -168,12 +169,13 @@ def test_a_damaged_file_is_told(resnet18: Path, tmp_path: Path, name: str) -> No
     else:
         (tmp_path / name).write_bytes(raw.get(name, b""))
     with pytest.raises(UserError, match=rf"--weights-file: .*{name}"):
-        initial.read_state(tmp_path / name)
+        initial.load(architectures.build("resnet18"), "resnet18", "imagenet", tmp_path / name, TEN)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.pth"
     with pytest.raises(UserError, match=r"--weights-file: .*absent\.pth does not exist"):
-        initial.read_state(tmp_path / "absent.pth")
+        initial.load(architectures.build("resnet18"), "resnet18", "imagenet", absent, TEN)
 
 
 # --- ours ---------------------------------------------------------------------------------------

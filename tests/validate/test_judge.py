@@ -1,10 +1,14 @@
 """A trained network and its exported files, judged as `validate` judges them."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,8 @@ from cifar_deploy import watch
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import ModelFolder, write_manifest
+from cifar_deploy.store import ModelFolder, sha256_of, write_manifest
+from cifar_deploy.validate import proof, table
 from cifar_deploy.validate.judge import (
     MARGINS,
     REFERENCE,
@@ -242,3 +247,53 @@ def test_who_else_used_the_processor_while_it_was_timed_is_told(
     assert to_json(timed)["remarks"] == ["the processor was busy: others used 50 % of it"]
     untimed = judged(trained, files, judged_data, Options(seconds=0.0), images=20)
     assert to_json(untimed)["remarks"] == []
+
+
+# --- files of other programs --------------------------------------------------------------------
+
+
+@pytest.fixture
+def floats(trained: Trained, tmp_path: Path) -> Path:
+    """The network alone, as torch.onnx.export writes it: normalised floats in planes."""
+    path = tmp_path / "floats.onnx"
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            trained.network,
+            (torch.zeros(2, 3, 32, 32),),
+            path,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    return path
+
+
+def test_a_file_that_normalises_nothing_is_judged_as_the_reference_sees(
+    trained: Trained, floats: Path, judged_data: Dataset
+) -> None:
+    judgement = judged(trained, [floats], judged_data)
+    assert judgement.passed
+    row = judgement.rows[1]
+    assert row.largest_difference < 1e-3
+    said = "floats.onnx takes float32 [batch, 3, 32, 32]; here mean "
+    assert any(line.startswith(said) for line in table.remarks([judgement]))
+    rows: Any = to_json(judgement)["rows"]
+    assert rows[1]["addition"] == row.addition
+
+
+def test_another_normalisation_is_anothers(
+    trained: Trained, floats: Path, judged_data: Dataset
+) -> None:
+    options = Options(seconds=0, mean=[0.9, 0.1, 0.5], std=[0.05, 1.0, 0.3])
+    judgement = judged(trained, [floats], judged_data, options)
+    assert judgement.rows[1].verdict == FAIL
+    assert "mean 0.9,0.1,0.5 and std 0.05,1,0.3" in judgement.rows[1].addition
+
+
+def test_what_was_put_before_a_file_is_no_proof_of_it(
+    trained: Trained, floats: Path, judged_data: Dataset
+) -> None:
+    judgement = judged(trained, [floats], judged_data)
+    assert proof.write(judgement, {floats: sha256_of(floats)}, len(judged_data.test)) == []

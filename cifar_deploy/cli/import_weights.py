@@ -1,0 +1,71 @@
+"""`cifar-deploy import`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.options import (
+    DataDirOption,
+    DeviceOption,
+    JsonFlag,
+    MeanOption,
+    Source,
+    SourceOption,
+    StdOption,
+    per_channel,
+    print_json,
+    say,
+)
+from cifar_deploy.errors import UserError
+
+
+def import_weights(
+    network: Annotated[str, typer.Argument(help="Which network they are of.")],
+    file: Annotated[Path, typer.Argument(help="A state dict: .safetensors, or torch's .pth.")],
+    mean: MeanOption = None,
+    std: StdOption = None,
+    device: DeviceOption = "auto",
+    data_dir: DataDirOption = None,
+    data: SourceOption = Source.auto,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; else models/NETWORK.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring in weights that another program trained, and measure their test accuracy.
+
+    export, validate, benchmark and package then take them as if they had been trained here.
+    """
+    name = architectures.canonical(network)
+    folder = store.ModelFolder(out or store.models_root() / name)
+    for there in (folder.weights, folder.checkpoint):
+        if there.exists():
+            raise UserError(f"{there} is there already; write elsewhere with --out, or remove it")
+    given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
+    from cifar_deploy.data import find
+    from cifar_deploy.device import pick
+    from cifar_deploy.train.foreign import bring
+
+    command = f"cifar-deploy {shlex.join(a for a in sys.argv[1:] if a != '--json')}"
+    where, dataset = pick(device), find.load(data.value, data_dir)
+    card = bring(name, file, dataset, where, folder, *given, command=command)
+    right, facts = card["test_accuracy"], card["data"]
+    if right < 2 / len(dataset.classes):
+        say(
+            "that is hardly more than chance: were the pixels normalised otherwise (--mean, "
+            "--std), are the classes in another order, is a part of the network another one?"
+        )
+    if as_json:
+        print_json(card)
+        return
+    typer.echo(
+        f"{name}: {100 * right:.2f} % of {len(dataset.test):,} test images, pixels normalised with "
+        f"mean {_listed(facts['mean'])} and std {_listed(facts['std'])}"
+    )
+    typer.echo(f"{folder.weights}  {folder.card}")
+
+
+def _listed(values: list[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)

@@ -1,0 +1,88 @@
+"""Weights that another program trained, brought in: from then on a model like any other."""
+
+import re
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+import torch
+
+from cifar_deploy import architectures
+from cifar_deploy.architectures import weights
+from cifar_deploy.architectures.stages import classifier
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.store import Json, ModelFolder, write_json
+from cifar_deploy.train import card, initial
+
+# What DataParallel, torch.compile and the usual wrappers put before every name.
+WRAPPED = re.compile(r"(module|_orig_mod|model|network|net)\.")
+
+
+def bring(
+    name: str,
+    source: Path,
+    dataset: Dataset,
+    device: torch.device,
+    folder: ModelFolder,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    command: str = "",
+) -> Json:
+    """Write the weights in `source`, of the network `name`, and their card to `folder`.
+
+    `source` is a state dict in a safetensors file or in one of torch's, by torchvision's names of
+    the parts. `mean` and `std` are those, per channel of pixels scaled to 0..1, with which the
+    pixels were normalised in training; by default the data set's own. The test accuracy is measured
+    here. Returns the card.
+
+    Raises UserError for a file that cannot be read, weights of another network (with what is
+    missing and what is extra) or for another number of classes, and where the disk refuses.
+    """
+    state = _unwrapped(weights.read_state(source))
+    own_mean, own_std = dataset.normalisation()
+    stem = _stem(state)
+    network = architectures.build(name, len(dataset.classes), stem)
+    state = {_our_name(key, network.state_dict()): value for key, value in state.items()}
+    head = state.get(f"{classifier(network)}.weight")
+    if head is not None and head.ndim == 2 and len(head) != len(dataset.classes):
+        raise UserError(
+            f"{source} answers with {len(head)} classes, {dataset.origin} has "
+            f"{len(dataset.classes)}; name the data set it was trained on with --data-dir"
+        )
+    initial.fill(network, state, [], str(source))
+    lost = [k for k, v in network.state_dict().items() if not bool(v.isfinite().all())]
+    if lost:
+        raise UserError(f"{source}: {lost[0]} is not finite; its training diverged")
+    given = (list(mean or own_mean), list(std or own_std))
+    trained = Trained(name, network.eval(), dataset.classes, *given, card={})
+    answers = PyTorch(trained, device).logits(dataset.test.images).argmax(1)
+    accuracy = float((answers == dataset.test.labels).mean())
+    facts = weights.header(name, stem, dataset.classes, *given)
+    weights.save(folder.weights, weights.stored(network, "fp32"), facts)
+    made = card.imported(trained, source, folder, dataset, accuracy, command, device)
+    write_json(folder.card, made)
+    return made
+
+
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` without the prefixes of wrappers."""
+    while state and all(WRAPPED.match(key) for key in state):
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return state
+
+
+def _our_name(key: str, known: Container[str]) -> str:
+    """How the part that another program calls `key` is called here, where that is known.
+
+    kuangliu's pytorch-cifar and what descends from it have their own words in the ResNets.
+    """
+    ours = re.sub(r"^linear\.", "fc.", key).replace(".shortcut.", ".downsample.")
+    return ours if ours in known else key
+
+
+def _stem(state: dict[str, torch.Tensor]) -> str:
+    """torchvision's 7x7 stem, or the one for 32x32 images."""
+    first = state.get("conv1.weight")
+    return "imagenet" if first is not None and first.shape[2:] == (7, 7) else "cifar"

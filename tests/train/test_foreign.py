@@ -1,0 +1,188 @@
+"""Weights that another program trained: taken by torchvision's names, measured, used like ours."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from cifar_deploy import architectures, cli, store
+from cifar_deploy.architectures import weights
+from cifar_deploy.data import find
+from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.train.foreign import bring
+from cifar_deploy.train.loop import Job, Trainer, Watch
+
+CPU = torch.device("cpu")
+State = dict[str, torch.Tensor]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def cifar_resnet18() -> State:
+    """A ResNet-18 for 32x32 images as other programs have it, with weights of chance."""
+    torch.manual_seed(3)
+    network = models.resnet18(num_classes=10)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    return network.state_dict()
+
+
+def in_pytorch_cifar(state: State) -> State:
+    """The same as kuangliu's pytorch-cifar calls it, trained with DataParallel."""
+    names = {key: key.replace("downsample", "shortcut").replace("fc.", "linear.") for key in state}
+    return {f"module.{names[key]}": value for key, value in state.items()}
+
+
+def same(network: nn.Module, state: State) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["plain", "safetensors", "pytorch-cifar", "compiled"])
+def test_the_names_of_other_programs(
+    form: str, cifar_resnet18: State, few: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / ("their.safetensors" if form == "safetensors" else "their.pth")
+    if form == "safetensors":
+        save_file(cifar_resnet18, path)
+    elif form == "pytorch-cifar":
+        torch.save({"net": in_pytorch_cifar(cifar_resnet18), "acc": 95.5, "epoch": 199}, path)
+    elif form == "compiled":
+        torch.save({f"_orig_mod.{key}": value for key, value in cifar_resnet18.items()}, path)
+    else:
+        torch.save(cifar_resnet18, path)
+    folder = ModelFolder(tmp_path / "resnet18")
+    bring("resnet18", path, few, CPU, folder)
+    assert same(weights.load(folder).network, cifar_resnet18)
+
+
+def test_the_published_stem_is_seen(few: Dataset, tmp_path: Path) -> None:
+    theirs = models.resnet18(num_classes=10).state_dict()
+    torch.save(theirs, tmp_path / "their.pth")
+    folder = ModelFolder(tmp_path / "resnet18")
+    bring("resnet18", tmp_path / "their.pth", few, CPU, folder)
+    assert same(weights.load(folder).network, theirs)
+
+
+def test_what_was_trained_keeps_its_accuracy(
+    make_job: Callable[..., Job], normed: str, few: Dataset, tmp_path: Path, recorder: Watch
+) -> None:
+    card = Trainer(make_job(network=normed)).run(recorder)
+    ours = weights.load(ModelFolder(tmp_path / "out"))
+    torch.save(ours.network.state_dict(), tmp_path / "their.pth")
+    there = ModelFolder(tmp_path / "there")
+    made = bring(normed, tmp_path / "their.pth", few, CPU, there, ours.mean, ours.std)
+    assert made["test_accuracy"] == card["test_accuracy"]
+    assert made["test_images"] == len(few.test)
+    assert made["data"]["sha256"] == card["data"]["sha256"]
+    again = weights.load(there)
+    assert again.classes == few.classes
+    images = few.test.images
+    assert (PyTorch(again, CPU).logits(images) == PyTorch(ours, CPU).logits(images)).all()
+    other = ModelFolder(tmp_path / "other")
+    bring(normed, tmp_path / "their.pth", few, CPU, other, [0.9] * 3, [0.1] * 3)
+    otherwise = weights.load(other)
+    assert (otherwise.mean, otherwise.std) == ([0.9] * 3, [0.1] * 3)
+    assert (PyTorch(otherwise, CPU).logits(images) != PyTorch(ours, CPU).logits(images)).any()
+
+
+def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_path: Path) -> None:
+    def refused(name: str, state: object, message: str) -> None:
+        torch.save(state, tmp_path / "their.pth")
+        folder = ModelFolder(tmp_path / name)
+        with pytest.raises(UserError, match=message):
+            bring(name, tmp_path / "their.pth", few, CPU, folder)
+        assert not folder.path.exists()
+
+    refused("simple_cnn", cifar_resnet18, r"their\.pth holds the weights of another network: miss")
+    cut = {key: value for key, value in cifar_resnet18.items() if key != "layer1.0.conv1.weight"}
+    refused("resnet18", cut, r"another network: missing layer1\.0\.conv1\.weight")
+    hundred = models.resnet18(num_classes=100).state_dict()
+    refused("resnet18", hundred, r"answers with 100 classes, .* has 10; name the data set")
+    broken = {**cifar_resnet18, "fc.bias": torch.full((10,), torch.nan)}
+    refused("resnet18", broken, r"fc\.bias is not finite")
+    refused("resnet18", {"net": [1, 2]}, "is not a state dict of tensors")
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    monkeypatch.setenv(store.MODELS_VARIABLE, str(tmp_path / "models"))
+    monkeypatch.setenv(find.DATA_VARIABLE, str(pictures))
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cifar-deploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def their(tmp_path: Path) -> Path:
+    torch.manual_seed(5)
+    torch.save(architectures.build("simple_cnn").state_dict(), tmp_path / "their.pth")
+    return tmp_path / "their.pth"
+
+
+def test_from_another_program_to_a_judged_file(run: Run, their: Path, tmp_path: Path) -> None:
+    status, out, err = run("import", "simple_cnn", their, "--mean", "0.5", "--std", "0.2,0.3,0.4")
+    assert status == 0
+    assert "of 60 test images" in out
+    assert "mean 0.5,0.5,0.5 and std 0.2,0.3,0.4" in out
+    assert "hardly more than chance" in err  # they are weights of chance
+    card = store.read_card(ModelFolder(tmp_path / "models" / "simple_cnn"))
+    assert card["command"].startswith("cifar-deploy import simple_cnn ")
+    assert card["imported"] == {"from": "their.pth", "sha256": store.sha256_of(their)}
+    assert f"{100 * card['test_accuracy']:.2f} % (imported)" in run("models")[1]
+    assert run("export", "simple_cnn")[0] == 0
+    status, out, _ = run("validate", "simple_cnn", "--no-latency", "--max-drop", "10")
+    assert (status, "PASS" in out) == (0, True)
+
+
+def test_nothing_is_written_over(run: Run, their: Path) -> None:
+    assert run("import", "simple_cnn", their)[0] == 0
+    status, _, err = run("import", "simple_cnn", their)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is there already; write elsewhere with --out" in err
+    status, out, _ = run("import", "simple_cnn", their, "--out", their.parent / "b", "--json")
+    assert (status, json.loads(out)["network"]) == (0, "simple_cnn")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--mean", "1,2"), "--mean 1,2: three numbers as"),
+        (("--mean", "nan"), "--mean nan: three numbers as"),
+        (("--std", "0.2,0,0.2"), "--std 0.2,0,0.2: three positive numbers"),
+    ],
+)
+def test_normalisation_that_is_none(
+    run: Run, their: Path, given: tuple[str, ...], message: str
+) -> None:
+    status, _, err = run("import", "simple_cnn", their, *given)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_init_names_the_way_for_such_weights(run: Run, their: Path) -> None:
+    status, _, err = run("train", "simple_cnn", "--init", their, "--device", "cpu")
+    assert status == 2
+    assert "cifar-deploy import NETWORK their.pth" in err

@@ -233,6 +233,11 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
     within = json.loads(run("predict", "simple_cnn", "folder", "--json").out)
     assert [answer["image"] for answer in within] == ["folder/a.png", "folder/b.jpg"]
     assert [answer["top"] for answer in within] == [answer["top"] for answer in by_model]
+    for name in ("Thumbs.db", "notes.txt"):
+        Path("folder", name).write_text("no picture")
+    done = run("predict", "simple_cnn", "folder", "--json", "--top", "1")
+    assert [answer["top"] for answer in json.loads(done.out)] == [a["top"][:1] for a in within]
+    assert "folder: Thumbs.db and 1 more left out" in done.err
 
 
 def test_doctor_tells_what_works(run: Run) -> None:
@@ -516,6 +521,8 @@ def test_an_image_that_is_none(refused: Callable[..., str]) -> None:
     assert "gone.png" in refused("predict", "simple_cnn", "gone.png")
     Path("empty").mkdir()
     assert "empty holds no pictures" in refused("predict", "simple_cnn", "empty")
+    shutil.copy("note.png", "empty/cut.png")  # by its name it is one
+    assert "cut.png" in refused("predict", "simple_cnn", "empty")
 
 
 def test_a_disk_that_is_full_or_read_only(workshop: Path) -> None:

@@ -30,6 +30,7 @@ from cifar_deploy.watch import Span, Watch, describe, summary
 TURNS = 5  # slices of the time for latency
 FLIGHT_TURNS = 2  # of that for throughput: the energy counter moves every 20 to 100 ms
 PIXELS_SEED = 0
+UNFINISHED = "it was ended early: the rest was not measured"
 NO_GPU = "no GPU is measured: these are the CPU runtimes, without copies"
 
 Say = Callable[[str], None]  # told what is being done, for the progress line
@@ -95,6 +96,7 @@ class Benchmark:
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    ended: UserError | KeyboardInterrupt | None = None  # what ended it early
 
 
 def contenders(
@@ -147,15 +149,25 @@ def run(
     device: torch.device,
     say: Say = lambda _: None,
 ) -> Benchmark:
-    """Measure every contender at every batch size; those of one model take turns."""
+    """Measure every contender at every batch size; those of one model take turns.
+
+    What ends it early, Ctrl-C or a GPU that fails, is left in the answer's `ended`, and what was
+    measured before is kept; it is raised where there is nothing yet.
+    """
     pool = Pool(pixels(device), device, max(settings.batches))
     with Watch(device) as watch:
         pool_size = {"pool_mib": round(pool.images.nbytes / 2**20, 1)}
         result = Benchmark(settings, conditions(device, watch) | pool_size)
-        for model in dict.fromkeys(contender.model for contender in entered):
-            mine = [contender for contender in entered if contender.model == model]
-            for batch in settings.batches:
-                _batch(mine, batch, pool, result, watch, say)
+        try:
+            for model in dict.fromkeys(contender.model for contender in entered):
+                mine = [contender for contender in entered if contender.model == model]
+                for batch in settings.batches:
+                    _batch(mine, batch, pool, result, watch, say)
+        except (UserError, KeyboardInterrupt) as end:
+            if not result.rows:
+                raise
+            result.ended = end
+            result.remarks.append(UNFINISHED)
         result.remarks += [*additions(entered), *remarks(device, watch)]
     return result
 

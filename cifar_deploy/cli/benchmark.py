@@ -81,6 +81,7 @@ def benchmark(
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
     if scenario:
         mlperf.loadgen()  # where it is missing, that is told first
+    ended: BaseException | None = None
     with doing("opening") as told:
         with_compile = on_gpu if compiled is None else compiled
         # Speed does not depend on how pixels are normalised; LoadGen's accuracy does.
@@ -108,8 +109,10 @@ def benchmark(
             result.failures[:0] = failures
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
-            failures = result.failures
+            failures, ended = result.failures, result.ended
     show(shown, said, value, json_file, 160)
+    if ended:
+        raise ended
     if failures:
         raise typer.Exit(1)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cifar_deploy import store
-from cifar_deploy.cli.options import DeviceOption, JsonFlag, TrustFlag, print_json
+from cifar_deploy.cli.options import DeviceOption, JsonFlag, TrustFlag, print_json, say
 from cifar_deploy.errors import UserError, disk_errors
 
 
@@ -15,11 +15,12 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Pictures, or folders of them.")
     ],
+    top: Annotated[int, typer.Option(help="So many of the likeliest classes.", min=1)] = 3,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Classify pictures of any size and format: the top 3 with probabilities."""
+    """Classify pictures of any size and format: the likeliest classes with probabilities."""
     from cifar_deploy.classifier import load, pictures
 
     images = [path for given in images for path in _pictures(given)]
@@ -30,7 +31,7 @@ def predict(
             "image": str(path),
             "top": [
                 {"class": label, "probability": round(probability, 6)}
-                for label, probability in prediction.top(3)
+                for label, probability in prediction.top(top)
             ],
         }
         for path, prediction in zip(images, classifier.predict(pixels), strict=True)
@@ -39,18 +40,23 @@ def predict(
         print_json(answers)
         return
     for answer in answers:
-        top = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
-        typer.echo(f"{answer['image']}: {top}")
+        said = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
+        typer.echo(f"{answer['image']}: {said}")
 
 
 def _pictures(path: Path) -> list[Path]:
-    """The path itself, or the files in a folder by name, without hidden ones."""
+    """The path itself, or a folder's pictures by name, without hidden files and other kinds."""
     from cifar_deploy.data.folder import visible
+    from cifar_deploy.data.image import may_be_image
 
     with disk_errors(path, "read"):
         if not path.is_dir():
             return [path]
-        found = [inside for inside in visible(path) if inside.is_file()]
+        inside = [one for one in visible(path) if one.is_file()]
+    found = [one for one in inside if may_be_image(one)]
     if not found:
         raise UserError(f"{path} holds no pictures; name a folder that does, or files")
+    if others := [one.name for one in inside if one not in found]:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        say(f"{path}: {others[0]}{more} left out: no pictures by their names")
     return found

@@ -1,4 +1,4 @@
-"""A folder of images: `train/<class>/*` and `test/<class>/*`."""
+"""A folder of images: `train/<class>/*` and `test/<class>/*` (else `val/<class>/*`)."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,7 +36,7 @@ def read(place: Path) -> Dataset:
             ) from None
     if len(classes) < 2:
         raise UserError(f"{place / 'train'} has only the class {classes[0]}; it needs two or more")
-    test = place / "test"
+    test = next((place / n for n in ("test", "val") if (place / n).is_dir()), place / "test")
     if not test.is_dir():
         raise UserError(f"{test} does not exist; put test images in test/<class>/* beside train")
     strange = [folder.name for folder in _folders(test) if folder.name not in classes]

@@ -25,6 +25,12 @@ def read_image(path: Path) -> Images:
         return to_array(ImageOps.exif_transpose(image))
 
 
+def may_be_image(path: Path) -> bool:
+    """Whether the file's name has a suffix of a format that Pillow reads, or none."""
+    suffix = path.suffix.lower()
+    return not suffix or Image.registered_extensions().get(suffix) in Image.OPEN
+
+
 def from_pillow(image: Image.Image, name: str) -> Images:
     """What `read_image` would give for the file that `image` was opened from; `name` for errors.
 

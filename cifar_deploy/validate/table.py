@@ -60,9 +60,11 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
         f"{data['images']:,} test images of {data['name']}"
         for data in (judgement.facts["data"] for judgement in judgements)
     )
+    timed = any(row.speed for judgement in judgements for row in judgement.rows)
+    latency = "p50, p99: latency of batch 1, copies to and from the device included. "
     conditions = (
         f"{', '.join(sets)}; {facts['device']}; {libraries}. "
-        "p50, p99: latency of batch 1, copies to and from the device included. diff in points."
+        f"{latency if timed else ''}diff in points."
     )
     return [conditions, *remarks(judgements)]
 

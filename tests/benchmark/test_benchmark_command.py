@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import cifar_deploy
 from cifar_deploy import cli
 
 Run = Callable[..., tuple[int, str, str]]
@@ -108,6 +111,29 @@ def test_a_file_that_cannot_run_is_told_and_ends_with_1(
     assert status == 1
     assert "broken.onnx" in out
     assert "simple_cnn.fp32.onnx" in out
+
+
+def test_ctrl_c_keeps_what_was_measured(models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ("simple_cnn", "--device", "cpu", "--seconds", "0.1", "--json", str(file))
+    with subprocess.Popen(
+        [sys.executable, "-m", "cifar_deploy", "benchmark", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cifar_deploy.__file__).parents[1])},
+    ) as running:
+        assert running.stderr is not None
+        assert running.stdout is not None
+        next(line for line in running.stderr if "batch 8:" in line)
+        running.send_signal(signal.SIGINT)
+        out = running.stdout.read()
+    assert running.returncode == 130
+    assert "simple_cnn.fp16.onnx" in out
+    assert "it was ended early: the rest was not measured." in out
+    value = json.loads(file.read_text())
+    assert {row["batch"] for row in value["rows"]} == {1}
+    assert "it was ended early: the rest was not measured" in value["remarks"]
 
 
 def test_nothing_trained(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

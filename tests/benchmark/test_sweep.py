@@ -165,6 +165,15 @@ def test_a_gpu_that_fails_ends_the_run_in_one_line() -> None:
         sweep.run([Contender("m", "file", Refusing(0, told))], Settings((1,), 0.01, 0), CPU)
 
 
+def test_a_gpu_that_fails_later_leaves_what_was_measured() -> None:
+    error = torch.AcceleratorError("CUDA error: unspecified launch failure")
+    entered = [Contender("m", "file", Refusing(1, error))]
+    result = sweep.run(entered, Settings((1, 2, 4), 0.01, 0), CPU)
+    assert [row.timing.batch for row in result.rows] == [1]
+    assert isinstance(result.ended, UserError)
+    assert sweep.UNFINISHED in sweep.to_json(result, "")["remarks"]
+
+
 def test_torch_compiles_every_batch_size(measured: ModelFolder) -> None:
     runtime = PyTorch(weights.load(measured), CPU, compiled=True)
     images = sweep.pixels(CPU)

@@ -37,6 +37,16 @@ def test_classes_labels_and_pixels(picture_folder: Callable[..., Path]) -> None:
     assert dataset.train.images.flags.writeable
 
 
+def test_val_does_where_there_is_no_test(picture_folder: Callable[..., Path]) -> None:
+    place = picture_folder("pets", train=3, test=2)
+    wanted = folder.read(place).sha256()
+    shutil.copytree(place / "train", place / "val")
+    assert folder.read(place).sha256() == wanted  # not looked at beside test
+    shutil.rmtree(place / "val")
+    (place / "test").rename(place / "val")
+    assert folder.read(place).sha256() == wanted
+
+
 def test_hidden_files_are_skipped(picture_folder: Callable[..., Path]) -> None:
     place = picture_folder("pets")
     before = folder.read(place).sha256()

@@ -115,6 +115,16 @@ def test_notes(judgements: list[Judgement]) -> None:
     assert unusable == "cut.onnx: cut.onnx is truncated; export it again"
 
 
+def test_times_are_explained_only_where_there_are_some(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    judgement = make_judgement({"a.onnx": small_data.test.labels})
+    timed = [row.speed is not None for row in judgement.rows]
+    assert ("p50, p99" in table.notes([judgement])[0]) == any(timed)
+    rows = tuple(dataclasses.replace(row, speed=None) for row in judgement.rows)
+    assert "p50" not in table.notes([dataclasses.replace(judgement, rows=rows)])[0]
+
+
 def test_other_data_is_told(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     judgement = make_judgement({"a.onnx": small_data.test.labels})
     judgement.facts["data"]["same_as_training"] = False

@@ -20,6 +20,7 @@ LIBRARIES = (
     "onnxscript",
     "onnxruntime-gpu",
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "numpy",

@@ -1,5 +1,6 @@
 """Which formats and runtimes work on this machine, and why not: tried, not guessed."""
 
+import io
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ def examine() -> Json:
             _try("onnx export", _onnx_export),
             _try("onnxruntime cpu", lambda: _onnxruntime("CPUExecutionProvider")),
             _try("onnxruntime cuda", lambda: _onnxruntime("CUDAExecutionProvider")),
+            _try("openvino", _openvino),
             _try("tensorrt", lambda: _tensorrt("tensorrt")),
             _try("tensorrt-rtx", lambda: _tensorrt("tensorrt-rtx")),
         ],
@@ -100,6 +102,14 @@ def _onnxruntime(provider: str) -> str:
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime could not start {provider}")
     return f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def _openvino() -> str:
+    import openvino
+
+    core = openvino.Core()
+    core.compile_model(core.read_model(io.BytesIO(_negation([1]))), "CPU")
+    return f"OpenVINO {openvino.__version__.partition('-')[0]}"
 
 
 def _negation(shape: list[int | str]) -> bytes:

@@ -15,6 +15,7 @@ class Sleeper:
 
     runtime, provider, device, precision = "sleeper", "CPU", "cpu", "fp32"
     batches: Sequence[range] = ANY
+    addition = ""
 
     def __init__(self, seconds: Callable[[int], float]) -> None:
         self.seconds = seconds

@@ -90,6 +90,7 @@ HEAVY = (
     "numpy",
     "onnx",
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "tensorrt_rtx",
     "tensorrt_rtx_bindings",

@@ -18,9 +18,8 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, one_line
-from cifar_deploy.runtimes.load import open_runtime
+from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder
@@ -105,21 +104,23 @@ def contenders(
     compiled: bool,
     trust: bool = False,
     pixels: Pixels | None = None,
+    onnx: Sequence[str] = (ONNXRUNTIME,),
 ) -> tuple[list[Contender], list[Failure]]:
     """What takes part: of each folder the files and, where the flag says so, PyTorch.
 
     PyTorch runs in fp32, and on a GPU also in fp16 where a file does; with `compiled` each of them
     also through torch.compile. `trust`: engines without a matching manifest too; `pixels`: ONNX
-    files with another program's interface too. A file that this machine cannot run becomes a
-    failure.
+    files with another program's interface too; `onnx`: what runs ONNX files, each of them. A file
+    that this machine cannot run becomes a failure.
     """
     found: list[Contender] = []
     failures = []
     for folder, files, with_pytorch in work:
         opened = []
-        for file in files:
+        runs = [(f, how) for f in files for how in (onnx if f.suffix == ".onnx" else onnx[:1])]
+        for file, how in runs:
             try:
-                runtime: Runtime = open_runtime(file, device, trust, pixels=pixels)
+                runtime = open_runtime(file, device, trust, pixels=pixels, onnx=how)
                 opened.append(Contender(folder.name, file.name, runtime))
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
@@ -129,10 +130,10 @@ def contenders(
             halves = ["fp16"] if device.type == "cuda" and exported else []
             trained = weights.load(folder)
             for precision in ["fp32", *halves]:
-                for how in [False, True] if compiled else [False]:
-                    runtime = PyTorch(trained, device, precision, how)
-                    name = f"{'torch.compile' if how else 'PyTorch eager'} {precision}"
-                    found.append(Contender(folder.name, name, runtime, one_stream=how))
+                for fused in [False, True] if compiled else [False]:
+                    eager = PyTorch(trained, device, precision, fused)
+                    name = f"{'torch.compile' if fused else 'PyTorch eager'} {precision}"
+                    found.append(Contender(folder.name, name, eager, one_stream=fused))
         found += opened
     return found, failures
 
@@ -177,7 +178,7 @@ def additions(entered: Sequence[Contender]) -> list[str]:
     return [
         f"{one.name} {one.runtime.addition}, and timed with it"
         for one in entered
-        if isinstance(one.runtime, OnnxRuntime) and one.runtime.addition
+        if one.runtime.addition
     ]
 
 

@@ -12,6 +12,7 @@ from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
     JsonFileOption,
+    OnnxBy,
     Source,
     TrustFlag,
     doing,
@@ -48,6 +49,10 @@ def benchmark(
         bool | None,
         typer.Option("--compile/--no-compile", help="Also torch.compile. [default: on a GPU]"),
     ] = None,
+    runtime: Annotated[
+        list[OnnxBy] | None,
+        typer.Option(help="What runs ONNX files; several may be given. [default: onnxruntime]"),
+    ] = None,
     scenario: Annotated[
         Scenario | None, typer.Option(help="Let MLPerf's LoadGen drive instead.")
     ] = None,
@@ -80,13 +85,16 @@ def benchmark(
     at_once = (4 if on_gpu else 2) if in_flight is None else in_flight
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
     if scenario:
+        if len(set(runtime or [])) > 1:
+            raise UserError("--scenario takes one --runtime; run it once for each")
         mlperf.loadgen()  # where it is missing, that is told first
     ended: BaseException | None = None
     with doing("opening") as told:
         with_compile = on_gpu if compiled is None else compiled
         # Speed does not depend on how pixels are normalised; LoadGen's accuracy does.
         pixels = None if scenario else Pixels()
-        entered, failures = sweep.contenders(work, where, with_compile, trust, pixels)
+        onnx = [by.value for by in dict.fromkeys(runtime or [OnnxBy.onnxruntime])]
+        entered, failures = sweep.contenders(work, where, with_compile, trust, pixels, onnx)
         if failures and not entered:
             raise UserError(f"nothing to measure: {failures[0].reason}")
         if scenario:

@@ -38,6 +38,13 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class OnnxBy(StrEnum):
+    """What runs ONNX files."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class Target(StrEnum):
     """Who takes the package."""
 

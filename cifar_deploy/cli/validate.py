@@ -12,6 +12,7 @@ from cifar_deploy.cli.options import (
     DeviceOption,
     JsonFileOption,
     MeanOption,
+    OnnxBy,
     Source,
     StdOption,
     TrustFlag,
@@ -44,6 +45,9 @@ def validate(
     ] = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    runtime: Annotated[
+        OnnxBy, typer.Option(help="What runs ONNX files; openvino on a CPU.")
+    ] = OnnxBy.onnxruntime,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
@@ -66,6 +70,7 @@ def validate(
         images=images,
         mean=per_channel(mean, "--mean"),
         std=per_channel(std, "--std", positive=True),
+        onnx=runtime.value,
         latency=latency,
         trust=trust,
         device=device,
@@ -128,6 +133,7 @@ def prove(
     images: int | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
+    onnx: str = OnnxBy.onnxruntime.value,
     latency: bool = True,
     trust: bool = False,
     device: str = "auto",
@@ -149,7 +155,7 @@ def prove(
             check_file(file, exported_from if _beside(file, folder) else None, trust)
             if _beside(file, folder):
                 own[file] = store.sha256_of(file)
-    options = Options(max_drop, 1.0 if latency else 0.0, trust, mean, std)
+    options = Options(max_drop, 1.0 if latency else 0.0, trust, mean, std, onnx)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
     judgements = []
     with doing("validating") as told:

@@ -1,6 +1,7 @@
 """Load what a user names, a trained model or an exported file, into its runtime."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,10 +12,18 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.tensorrt import TensorRT
 from cifar_deploy.store import EXPORTED, Json, ModelFolder, read_manifest
+
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+# What runs ONNX files, by name.
+ONNX: dict[str, Callable[[Path, torch.device, Pixels | None], Runtime]] = {
+    ONNXRUNTIME: OnnxRuntime,
+    OPENVINO: OpenVino,
+}
 
 
 def open_runtime(
@@ -23,18 +32,19 @@ def open_runtime(
     trust: bool = False,
     known: Json | None = None,
     pixels: Pixels | None = None,
+    onnx: str = ONNXRUNTIME,
 ) -> Runtime:
     """An exported file in the runtime of its kind.
 
     Raises UserError for a file of another kind, or one that its runtime refuses. `trust` lets an
     engine without a matching manifest through; `known` is the manifest of one whose bytes have
     been checked already; with `pixels` an ONNX file may have another program's interface, and they
-    are prepared as it wants them.
+    are prepared as it wants them; `onnx` is what runs ONNX files, one of ONNX.
     """
     _known(path)
     if path.suffix == ".engine":
         return TensorRT(path, device, trust, known)
-    return OnnxRuntime(path, device, pixels)
+    return ONNX[onnx](path, device, pixels)
 
 
 def open_file(

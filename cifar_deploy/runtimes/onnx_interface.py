@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError, disk_errors, one_line
-from cifar_deploy.store import Json
+from cifar_deploy.runtimes.protocol import ANY
+from cifar_deploy.store import Json, read_manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -29,6 +30,42 @@ class Pixels:
 
     mean: Sequence[float] = (0.0, 0.0, 0.0)
     std: Sequence[float] = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a runtime needs of an ONNX file."""
+
+    source: bytes | None  # with what was put before it; None: the file as it is
+    addition: str  # that in words
+    precision: str
+    input: str  # names
+    output: str
+    classes: int
+    batches: Sequence[range]  # that it takes
+
+
+def graph(path: Path, pixels: Pixels | None = None) -> Graph:
+    """The ONNX file as a runtime runs it. With `pixels` it may have another program's interface.
+
+    Raises UserError as `inspect` does, and where the file is not the one its manifest speaks of.
+    """
+    read_manifest(path)
+    if pixels:
+        facts, source, addition = adapted(path, pixels)
+    else:
+        facts, source, addition = inspect(path), None, ""
+    (given,), (answer,) = facts["inputs"], facts["outputs"]
+    batch = given["shape"][0]  # a name where it is open
+    return Graph(
+        source,
+        addition,
+        precision=facts["precision"],
+        input=given["name"],
+        output=answer["name"],
+        classes=int(answer["shape"][-1]),
+        batches=[range(batch, batch + 1)] if isinstance(batch, int) else ANY,
+    )
 
 
 def inspect(path: Path, foreign: bool = False) -> Json:

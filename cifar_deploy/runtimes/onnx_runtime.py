@@ -10,8 +10,7 @@ import torch
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes import onnx_interface
-from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
-from cifar_deploy.store import read_manifest
+from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -19,8 +18,8 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 class OnnxRuntime:
     """An ONNX file with the deployment interface, loaded into ONNX Runtime.
 
-    With `pixels` also one with another program's interface, to which what `pixels` says is added;
-    `addition` has it in words. Raises UserError where the file is damaged, foreign or not the one
+    With `pixels` also one with another program's interface, before which they are put. Raises
+    UserError where the file is damaged, foreign or not the one
     its manifest speaks of, and where `device` is CUDA and not every node of the graph can run
     there.
     """
@@ -36,25 +35,12 @@ class OnnxRuntime:
                 "(without a GPU onnxruntime)"
             ) from error
 
-        read_manifest(path)
-        self.addition = ""
-        self._graph: str | bytes = str(path)
-        if pixels:
-            facts, graph, self.addition = onnx_interface.adapted(path, pixels)
-            self._graph = graph or self._graph
-        else:
-            facts = onnx_interface.inspect(path)
+        graph = onnx_interface.graph(path, pixels)
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.device = str(device)
-        self.precision: str = facts["precision"]
-        batch = facts["inputs"][0]["shape"][0]  # a name where it is open
-        fixed = [range(batch, batch + 1)] if isinstance(batch, int) else None
-        self.batches: Sequence[range] = fixed or ANY
-        self._path = path
+        self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
+        self._path, self._graph = path, graph
         self._torch_device = device
-        self._input: str = facts["inputs"][0]["name"]
-        self._output: str = facts["outputs"][0]["name"]
-        self._classes = int(facts["outputs"][0]["shape"][-1])
         self._sessions: dict[int, Any] = {}
         self._expect_provider(onnxruntime.get_available_providers())
         self.provider: str = self._session().get_providers()[0]
@@ -98,7 +84,10 @@ class OnnxRuntime:
             providers = [(CUDA, chosen)]
         try:
             session = onnxruntime.InferenceSession(
-                self._graph, options, providers=providers, enable_fallback=0
+                self._graph.source or str(self._path),
+                options,
+                providers=providers,
+                enable_fallback=0,
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base but this
             # What kept CUDA's provider itself from loading does not stand in the exception.
@@ -115,7 +104,7 @@ class OnnxRuntime:
 
         def run(batch: Images) -> Logits:
             try:
-                result: Logits = session.run([self._output], {self._input: batch})[0]
+                result: Logits = session.run([self._graph.output], {self._graph.input: batch})[0]
             except Exception as error:  # no memory left
                 raise self._cannot(len(batch), error) from error
             return result
@@ -133,12 +122,14 @@ class OnnxRuntime:
 
         device, session, stream = self._torch_device, self._session(), self._stream()
         given = torch.from_numpy(images).to(device, copy=True)
-        result = torch.empty(len(images), self._classes, device=device)
+        result = torch.empty(len(images), self._graph.classes, device=device)
         binding = session.io_binding()
         place = (device.type, device.index or 0)
-        binding.bind_input(self._input, *place, np.uint8, tuple(given.shape), given.data_ptr())
+        binding.bind_input(
+            self._graph.input, *place, np.uint8, tuple(given.shape), given.data_ptr()
+        )
         binding.bind_output(
-            self._output, *place, np.float32, tuple(result.shape), result.data_ptr()
+            self._graph.output, *place, np.float32, tuple(result.shape), result.data_ptr()
         )
         options = onnxruntime.RunOptions()
         if stream:  # enqueue and return: the stream is torch's, and torch waits for it

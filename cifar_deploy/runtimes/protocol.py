@@ -41,6 +41,7 @@ class Runtime(Protocol):
     device: str  # "cpu" or "cuda:0"
     precision: str  # "fp32", "fp16"
     batches: Sequence[range]  # the batch sizes that it takes
+    addition: str  # what was put before a file that takes no raw pixels, in words; else nothing
 
     def logits(self, images: Images) -> Logits:
         """Logits, float32 [n, classes], of uint8 images [n, 32, 32, 3]; copies included."""

@@ -34,6 +34,7 @@ class PyTorch:
         self.device = str(device)
         self.precision = precision
         self.batches: Sequence[range] = ANY
+        self.addition = ""
         self._name = trained.name
         if precision != "fp32":  # the graph converts the network that it is given
             trained = copy.deepcopy(trained)

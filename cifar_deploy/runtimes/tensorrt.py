@@ -88,6 +88,7 @@ class TensorRT:
         self.precision = str(self.manifest.get("precision", "fp32"))
         self._input, self._output, self.classes = self._interface()
         self._profiles = self._read_profiles()
+        self.addition = ""
         self.batches: Sequence[range] = [range(low, high + 1) for low, _, high in self._profiles]
         self._threads = threading.local()
         self._kernels = _Kernels(self) if opened.flavour.name == RTX else None

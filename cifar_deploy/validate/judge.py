@@ -14,9 +14,8 @@ from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.load import open_runtime
+from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json
@@ -42,6 +41,7 @@ class Options:
     # For files that normalise nothing themselves; None: the reference's mean and std.
     mean: list[float] | None = None
     std: list[float] | None = None
+    onnx: str = ONNXRUNTIME  # what runs ONNX files
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,9 @@ def judge(
         for file in files:
             say(f"{file.name} over {len(split):,} images")
             try:
-                runtime = open_runtime(file, device, options.trust, pixels=pixels)
+                runtime = open_runtime(
+                    file, device, options.trust, pixels=pixels, onnx=options.onnx
+                )
                 size = file.stat().st_size
                 rows.append(_row(str(file), runtime, size, split, reference, options))
             except UserError as error:
@@ -219,7 +221,7 @@ def _row(
         agreement=float((predictions == reference_logits.argmax(1)).mean()),
         largest_difference=float(np.abs(logits - reference_logits).max()),
         speed=measure(runtime, split.images, options.seconds) if options.seconds else None,
-        addition=runtime.addition if isinstance(runtime, OnnxRuntime) else "",
+        addition=runtime.addition,
     )
 
 

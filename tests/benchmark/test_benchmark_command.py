@@ -83,6 +83,10 @@ def test_a_scenario_keeps_loadgens_logs(
         (("vgg19",), "run: cifar-deploy train vgg19"),
         (("simple_cnn", "--device", "cuda:99"), "use --device cpu"),
         (("simple_cnn", "--scenario", "Server"), "Server"),
+        (
+            ("simple_cnn", "--scenario", "Offline", "--runtime=openvino", "--runtime=onnxruntime"),
+            "--scenario takes one --runtime",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -134,6 +138,17 @@ def test_ctrl_c_keeps_what_was_measured(models: Path, tmp_path: Path) -> None:
     value = json.loads(file.read_text())
     assert {row["batch"] for row in value["rows"]} == {1}
     assert "it was ended early: the rest was not measured" in value["remarks"]
+
+
+def test_two_runtimes_side_by_side(run: Run, models: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    file, figures = str(models / "simple_cnn" / "simple_cnn.fp16.onnx"), tmp_path / "figures.json"
+    both = ("--runtime", "openvino", "--runtime", "onnxruntime")
+    status, out, _ = run(file, *QUICK, "--batch", "2", *both, "--json", str(figures))
+    assert status == 0
+    found = [row["runtime"].split()[0] for row in json.loads(figures.read_text())["rows"]]
+    assert found == ["OpenVINO", "ONNX"]
+    assert "OpenVINO" in out
 
 
 def test_nothing_trained(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,10 @@
-"""PyTorch and ONNX Runtime behind the protocol, on one small model."""
+"""PyTorch, ONNX Runtime and OpenVINO behind the protocol, on one small model."""
 
+import contextlib
+import io
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +20,18 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.device import pick
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import export_onnx
-from cifar_deploy.runtimes.load import check_file, open_file, open_model
+from cifar_deploy.runtimes.load import (
+    ONNX,
+    ONNXRUNTIME,
+    OPENVINO,
+    check_file,
+    open_file,
+    open_model,
+    open_runtime,
+)
+from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import BATCH, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder, manifest_path, sha256_of, write_json
@@ -64,11 +77,21 @@ def test_pytorch_is_the_network_on_normalised_pixels(folder: ModelFolder, images
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_onnx_runtime_agrees_and_says_what_ran(folder: ModelFolder, images: Images) -> None:
+@pytest.fixture(params=list(ONNX))
+def by(request: pytest.FixtureRequest) -> str:
+    """What runs ONNX files."""
+    pytest.importorskip(request.param)
+    return str(request.param)
+
+
+def test_onnx_files_agree_and_say_what_ran(folder: ModelFolder, images: Images, by: str) -> None:
     reference = PyTorch(weights.load(folder), CPU).logits(images)
     for precision, tolerance in (("fp32", 1e-4), ("fp16", 2e-2)):
-        runtime = OnnxRuntime(folder.onnx(precision), CPU)
-        assert runtime.provider == "CPUExecutionProvider"
+        runtime = open_runtime(folder.onnx(precision), CPU, onnx=by)
+        said = {ONNXRUNTIME: "CPUExecutionProvider", OPENVINO: "CPU"}
+        assert runtime.provider == said[by]
+        assert runtime.runtime.lower().replace(" ", "").startswith(by)
+        assert runtime.addition == ""
         assert runtime.precision == precision
         assert runtime.device == "cpu"
         logits = runtime.logits(images)
@@ -76,10 +99,10 @@ def test_onnx_runtime_agrees_and_says_what_ran(folder: ModelFolder, images: Imag
         np.testing.assert_allclose(logits, reference, atol=tolerance)
 
 
-def test_a_bound_call_runs_the_same_inference(folder: ModelFolder, images: Images) -> None:
+def test_a_bound_call_runs_the_same_inference(folder: ModelFolder, images: Images, by: str) -> None:
     opened: list[Runtime] = [
         PyTorch(weights.load(folder), CPU),
-        OnnxRuntime(folder.onnx("fp32"), CPU),
+        open_runtime(folder.onnx("fp32"), CPU, onnx=by),
     ]
     for runtime in opened:
         bound, other = runtime.bind(images[:4]), runtime.bind(images[:4])
@@ -121,14 +144,14 @@ def test_check_file_wants_the_weights_it_was_exported_from(
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_fixed_batch_takes_any_number_of_images_and_refuses_another_batch(
-    batch: int, folder: ModelFolder, images: Images, tmp_path: Path
+    batch: int, folder: ModelFolder, images: Images, tmp_path: Path, by: str
 ) -> None:
     expected = OnnxRuntime(folder.onnx("fp32"), CPU).logits(images[:5])
     model = onnx.load(folder.onnx("fp32"))
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = batch
     onnx.save(model, tmp_path / "fixed.onnx")
-    runtime = OnnxRuntime(tmp_path / "fixed.onnx", CPU)
+    runtime = open_runtime(tmp_path / "fixed.onnx", CPU, onnx=by)
     for count in (1, 2, 5):
         np.testing.assert_allclose(runtime.logits(images[:count]), expected[:count], atol=1e-5)
     with pytest.raises(UserError, match="cannot run a batch of 2"):
@@ -195,9 +218,36 @@ def test_bound_calls_stand_beside_each_other_on_streams_of_their_own(
     np.testing.assert_allclose(alone.run().cpu().numpy(), reference[16:24], atol=1e-3)
 
 
-def test_without_onnx_runtime_it_is_said(
-    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", list(ONNX))
+def test_without_the_library_it_is_said(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="pip install onnxruntime-gpu"):
-        OnnxRuntime(folder.onnx("fp32"), CPU)
+    monkeypatch.setitem(sys.modules, name, None)
+    package = {ONNXRUNTIME: "onnxruntime-gpu"}.get(name, name)
+    with pytest.raises(UserError, match=f"pip install {package}"):
+        open_runtime(folder.onnx("fp32"), CPU, onnx=name)
+
+
+def test_openvino_is_for_cpus(folder: ModelFolder) -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(UserError, match="OpenVINO does not run on cuda; use --device cpu"):
+        OpenVino(folder.onnx("fp32"), torch.device("cuda", 0))
+
+
+def test_a_foreign_file_gets_its_pixels(
+    folder: ModelFolder, images: Images, tmp_path: Path, by: str
+) -> None:
+    trained = weights.load(folder)
+    path = tmp_path / "foreign.onnx"
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network, example = trained.network, torch.zeros(1, 3, 32, 32)
+        torch.onnx.export(network, (example,), path, verbose=False, external_data=False)
+    pixels = Pixels(trained.mean, trained.std)
+    runtime = open_runtime(path, CPU, pixels=pixels, onnx=by)
+    wanted = PyTorch(trained, CPU).logits(images[:5])
+    np.testing.assert_allclose(runtime.logits(images[:5]), wanted, atol=1e-4)
+    np.testing.assert_allclose(runtime.bind(images[2:3]).run(), wanted[2:3], atol=1e-4)
+    assert runtime.addition.startswith("takes float32 [1, 3, 32, 32]; here mean 0.5,0.4,0.3")
+    with pytest.raises(UserError, match="only validate and benchmark take this file"):
+        open_runtime(path, CPU, onnx=by)

@@ -18,6 +18,7 @@ from cifar_deploy import watch
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.load import OPENVINO
 from cifar_deploy.store import ModelFolder, sha256_of, write_manifest
 from cifar_deploy.validate import proof, table
 from cifar_deploy.validate.judge import (
@@ -247,6 +248,13 @@ def test_who_else_used_the_processor_while_it_was_timed_is_told(
     assert to_json(timed)["remarks"] == ["the processor was busy: others used 50 % of it"]
     untimed = judged(trained, files, judged_data, Options(seconds=0.0), images=20)
     assert to_json(untimed)["remarks"] == []
+
+
+def test_openvino_may_judge(trained: Trained, folder: ModelFolder, judged_data: Dataset) -> None:
+    pytest.importorskip("openvino")
+    judgement = judged(trained, folder.exported(), judged_data, Options(seconds=0, onnx=OPENVINO))
+    assert judgement.passed
+    assert all(row.runtime.startswith("OpenVINO ") for row in judgement.rows[1:])
 
 
 # --- files of other programs --------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""OpenVINO: ONNX files on a CPU, as the C++ library runs them."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from cifar_deploy.data.dataset import Images
+from cifar_deploy.errors import UserError, one_line
+from cifar_deploy.runtimes import onnx_interface
+from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
+
+
+class OpenVino:
+    """An ONNX file with the deployment interface, loaded into OpenVINO on the CPU.
+
+    With `pixels` also one with another program's interface, before which they are put. Raises
+    UserError where OpenVINO is missing, where the file is damaged, foreign or not the one its
+    manifest speaks of, and where `device` is not the CPU.
+    """
+
+    def __init__(
+        self, path: Path, device: torch.device, pixels: onnx_interface.Pixels | None = None
+    ) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise UserError(
+                f"{path}: OpenVINO does not import ({error}); run: pip install openvino"
+            ) from error
+        if device.type != "cpu":
+            raise UserError(f"{path}: OpenVINO does not run on {device.type}; use --device cpu")
+        self._graph = graph = onnx_interface.graph(path, pixels)
+        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
+        self.provider, self.device = "CPU", str(device)
+        self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
+        self._path = path
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # Else a processor with bf16 rounds more than the file says.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        try:
+            core = openvino.Core()
+            model = core.read_model(io.BytesIO(graph.source) if graph.source else path)
+            self._compiled = core.compile_model(model, "CPU", hints)
+        except RuntimeError as error:
+            raise UserError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error
+
+    def logits(self, images: Images) -> Logits:
+        """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
+        request = self._compiled.create_infer_request()
+
+        def run(batch: Images) -> Logits:
+            with self._told(len(batch)):
+                result: Logits = request.infer({self._graph.input: batch})[0].copy()
+            return result
+
+        return in_batches(run, images, self.batches)
+
+    @contextlib.contextmanager
+    def _told(self, batch: int) -> Iterator[None]:
+        """Turn OpenVINO's refusal, of a fixed batch or for want of memory, into a UserError."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise UserError(
+                f"{self._path}: OpenVINO cannot run a batch of {batch}: {one_line(error)}"
+            ) from error
+
+    def bind(self, images: Images) -> Bound:
+        """Buffers for a batch of this size, in a request of their own."""
+        from openvino import Tensor
+
+        given = torch.from_numpy(images.copy())
+        result = torch.empty(len(images), self._graph.classes)
+        request = self._compiled.create_infer_request()
+        with self._told(len(given)):
+            request.set_tensor(self._graph.input, Tensor(given.numpy(), shared_memory=True))
+            request.set_tensor(self._graph.output, Tensor(result.numpy(), shared_memory=True))
+
+        def run() -> torch.Tensor:
+            with self._told(len(given)):
+                request.infer()
+            return result
+
+        return Bound(given, run)

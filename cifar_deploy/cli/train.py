@@ -176,6 +176,8 @@ def run(
         def watching(trainer: Trainer) -> Bar:
             if ranks.main:
                 say(_plan(trainer))
+                if lost := _replaced(trainer):
+                    say(lost)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
 
         try:
@@ -203,6 +205,22 @@ def _plan(trainer: "Trainer") -> str:
         f"{'bf16' if trainer.bf16 else 'fp32'} on {describe(job.device)}; "
         f"checkpoints in {job.folder.path}"
     )
+
+
+def _replaced(trainer: "Trainer") -> str:
+    """What is told of weights in the run's folder that its command would not give again."""
+    folder = trainer.job.folder
+    if not (folder.weights.exists() and folder.card.exists()):
+        return ""
+    try:
+        card = store.read_json(folder.card)
+        data, imported = card["data"], card.get("imported")
+        if not imported and data["sha256"] == trainer.data_sha256:
+            return ""
+        origin = imported["from"] if imported else data["name"]
+    except (UserError, KeyError, TypeError):  # nobody's, or damaged
+        return ""
+    return f"{folder.weights}, of {origin}, is replaced at the end; --out NEW-FOLDER keeps it"
 
 
 def _command(processes: int) -> str:

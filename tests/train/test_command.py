@@ -51,6 +51,20 @@ def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
     assert first.endswith("; checkpoints in here")
 
 
+def test_weights_of_other_data_are_replaced_with_a_word(pictures: Path, models: Path) -> None:
+    run("simple_cnn", "--data-dir", pictures, *QUICK)
+    again = run("simple_cnn", "--data-dir", pictures, *QUICK)
+    assert "is replaced" not in again.stderr
+    card = ModelFolder(models / "simple_cnn").card
+    store.write_json(card, {**store.read_json(card), "data": {"name": "CIFAR-10", "sha256": "0"}})
+    done = run("simple_cnn", "--data-dir", pictures, *QUICK)
+    assert done.exit_code == 0
+    weights = models / "simple_cnn" / "model.safetensors"
+    assert f"{weights}, of CIFAR-10, is replaced at the end; --out" in done.stderr
+    store.write_json(card, {**store.read_json(card), "imported": {"from": "their.pth"}})
+    assert "of their.pth, is replaced" in run("simple_cnn", "--data-dir", pictures, *QUICK).stderr
+
+
 def test_weights_go_among_the_models(pictures: Path, models: Path) -> None:
     own = ModelFolder(models / "simple_cnn")
     own.path.mkdir(parents=True)

@@ -300,9 +300,9 @@ def read_manifest(file: Path, raw: bytes | None = None) -> Json | None:
 def _way_to_weights(folder: ModelFolder) -> str:
     if folder.checkpoint.exists():
         return f"its training has not ended: give its command again, with --resume ({folder.path})"
-    command = read_json(folder.card).get("command") if folder.card.exists() else None
-    if command:
-        return f"its card says how to train it: {command}"
+    card = read_json(folder.card) if folder.card.exists() else {}
+    if command := card.get("command"):
+        return f"its card says how to {'make' if 'imported' in card else 'train'} it: {command}"
     run = f"run: cifar-deploy train {folder.name}"
     if folder.path.parent != models_root():
         return f"{run} --out {folder.path}"

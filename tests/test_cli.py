@@ -1,5 +1,6 @@
 """The command line as a person meets it: answers, exit statuses, and what bad input gets."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -244,6 +245,7 @@ def test_doctor_tells_what_works(run: Run) -> None:
     checks = {c["name"]: c for c in json.loads(run("doctor", "--json").out)["checks"]}
     assert checks["onnxruntime cpu"]["works"]
     assert checks["pytorch cpu"]["works"]
+    assert checks["openvino"]["works"] == (importlib.util.find_spec("openvino") is not None)
     assert "onnxruntime cpu" in run("doctor").out
     if not torch.cuda.is_available():
         for check in ("pytorch cuda", "onnxruntime cuda"):

@@ -80,9 +80,11 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
+        foreign = isinstance(error, KeyError) or path.suffix != ".safetensors"
+        way = f"; another program's come in with: cifar-deploy import NETWORK {path}"
         raise UserError(
-            f"{path} is damaged or was not written by cifar-deploy ({error}); make it anew, or "
-            f"bring in another program's weights: cifar-deploy import NETWORK {path.name}"
+            f"{path} is damaged or was not written by cifar-deploy ({error}); make it anew"
+            f"{way if foreign else ''}"
         ) from error
     return tensors, facts
 

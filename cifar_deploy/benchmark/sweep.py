@@ -119,12 +119,13 @@ def contenders(
         opened = []
         runs = [(f, how) for f in files for how in (onnx if f.suffix == ".onnx" else onnx[:1])]
         for file, how in runs:
+            name = f"{file.name}, {how}" if len(onnx) > 1 and file.suffix == ".onnx" else file.name
             try:
                 runtime = open_runtime(file, device, trust, pixels=pixels, onnx=how)
-                opened.append(Contender(folder.name, file.name, runtime))
+                opened.append(Contender(folder.name, name, runtime))
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
-                failures.append(Failure(folder.name, file.name, reason))
+                failures.append(Failure(folder.name, name, reason))
         if with_pytorch:
             exported = any(".fp16." in file.name for file in files)
             halves = ["fp16"] if device.type == "cuda" and exported else []
@@ -152,8 +153,8 @@ def run(
 ) -> Benchmark:
     """Measure every contender at every batch size; those of one model take turns.
 
-    What ends it early, Ctrl-C or a GPU that fails, is left in the answer's `ended`, and what was
-    measured before is kept; it is raised where there is nothing yet.
+    What ends it early, Ctrl-C or a GPU that fails, is left in the answer's `ended`, and the batch
+    sizes that were done before are kept; it is raised where there is none yet.
     """
     pool = Pool(pixels(device), device, max(settings.batches))
     with Watch(device) as watch:
@@ -167,14 +168,14 @@ def run(
         except (UserError, KeyboardInterrupt) as end:
             if not result.rows:
                 raise
-            result.ended = end
+            result.ended = end  # with its traceback: nothing on the GPU is let go before it is told
             result.remarks.append(UNFINISHED)
         result.remarks += [*additions(entered), *remarks(device, watch)]
     return result
 
 
 def additions(entered: Sequence[Contender]) -> list[str]:
-    """What was put before files that take no raw pixels, and is timed with them."""
+    """What was put around files of other programs, and is timed with them."""
     return [
         f"{one.name} {one.runtime.addition}, and timed with it"
         for one in entered
@@ -282,7 +283,7 @@ def _batch(
                 ) from error
             except (UserError, RuntimeError) as error:  # a runtime's own refusal
                 if isinstance(error.__cause__, torch.AcceleratorError):
-                    raise
+                    raise UserError(str(error)) from error
                 reason = one_line(error)
             else:
                 continue

@@ -132,7 +132,7 @@ def _said(remarks: Sequence[str], failures: Sequence[Failure]) -> list[str]:
     return lines
 
 
-SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt")
+SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt")
 
 
 def _card(result: Benchmark, gpu: dict[str, object]) -> str:

@@ -88,7 +88,7 @@ def benchmark(
         if len(set(runtime or [])) > 1:
             raise UserError("--scenario takes one --runtime; run it once for each")
         mlperf.loadgen()  # where it is missing, that is told first
-    ended: BaseException | None = None
+    ended: UserError | KeyboardInterrupt | None = None
     with doing("opening") as told:
         with_compile = on_gpu if compiled is None else compiled
         # Speed does not depend on how pixels are normalised; LoadGen's accuracy does.

@@ -40,7 +40,7 @@ def import_weights(
     """
     name = architectures.canonical(network)
     folder = store.ModelFolder(out or store.models_root() / name)
-    for there in (folder.weights, folder.checkpoint):
+    for there in (folder.weights, folder.checkpoint, folder.card):
         if there.exists():
             raise UserError(f"{there} is there already; write elsewhere with --out, or remove it")
     given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
@@ -52,7 +52,8 @@ def import_weights(
     where, dataset = pick(device), find.load(data.value, data_dir)
     card = bring(name, file, dataset, where, folder, *given, command=command)
     right, facts = card["test_accuracy"], card["data"]
-    if right < 2 / len(dataset.classes):
+    chance = 1 / len(dataset.classes)
+    if right < chance + 0.1 * (1 - chance):
         say(
             "that is hardly more than chance: were the pixels normalised otherwise (--mean, "
             "--std), are the classes in another order, is a part of the network another one?"

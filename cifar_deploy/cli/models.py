@@ -58,9 +58,9 @@ def _top1(entry: store.Json) -> str:
     accuracy = entry["test_accuracy"]
     if accuracy is None:
         return "-"
-    length = f"{entry['epochs']} epochs"
     if entry["epochs"] is None:
         return f"{100 * accuracy:.2f} % (imported)"
+    length = f"{entry['epochs']} epochs"
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))

@@ -53,10 +53,13 @@ def _pictures(path: Path) -> list[Path]:
         if not path.is_dir():
             return [path]
         inside = [one for one in visible(path) if one.is_file()]
-    found = [one for one in inside if may_be_image(one)]
+    found: list[Path] = []
+    others: list[Path] = []
+    for one in inside:
+        (found if may_be_image(one) else others).append(one)
     if not found:
         raise UserError(f"{path} holds no pictures; name a folder that does, or files")
-    if others := [one.name for one in inside if one not in found]:
+    if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        say(f"{path}: {others[0]}{more} left out: no pictures by their names")
+        say(f"{path}: {others[0].name}{more} left out: no pictures by their names")
     return found

@@ -178,6 +178,8 @@ def prove(
                 refused = str(error)
             if refused:
                 say(f"no proof was left beside the files: {refused}")
+    if (mean or std) and not any(row.normalised for one in judgements for row in one.rows):
+        say("--mean and --std changed nothing: no file here leaves the normalisation to others")
     return judgements
 
 

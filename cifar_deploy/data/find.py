@@ -45,7 +45,7 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
         missing = "does not exist" if not place.exists() else "holds no data set"
         raise UserError(
             f"{origin}: {place} {missing}; it should hold cifar-10-batches-py, "
-            "cifar-10-batches-bin, or train/<class>/* and test/<class>/*"
+            "cifar-10-batches-bin, or train/<class>/* and test/<class>/* (or val/<class>/*)"
         )
     if not download:
         raise UserError(

@@ -1,1 +1,1 @@
-"""Runtimes: one small protocol; PyTorch and ONNX Runtime behind it."""
+"""Runtimes: one small protocol; PyTorch, ONNX Runtime, OpenVINO and TensorRT behind it."""

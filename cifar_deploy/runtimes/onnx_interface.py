@@ -1,5 +1,6 @@
 """Read an ONNX file from anywhere: whether it has the deployment interface, or can be given it."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ WANTED = (
 FLOATS = ("float32", "float16")
 TAKEN = f"float32 or float16, pixels as [batch, 3, {SIZE}, {SIZE}] or [batch, {SIZE}, {SIZE}, 3]"
 GIVEN, ANSWER = "cifar_deploy.images", "cifar_deploy.logits"  # names that no graph has
+BROADCASTS = 7  # the first opset whose Mul and Add do
 LARGEST = (1 << 31) - 1  # bytes: protobuf, and with it ONNX, holds no more in one file
 
 
@@ -80,11 +82,18 @@ def inspect(path: Path, foreign: bool = False) -> Json:
     [batch, 32, 32, 3], and one output, float32 [batch, classes]; the batch may be a number.
     `foreign` also lets through what `adapted` can give that interface.
     """
+    model = _read(path)
+    with _checked(path):
+        return _facts(path, model, foreign)
+
+
+@contextlib.contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Turn what onnx's checker objects to into a UserError."""
     import onnx
 
-    model = _read(path)
     try:
-        return _facts(path, model, foreign)
+        yield
     except (onnx.checker.ValidationError, UnicodeError) as error:
         raise UserError(_damaged(path, one_line(error))) from error
 
@@ -95,27 +104,32 @@ def adapted(path: Path, pixels: Pixels) -> tuple[Json, bytes | None, str]:
     Such a file takes float32, float16 or uint8 pixels [batch, 3, 32, 32] or [batch, 32, 32, 3] and
     gives float32 or float16 [batch, classes]; the conversion, and for floats the normalisation by
     `pixels`, are put before its first node. Returns `inspect`'s facts, the graph's bytes (None: the
-    file as it is), and in words what was put before it. Raises UserError as `inspect` does.
+    file as it is), and in words what was put around it. Raises UserError as `inspect` does.
     """
-    facts = inspect(path, foreign=True)
-    (given,), (answer,) = facts["inputs"], facts["outputs"]
-    if _fits(given, answer):
-        return facts, None, ""
     model = _read(path)
-    _put_before(model, given, answer, pixels)
-    said = f"takes {_type(given)}"
+    with _checked(path):
+        facts = _facts(path, model, True)
+        (given,), (answer,) = facts["inputs"], facts["outputs"]
+        if _fits(given, answer):
+            return facts, None, ""
+        _put_around(model, given, answer, pixels)
+        facts = _facts(path, model, False)
+    mean, std = (",".join(f"{v:g}" for v in values) for values in (pixels.mean, pixels.std))
+    said = [f"takes {_type(given)} and gives {answer['dtype']}: here"]
     if given["dtype"] in FLOATS:
-        mean, std = (",".join(f"{v:g}" for v in values) for values in (pixels.mean, pixels.std))
-        said += f"; here mean {mean} and std {std} are put before it"
-    return _facts(path, model, False), model.SerializeToString(), said
+        said.append(f"mean {mean} and std {std} are put before it")
+    elif given["shape"][1] == 3:
+        said.append("a transposition is put before it")
+    if answer["dtype"] != "float32":
+        said.append("a cast to float32 is put behind it")
+    return facts, model.SerializeToString(), f"{said[0]} {', '.join(said[1:])}"
 
 
-def _put_before(model: "onnx.ModelProto", given: Json, answer: Json, pixels: Pixels) -> None:
+def _put_around(model: "onnx.ModelProto", given: Json, answer: Json, pixels: Pixels) -> None:
     """Let `model` begin with the preprocessing, and end in float32."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    kinds = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
     graph, nodes = model.graph, []
     last = GIVEN
 
@@ -148,8 +162,9 @@ def _put_before(model: "onnx.ModelProto", given: Json, answer: Json, pixels: Pix
     shape = ["batch" if batch == "?" else batch, SIZE, SIZE, 3]
     graph.input.insert(0, helper.make_tensor_value_info(GIVEN, TensorProto.UINT8, shape))
     if answer["dtype"] != "float32":
-        last = answer["name"]
-        graph.node.append(helper.make_node("Cast", [last], [ANSWER], to=kinds["float32"]))
+        graph.node.append(
+            helper.make_node("Cast", [answer["name"]], [ANSWER], to=TensorProto.FLOAT)
+        )
         graph.output.remove(graph.output[0])
         graph.output.append(
             helper.make_tensor_value_info(ANSWER, TensorProto.FLOAT, answer["shape"])
@@ -173,6 +188,11 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
     inputs = [_describe(value) for value in model.graph.input if value.name not in weights]
     outputs = [_describe(value) for value in model.graph.output]
     _judge(path, inputs, outputs, foreign)
+    if _opset(model) < BROADCASTS and not _fits(inputs[0], outputs[0]):
+        raise UserError(
+            f"{path} is of opset {_opset(model)}, to which no preprocessing can be added; export "
+            f"it with opset {BROADCASTS} or later"
+        )
     return {
         "opset": _opset(model),
         "precision": _precision(tensors),
@@ -272,11 +292,13 @@ def _judge(path: Path, inputs: list[Json], outputs: list[Json], foreign: bool) -
     known = _image_of(given, ("uint8", *FLOATS)) and _logits(answer, FLOATS)
     if known and foreign:
         return
-    wrong, what = (answer, "output") if _image(given, ("uint8",), -1) else (given, "input")
+    right = _image_of(given, ("uint8", *FLOATS)) if foreign else _image(given, ("uint8",), -1)
+    wrong, what = (answer, "output") if right else (given, "input")
+    way = WANTED
     if known:
-        way = f"{WANTED}; of the commands only validate and benchmark take this file"
-    else:
-        way = f"{WANTED}; validate and benchmark also take {TAKEN}" if foreign else WANTED
+        way += "; only validate, and benchmark without --scenario, take this file"
+    elif foreign and what == "input":
+        way += f"; validate and benchmark also take {TAKEN}"
     raise UserError(f"{path}: {what} {wrong['name']!r} is {_type(wrong)}; {way}")
 
 

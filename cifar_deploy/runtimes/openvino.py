@@ -28,7 +28,8 @@ class OpenVino:
             import openvino
         except ImportError as error:
             raise UserError(
-                f"{path}: OpenVINO does not import ({error}); run: pip install openvino"
+                f"{path}: OpenVINO does not import ({error}); run: "
+                "pip install 'cifar-deploy[openvino]'"
             ) from error
         if device.type != "cpu":
             raise UserError(f"{path}: OpenVINO does not run on {device.type}; use --device cpu")

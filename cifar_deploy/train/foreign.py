@@ -8,7 +8,6 @@ import torch
 
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
-from cifar_deploy.architectures.stages import classifier
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
@@ -44,11 +43,11 @@ def bring(
     own_mean, own_std = dataset.normalisation()
     stem = _stem(state)
     network = architectures.build(name, len(dataset.classes), stem)
-    state = {_our_name(key, network.state_dict()): value for key, value in state.items()}
-    head = state.get(f"{classifier(network)}.weight")
-    if head is not None and head.ndim == 2 and len(head) != len(dataset.classes):
+    wanted = network.state_dict()
+    state = {_our_name(key, wanted, state): value for key, value in state.items()}
+    if (count := _classes(state, wanted)) not in (None, len(dataset.classes)):
         raise UserError(
-            f"{source} answers with {len(head)} classes, {dataset.origin} has "
+            f"{source} answers with {count} classes, {dataset.origin} has "
             f"{len(dataset.classes)}; name the data set it was trained on with --data-dir"
         )
     initial.fill(network, state, [], str(source))
@@ -67,19 +66,30 @@ def bring(
 
 
 def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` without the prefixes of wrappers."""
+    """`state` without the prefixes of wrappers, and torch's counter of averaged models."""
+    state = {key: value for key, value in state.items() if key != "n_averaged"}
     while state and all(WRAPPED.match(key) for key in state):
         state = {key.partition(".")[2]: value for key, value in state.items()}
     return state
 
 
-def _our_name(key: str, known: Container[str]) -> str:
+def _our_name(key: str, known: Container[str], theirs: Container[str]) -> str:
     """How the part that another program calls `key` is called here, where that is known.
 
     kuangliu's pytorch-cifar and what descends from it have their own words in the ResNets.
     """
     ours = re.sub(r"^linear\.", "fc.", key).replace(".shortcut.", ".downsample.")
-    return ours if ours in known else key
+    return ours if ours in known and ours not in theirs else key
+
+
+def _classes(state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> int | None:
+    """How many classes `state` answers with, where nothing but their number differs."""
+    others = {
+        k: state[k].shape for k, v in wanted.items() if k in state and state[k].shape != v.shape
+    }
+    counts = {shape[0] for shape in others.values() if len(shape)}
+    same = all(shape[1:] == wanted[key].shape[1:] for key, shape in others.items())
+    return counts.pop() if len(counts) == 1 and same else None
 
 
 def _stem(state: dict[str, torch.Tensor]) -> str:

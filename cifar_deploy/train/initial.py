@@ -226,8 +226,9 @@ def _download(name: str) -> dict[str, torch.Tensor]:
                 progress=False, check_hash=True, map_location="cpu", weights_only=True
             )
     except Exception as error:  # whatever the network, the disk or the file objects to
+        said = one_line(error)[: weights.MOST_SAID]
         raise UserError(
-            f"--init {IMAGENET}: {wanted.url} could not be downloaded ({one_line(error)}); "
+            f"--init {IMAGENET}: {wanted.url} could not be downloaded ({said}); "
             "name a copy with --weights-file"
         ) from error
     return state

@@ -61,7 +61,12 @@ class Judged:
     agreement: float  # share of images with the reference's top-1
     largest_difference: float  # of a logit, from the reference's
     speed: Speed | None
-    addition: str = ""  # what was put before a file that takes no raw pixels
+    addition: str = ""  # what was put around a file with another program's interface
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the pixels were normalised before the file, which does not do it itself."""
+        return " and std " in self.addition
 
     @property
     def verdict(self) -> str:

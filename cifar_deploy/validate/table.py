@@ -77,7 +77,7 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
             lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
         for row in judgement.rows[1:]:
             if row.addition:
-                lines.append(f"{judgement.label(row.file)} {row.addition} (--mean, --std).")
+                lines.append(f"{judgement.label(row.file)} {row.addition}.")
             if row.verdict != PASS:
                 lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
             elif row.largest_difference > OTHER_LOGITS:
@@ -86,6 +86,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
                     f"to {row.largest_difference:.2g}: its probabilities are not the reference's."
                 )
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
+    if any(row.normalised for judgement in judgements for row in judgement.rows):
+        lines.append("--mean and --std name another normalisation.")
     # Of several models one remark is enough.
     disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}
     lines += [f"{said}." for said in disturbed]

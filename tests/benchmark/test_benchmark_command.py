@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import cifar_deploy
 from cifar_deploy import cli
+from cifar_deploy.cli.options import OnnxBy
+from cifar_deploy.runtimes.load import ONNX
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -148,7 +150,8 @@ def test_two_runtimes_side_by_side(run: Run, models: Path, tmp_path: Path) -> No
     assert status == 0
     found = [row["runtime"].split()[0] for row in json.loads(figures.read_text())["rows"]]
     assert found == ["OpenVINO", "ONNX"]
-    assert "OpenVINO" in out
+    assert "simple_cnn.fp16.onnx, openvino" in out
+    assert {by.value for by in OnnxBy} == set(ONNX)
 
 
 def test_nothing_trained(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,5 +174,5 @@ def test_a_file_of_another_program_is_measured_with_what_it_lacks(run: Run, tmp_
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "x.onnx")
     status, out, _ = run(str(tmp_path / "x.onnx"), *QUICK, "--batch", "2")
     assert status == 0
-    assert "x.onnx takes float32 [batch, 3, 32, 32]; here mean 0,0,0 and std 1,1,1" in out
+    assert "x.onnx takes float32 [batch, 3, 32, 32] and gives float32: here mean 0,0,0" in out
     assert "and timed with it" in out

@@ -272,6 +272,8 @@ def test_a_foreign_graph_gets_the_preprocessing_that_it_lacks(
     np.testing.assert_allclose(found, expected, rtol=0.02 if half else 1e-4, atol=0.2 * half + 1e-3)
     assert said.startswith(f"takes {dtype} [{batch}, ")
     assert ("mean 0.5,0.4,0.3 and std 0.2,0.25,0.3 are put before it" in said) == (dtype != "uint8")
+    assert ("a transposition is put before it" in said) == (dtype == "uint8")
+    assert ("a cast to float32 is put behind it" in said) == half
 
 
 def test_a_deployment_graph_is_left_as_it_is(tmp_path: Path) -> None:
@@ -288,7 +290,39 @@ def test_other_images_are_refused_with_what_is_taken(tmp_path: Path, shape: list
         adapted(written(tmp_path, model), PIXELS)
 
 
+@pytest.mark.parametrize("answer", [["batch", "?"], ["batch", 10, 1, 1]], ids=str)
+def test_an_output_that_is_none_is_told_as_one(tmp_path: Path, answer: list[Any]) -> None:
+    pixels = ("x", TensorProto.FLOAT, ["batch", 3, 32, 32])
+    model = build((pixels,), (("y", TensorProto.FLOAT, answer),))
+    with pytest.raises(UserError, match="output 'y' is float32"):
+        adapted(written(tmp_path, model), PIXELS)
+
+
+@pytest.mark.parametrize("opset", [5, 6])
+def test_an_opset_without_broadcasting_is_refused(tmp_path: Path, opset: int) -> None:
+    pixels = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 32, 32])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3072])
+    nodes = [helper.make_node("Flatten", ["x"], ["y"])]
+    graph = helper.make_graph(nodes, "graph", [pixels], [answer])
+    opsets = [helper.make_opsetid("", opset)]
+    path = written(tmp_path, helper.make_model(graph, opset_imports=opsets, ir_version=3))
+    with pytest.raises(UserError, match=f"is of opset {opset}, .* opset 7 or later"):
+        adapted(path, PIXELS)
+
+
+def test_batches_may_have_other_names_or_none(tmp_path: Path) -> None:
+    model = build(
+        (("x", TensorProto.FLOAT, [None, 3, 32, 32]),), (("y", TensorProto.FLOAT, ["n", 10]),)
+    )
+    facts, raw, _ = adapted(written(tmp_path, model), PIXELS)
+    assert facts["inputs"][0]["shape"] == ["batch", 32, 32, 3]
+    assert raw is not None
+    assert logits(raw, np.zeros((5, 32, 32, 3), np.uint8)).shape == (5, 10)
+
+
 def test_who_takes_a_foreign_graph_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, build((("x", TensorProto.FLOAT, ["batch", 3, 32, 32]),)))
-    with pytest.raises(UserError, match="only validate and benchmark take this file"):
+    with pytest.raises(
+        UserError, match="only validate, and benchmark without --scenario, take this file"
+    ):
         inspect(path)

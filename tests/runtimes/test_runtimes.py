@@ -223,7 +223,7 @@ def test_without_the_library_it_is_said(
     folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    package = {ONNXRUNTIME: "onnxruntime-gpu"}.get(name, name)
+    package = {ONNXRUNTIME: "onnxruntime-gpu", OPENVINO: r"'cifar-deploy\[openvino\]'"}[name]
     with pytest.raises(UserError, match=f"pip install {package}"):
         open_runtime(folder.onnx("fp32"), CPU, onnx=name)
 
@@ -248,6 +248,6 @@ def test_a_foreign_file_gets_its_pixels(
     wanted = PyTorch(trained, CPU).logits(images[:5])
     np.testing.assert_allclose(runtime.logits(images[:5]), wanted, atol=1e-4)
     np.testing.assert_allclose(runtime.bind(images[2:3]).run(), wanted[2:3], atol=1e-4)
-    assert runtime.addition.startswith("takes float32 [1, 3, 32, 32]; here mean 0.5,0.4,0.3")
-    with pytest.raises(UserError, match="only validate and benchmark take this file"):
+    assert runtime.addition.startswith("takes float32 [1, 3, 32, 32] and gives float32: here mean ")
+    with pytest.raises(UserError, match="only validate, and benchmark without"):
         open_runtime(path, CPU, onnx=by)

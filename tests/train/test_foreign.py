@@ -1,6 +1,7 @@
 """Weights that another program trained: taken by torchvision's names, measured, used like ours."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ def same(network: nn.Module, state: State) -> bool:
     return all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("form", ["plain", "safetensors", "pytorch-cifar", "compiled"])
+@pytest.mark.parametrize("form", ["plain", "safetensors", "pytorch-cifar", "compiled", "averaged"])
 def test_the_names_of_other_programs(
     form: str, cifar_resnet18: State, few: Dataset, tmp_path: Path
 ) -> None:
@@ -56,6 +57,9 @@ def test_the_names_of_other_programs(
         torch.save({"net": in_pytorch_cifar(cifar_resnet18), "acc": 95.5, "epoch": 199}, path)
     elif form == "compiled":
         torch.save({f"_orig_mod.{key}": value for key, value in cifar_resnet18.items()}, path)
+    elif form == "averaged":  # by torch.optim.swa_utils
+        state = {f"module.{key}": value for key, value in cifar_resnet18.items()}
+        torch.save({"n_averaged": torch.tensor(7), **state}, path)
     else:
         torch.save(cifar_resnet18, path)
     folder = ModelFolder(tmp_path / "resnet18")
@@ -106,6 +110,8 @@ def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_p
     refused("resnet18", cut, r"another network: missing layer1\.0\.conv1\.weight")
     hundred = models.resnet18(num_classes=100).state_dict()
     refused("resnet18", hundred, r"answers with 100 classes, .* has 10; name the data set")
+    twice = {**cifar_resnet18, "linear.weight": cifar_resnet18["fc.weight"] + 1}
+    refused("resnet18", twice, r"another network: extra linear\.weight")
     broken = {**cifar_resnet18, "fc.bias": torch.full((10,), torch.nan)}
     refused("resnet18", broken, r"fc\.bias is not finite")
     refused("resnet18", {"net": [1, 2]}, "is not a state dict of tensors")
@@ -182,7 +188,31 @@ def test_normalisation_that_is_none(
     assert message in err
 
 
+def test_chance_is_of_the_number_of_classes(
+    run: Run, their: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Two thirds right is something with two classes that lie 2 to 1, and no alarm."""
+    for split in ("train", "test"):
+        for name, source in (("a", "class0"), ("b", "class1")):
+            shutil.copytree(pictures / split / source, tmp_path / "two" / split / name)
+    state = torch.load(their)
+    head = [key for key in state if state[key].shape[:1] == (10,)]
+    state |= {key: state[key][:2] for key in head}
+    torch.save(state, their)
+    status, out, err = run("import", "simple_cnn", their, "--data-dir", tmp_path / "two", "--json")
+    right = json.loads(out)["test_accuracy"]
+    assert (status, "hardly more than chance" in err) == (0, right < 0.55)
+
+
+def test_a_card_is_not_written_over(run: Run, their: Path, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "models" / "simple_cnn")
+    store.write_json(folder.card, {"command": "cifar-deploy train simple_cnn"})
+    status, _, err = run("import", "simple_cnn", their)
+    assert (status, "card.json is there already" in err) == (2, True)
+    assert not folder.weights.exists()
+
+
 def test_init_names_the_way_for_such_weights(run: Run, their: Path) -> None:
     status, _, err = run("train", "simple_cnn", "--init", their, "--device", "cpu")
     assert status == 2
-    assert "cifar-deploy import NETWORK their.pth" in err
+    assert f"cifar-deploy import NETWORK {their}" in err

@@ -19,7 +19,7 @@ from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import OPENVINO
-from cifar_deploy.store import ModelFolder, sha256_of, write_manifest
+from cifar_deploy.store import ModelFolder, proof_path, sha256_of, write_manifest
 from cifar_deploy.validate import proof, table
 from cifar_deploy.validate.judge import (
     MARGINS,
@@ -285,7 +285,7 @@ def test_a_file_that_normalises_nothing_is_judged_as_the_reference_sees(
     assert judgement.passed
     row = judgement.rows[1]
     assert row.largest_difference < 1e-3
-    said = "floats.onnx takes float32 [batch, 3, 32, 32]; here mean "
+    said = "floats.onnx takes float32 [batch, 3, 32, 32] and gives float32: here mean "
     assert any(line.startswith(said) for line in table.remarks([judgement]))
     rows: Any = to_json(judgement)["rows"]
     assert rows[1]["addition"] == row.addition
@@ -301,7 +301,9 @@ def test_another_normalisation_is_anothers(
 
 
 def test_what_was_put_before_a_file_is_no_proof_of_it(
-    trained: Trained, floats: Path, judged_data: Dataset
+    trained: Trained, folder: ModelFolder, floats: Path, judged_data: Dataset, tmp_path: Path
 ) -> None:
-    judgement = judged(trained, [floats], judged_data)
-    assert proof.write(judgement, {floats: sha256_of(floats)}, len(judged_data.test)) == []
+    own = shutil.copy(folder.onnx("fp32"), tmp_path / "own.onnx")
+    judgement = judged(trained, [floats, own], judged_data)
+    files = {file: sha256_of(file) for file in (floats, own)}
+    assert proof.write(judgement, files, len(judged_data.test)) == [proof_path(own)]

@@ -1,6 +1,8 @@
 """Trained weights on disk: safetensors with the preprocessing in the header, never a pickle."""
 
 import json
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,8 @@ from cifar_deploy.store import Json, ModelFolder, read_card, write_bytes
 
 HEADER = "cifar_deploy"
 # Where training programs put the state dict in their checkpoints.
-WITHIN = ("state_dict", "model_state_dict", "model", "net")
-MOST_SAID = 120  # characters of torch's unpickler, whose first line can be a page
+WITHIN = ("state_dict", "model_state_dict", "model", "net", "weights")
+MOST_SAID = 120  # characters of an error, whose first line can be a page
 
 
 @dataclass(frozen=True)
@@ -96,28 +98,57 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     is run. Raises UserError where it is missing, damaged or something else.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = load_file(path) if _is_safetensors(path) else _unpickled(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is TorchScript; save its state dict alone") from error
         raise UserError(f"{path} cannot be read: {one_line(error)[:MOST_SAID]}") from error
     except Exception as error:  # torch's unpickler: an UnpicklingError for what it will not run
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{path} holds more than tensors, or is damaged; it is not opened "
-            f"({one_line(error)[:MOST_SAID]}); save its state dict alone"
+            f"{path} holds more than tensors{f' ({found[1]})' if found else ''}, or is damaged; it "
+            "is not opened: save its state dict alone"
         ) from error
-    for key in WITHIN if isinstance(state, dict) else ():
-        if isinstance(state.get(key), dict):
-            state = state[key]
-            break
+    while isinstance(state, dict) and (key := next((k for k in WITHIN if _dict(state, k)), None)):
+        state = state[key]
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
     ):
-        raise UserError(f"{path} is not a state dict of tensors")
+        held = f": it holds {_listed(sorted(map(str, state)))}" if isinstance(state, dict) else ""
+        raise UserError(f"{path} is not a state dict of tensors{held}")
+    for name, tensor in state.items():
+        if kind := _strange(tensor):
+            raise UserError(f"{path}: {name} is {kind}; save the plain float state dict")
     return state
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether it begins as such a file, whatever its name: a length, then JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _unpickled(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _dict(state: dict[Any, Any], key: str) -> bool:
+    return isinstance(state.get(key), dict)
+
+
+def _strange(tensor: torch.Tensor) -> str:
+    """Why this is no weight, statistic or counter; nothing where it is."""
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_meta:
+        return "without data"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "" if tensor.is_floating_point() or not tensor.ndim else f"of {tensor.dtype}"
 
 
 def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:

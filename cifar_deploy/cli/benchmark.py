@@ -96,7 +96,8 @@ def benchmark(
         onnx = [by.value for by in dict.fromkeys(runtime or [OnnxBy.onnxruntime])]
         entered, failures = sweep.contenders(work, where, with_compile, trust, pixels, onnx)
         if failures and not entered:
-            raise UserError(f"nothing to measure: {failures[0].reason}")
+            first = failures[0]
+            raise UserError(f"nothing to measure: {first.name}: {first.reason}")
         if scenario:
             folders = [folder for folder, *_ in work]
             ran = mlperf.run_all(

@@ -102,6 +102,13 @@ def per_channel(text: str | None, option: str, positive: bool = False) -> list[f
     if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or not positive) for v in values):
         kind = "positive numbers" if positive else "numbers"
         raise UserError(f"{option} {text}: three {kind} as 0.49,0.48,0.45, or one for all channels")
+    # A mean over 1 is one of pixels in 0..255; 1/255 as std is for networks that take those.
+    low, high = (1e-3, 10.0) if positive else (-1.0, 1.0)
+    if not all(low <= v <= high for v in values):
+        raise UserError(
+            f"{option} {text}: they are of pixels in 0..1, from {low:g} to {high:g}; those of "
+            "pixels in 0..255 are divided by 255"
+        )
     return values
 
 

@@ -178,6 +178,9 @@ def prove(
                 refused = str(error)
             if refused:
                 say(f"no proof was left beside the files: {refused}")
+            for row in judgement.rows[1:]:
+                if row.addition and Path(row.file) in own:
+                    say(f"no proof was left beside {row.file}: it is no deployment graph by itself")
     if (mean or std) and not any(row.normalised for one in judgements for row in one.rows):
         say("--mean and --std changed nothing: no file here leaves the normalisation to others")
     return judgements

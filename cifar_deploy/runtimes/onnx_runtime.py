@@ -68,7 +68,7 @@ class OnnxRuntime:
         if stream in self._sessions:
             return self._sessions[stream]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; they reach the user through the exception
+        options.log_severity_level = 4  # fatal; errors reach the user through the exception
         options.intra_op_num_threads = torch.get_num_threads()
         providers: list[Any] = [CPU]
         if device.type == "cuda":

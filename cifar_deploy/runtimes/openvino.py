@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.errors import UserError, one_line
+from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 
@@ -49,7 +49,7 @@ class OpenVino:
             model = core.read_model(io.BytesIO(graph.source) if graph.source else path)
             self._compiled = core.compile_model(model, "CPU", hints)
         except RuntimeError as error:
-            raise UserError(f"{path}: OpenVINO cannot load it: {one_line(error)}") from error
+            raise UserError(f"{path}: OpenVINO cannot load it: {_said(error)}") from error
 
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
@@ -69,7 +69,7 @@ class OpenVino:
             yield
         except RuntimeError as error:
             raise UserError(
-                f"{self._path}: OpenVINO cannot run a batch of {batch}: {one_line(error)}"
+                f"{self._path}: OpenVINO cannot run a batch of {batch}: {_said(error)}"
             ) from error
 
     def bind(self, images: Images) -> Bound:
@@ -89,3 +89,9 @@ class OpenVino:
             return result
 
         return Bound(given, run)
+
+
+def _said(error: RuntimeError) -> str:
+    """What OpenVINO says: its last line; before it stands where in its sources that was."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+    return lines[-1] if lines else type(error).__name__

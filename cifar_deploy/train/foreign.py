@@ -4,6 +4,7 @@ import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cifar_deploy import architectures
@@ -39,11 +40,12 @@ def bring(
     Raises UserError for a file that cannot be read, weights of another network (with what is
     missing and what is extra) or for another number of classes, and where the disk refuses.
     """
-    state = _unwrapped(weights.read_state(source))
+    state = weights.read_state(source)
     own_mean, own_std = dataset.normalisation()
     stem = _stem(state)
     network = architectures.build(name, len(dataset.classes), stem)
     wanted = network.state_dict()
+    state = _unwrapped(state, list(dict(network.named_parameters())))
     state = {_our_name(key, wanted, state): value for key, value in state.items()}
     if (count := _classes(state, wanted)) not in (None, len(dataset.classes)):
         raise UserError(
@@ -56,8 +58,13 @@ def bring(
         raise UserError(f"{source}: {lost[0]} is not finite; its training diverged")
     given = (list(mean or own_mean), list(std or own_std))
     trained = Trained(name, network.eval(), dataset.classes, *given, card={})
-    answers = PyTorch(trained, device).logits(dataset.test.images).argmax(1)
-    accuracy = float((answers == dataset.test.labels).mean())
+    logits = PyTorch(trained, device).logits(dataset.test.images)
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"{source}: its answers are no finite numbers; the weights, or --mean and --std, are "
+            "too large or too small"
+        )
+    accuracy = float((logits.argmax(1) == dataset.test.labels).mean())
     facts = weights.header(name, stem, dataset.classes, *given)
     weights.save(folder.weights, weights.stored(network, "fp32"), facts)
     made = card.imported(trained, source, folder, dataset, accuracy, command, device)
@@ -65,10 +72,19 @@ def bring(
     return made
 
 
-def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` without the prefixes of wrappers, and torch's counter of averaged models."""
-    state = {key: value for key, value in state.items() if key != "n_averaged"}
-    while state and all(WRAPPED.match(key) for key in state):
+def _unwrapped(state: dict[str, torch.Tensor], wanted: Sequence[str]) -> dict[str, torch.Tensor]:
+    """`state` without wrappers' prefixes, and without what stands beside the wrapped network.
+
+    That is a loss with weights, a metric, torch's counter of averaged models. `wanted` are the
+    network's parameters, in order.
+    """
+    first = wanted[0]
+    prefixes = {key.removesuffix(first) for key in state if key.endswith(first)}
+    for prefix in sorted(prefixes, key=len):
+        inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if {_our_name(key, wanted, inner) for key in inner} >= set(wanted):
+            return inner
+    while state and all(WRAPPED.match(key) for key in state):  # for what is told of them
         state = {key.partition(".")[2]: value for key, value in state.items()}
     return state
 
@@ -94,5 +110,5 @@ def _classes(state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
 
 def _stem(state: dict[str, torch.Tensor]) -> str:
     """torchvision's 7x7 stem, or the one for 32x32 images."""
-    first = state.get("conv1.weight")
-    return "imagenet" if first is not None and first.shape[2:] == (7, 7) else "cifar"
+    sizes = {value.shape[2:] for key, value in state.items() if key.endswith("conv1.weight")}
+    return "imagenet" if (7, 7) in sizes else "cifar"

@@ -189,6 +189,14 @@ def check_classes(model: str, classes: tuple[str, ...], dataset: Dataset) -> Non
         )
 
 
+def unanswered(logits: Logits) -> int:
+    """For how many images a logit is NaN or infinity, of which no top-1 can be taken.
+
+    Minus infinity is a class that is ruled out, as a log-softmax in fp16 may say.
+    """
+    return int((np.isnan(logits) | np.isposinf(logits)).any(1).sum())
+
+
 def _row(
     file: str,
     runtime: Runtime,
@@ -199,6 +207,16 @@ def _row(
 ) -> Judged:
     logits = runtime.logits(split.images)
     reference_logits = reference.logits if reference else logits
+    if len(logits) != len(split):
+        raise UserError(
+            f"{file} gives {len(logits):,} answers for {len(split):,} images; export it with an "
+            "open batch, or one that is fixed throughout"
+        )
+    if lost := unanswered(logits):
+        raise UserError(
+            f"{file} has no number for an answer to {lost:,} of {len(split):,} images (NaN or "
+            "infinity): its weights, or the mean and std, are too large or too small"
+        )
     if logits.shape != reference_logits.shape:
         raise UserError(
             f"{file} answers with {logits.shape[1]} classes, the reference with "

@@ -1,6 +1,7 @@
 """The proof that stands beside an exported file: what was judged, on what, with which verdict."""
 
 import datetime
+import math
 from pathlib import Path
 
 from cifar_deploy.store import Json, proof_path, sha256_of, write_json
@@ -42,6 +43,9 @@ def _proof(judgement: Judgement, row: Judged, sha256: str) -> Json:
         "reference_accuracy": reference.accuracy,
         "lost": comparison.lost,
         "gained": comparison.gained,
+        "largest_logit_difference": (
+            row.largest_difference if math.isfinite(row.largest_difference) else None
+        ),
         "upper_bound_of_loss_points": 100 * comparison.upper,
         "margin_points": 100 * comparison.margin,
         "weights_sha256": judgement.facts["weights_sha256"],

@@ -1,5 +1,6 @@
 """Weights that another program trained: taken by torchvision's names, measured, used like ours."""
 
+import argparse
 import json
 import shutil
 import sys
@@ -46,7 +47,9 @@ def same(network: nn.Module, state: State) -> bool:
     return all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("form", ["plain", "safetensors", "pytorch-cifar", "compiled", "averaged"])
+@pytest.mark.parametrize(
+    "form", ["plain", "safetensors", "pytorch-cifar", "compiled", "averaged", "lightning"]
+)
 def test_the_names_of_other_programs(
     form: str, cifar_resnet18: State, few: Dataset, tmp_path: Path
 ) -> None:
@@ -60,6 +63,10 @@ def test_the_names_of_other_programs(
     elif form == "averaged":  # by torch.optim.swa_utils
         state = {f"module.{key}": value for key, value in cifar_resnet18.items()}
         torch.save({"n_averaged": torch.tensor(7), **state}, path)
+    elif form == "lightning":  # with what stands beside the network
+        state = {f"model.net.{key}": value for key, value in cifar_resnet18.items()}
+        state |= {"criterion.weight": torch.ones(10), "metric.total": torch.tensor(3)}
+        torch.save({"state_dict": state, "hyper_parameters": {"lr": 0.1}, "epoch": 3}, path)
     else:
         torch.save(cifar_resnet18, path)
     folder = ModelFolder(tmp_path / "resnet18")
@@ -97,6 +104,7 @@ def test_what_was_trained_keeps_its_accuracy(
     assert (PyTorch(otherwise, CPU).logits(images) != PyTorch(ours, CPU).logits(images)).any()
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_path: Path) -> None:
     def refused(name: str, state: object, message: str) -> None:
         torch.save(state, tmp_path / "their.pth")
@@ -114,7 +122,25 @@ def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_p
     refused("resnet18", twice, r"another network: extra linear\.weight")
     broken = {**cifar_resnet18, "fc.bias": torch.full((10,), torch.nan)}
     refused("resnet18", broken, r"fc\.bias is not finite")
-    refused("resnet18", {"net": [1, 2]}, "is not a state dict of tensors")
+    refused("resnet18", {"net": [1, 2]}, "is not a state dict of tensors: it holds net")
+    first = cifar_resnet18["conv1.weight"]
+    for strange, said in (
+        (first.to_sparse(), "sparse"),
+        (first.to("meta"), "without data"),
+        (torch.quantize_per_tensor(first, 0.1, 0, torch.qint8), "quantised"),
+        (first.to(torch.complex64), r"of torch\.complex64"),
+        (first.to(torch.int8), r"of torch\.int8"),
+    ):
+        refused("resnet18", {**cifar_resnet18, "conv1.weight": strange}, f"conv1.weight is {said}")
+    huge = {
+        **cifar_resnet18,
+        "conv1.weight": first * 1e38,
+        "fc.weight": torch.full((10, 512), 1e38),
+    }
+    refused("resnet18", huge, "its answers are no finite numbers")
+    refused(
+        "resnet18", {"state_dict": cut, "args": argparse.Namespace()}, r"\(argparse\.Namespace\)"
+    )
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -178,6 +204,9 @@ def test_nothing_is_written_over(run: Run, their: Path) -> None:
         (("--mean", "1,2"), "--mean 1,2: three numbers as"),
         (("--mean", "nan"), "--mean nan: three numbers as"),
         (("--std", "0.2,0,0.2"), "--std 0.2,0,0.2: three positive numbers"),
+        (("--mean", "125.3,123,113.9"), "those of pixels in 0..255 are divided by 255"),
+        (("--std", "63,62.1,66.7"), "those of pixels in 0..255 are divided by 255"),
+        (("--std", "1e-300"), "of pixels in 0..1, from 0.001 to 10"),
     ],
 )
 def test_normalisation_that_is_none(

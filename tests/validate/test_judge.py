@@ -1,6 +1,7 @@
 """A trained network and its exported files, judged as `validate` judges them."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import json
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 from cifar_deploy import watch
 from cifar_deploy.architectures.weights import Trained
@@ -248,6 +251,32 @@ def test_who_else_used_the_processor_while_it_was_timed_is_told(
     assert to_json(timed)["remarks"] == ["the processor was busy: others used 50 % of it"]
     untimed = judged(trained, files, judged_data, Options(seconds=0.0), images=20)
     assert to_json(untimed)["remarks"] == []
+
+
+def bent(source: Path, target: Path, value: float) -> Path:
+    """A copy of an ONNX file in which one weight is `value`."""
+    model = onnx.load(source)
+    tensor = model.graph.initializer[0]
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[0] = value
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, target)
+    return target
+
+
+def test_what_answers_with_no_number_never_passes(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset, tmp_path: Path
+) -> None:
+    nan = bent(folder.onnx("fp32"), tmp_path / "nan.onnx", float("nan"))
+    judgement = judged(trained, [nan], judged_data, images=50)
+    (row,) = judgement.unusable
+    assert "no number for an answer to 50 of 50 images" in row.reason
+    assert not judgement.passed
+    broken = copy.deepcopy(trained)
+    with torch.no_grad():
+        next(broken.network.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"^PyTorch \(reference\) has no number for an answer"):
+        judged(broken, [folder.onnx("fp32")], judged_data, images=50)
 
 
 def test_openvino_may_judge(trained: Trained, folder: ModelFolder, judged_data: Dataset) -> None:

@@ -226,7 +226,40 @@ def _read(path: Path) -> "onnx.ModelProto":
         )
     if not model.graph.node or not _opset(model):
         raise UserError(_damaged(path, "there is no whole graph in it"))
+    _in_order(model.graph)
     return model
+
+
+def _in_order(graph: "onnx.GraphProto") -> None:
+    """Let every node stand behind those it needs: the checker asks for it, runtimes do not.
+
+    ONNX Runtime's converter to fp16, for one, writes its casts at the end.
+    """
+    made = {name for node in graph.node for name in node.output if name}  # "" is left out
+    done: set[str] = set()
+    order: list[onnx.NodeProto] = []
+    waiting = list(graph.node)
+    while waiting:
+        later = []
+        for node in waiting:
+            if _needs(node) & made <= done:
+                order.append(node)
+                done.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):  # a circle, which the checker tells
+            return
+        waiting = later
+    if any(mine is not theirs for mine, theirs in zip(order, graph.node, strict=True)):
+        sorted_nodes = [type(node).FromString(node.SerializeToString()) for node in order]
+        del graph.node[:]
+        graph.node.extend(sorted_nodes)
+
+
+def _needs(node: "onnx.NodeProto") -> set[str]:
+    """The names that `node` and what is inside it take."""
+    graphs = [g for attribute in node.attribute for g in (attribute.g, *attribute.graphs)]
+    return set(node.input).union(*(_needs(inner) for graph in graphs for inner in graph.node))
 
 
 def _damaged(path: Path, reason: str) -> str:

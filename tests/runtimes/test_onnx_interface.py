@@ -320,6 +320,28 @@ def test_batches_may_have_other_names_or_none(tmp_path: Path) -> None:
     assert logits(raw, np.zeros((5, 32, 32, 3), np.uint8)).shape == (5, 10)
 
 
+def test_nodes_may_stand_in_any_order(tmp_path: Path) -> None:
+    """As ONNX Runtime's converter to fp16 leaves them."""
+    model = build()
+    model.graph.node.reverse()
+    images = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    assert inspect(written(tmp_path, model)) == inspect(written(tmp_path, build()))
+    floats = build((("x", TensorProto.FLOAT, ["batch", 3, 32, 32]),))
+    wanted = adapted(written(tmp_path, floats), PIXELS)[1]
+    floats.graph.node.reverse()
+    found = adapted(written(tmp_path, floats), PIXELS)[1]
+    assert wanted is not None
+    assert found is not None
+    np.testing.assert_array_equal(logits(found, images), logits(wanted, images))
+
+
+def test_a_circle_is_told(tmp_path: Path) -> None:
+    model = build()
+    model.graph.node[0].input[0] = "product"
+    with pytest.raises(UserError, match="no valid ONNX file"):
+        inspect(written(tmp_path, model))
+
+
 def test_who_takes_a_foreign_graph_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, build((("x", TensorProto.FLOAT, ["batch", 3, 32, 32]),)))
     with pytest.raises(

@@ -19,7 +19,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.export.fold import fold_batch_norms
 from cifar_deploy.export.pools import plain_pools
 from cifar_deploy.runtimes import onnx_interface
-from cifar_deploy.store import Json, ModelFolder, atomic_path, write_manifest
+from cifar_deploy.store import Json, ModelFolder, atomic_path, manifest_path, write_manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -40,12 +40,14 @@ def export_onnx(folder: ModelFolder, precision: str) -> Path:
     final name before onnx's checker with full shape inference has passed. Returns the path.
 
     Raises UserError for another precision, without trained weights, where a weight does not fit
-    the precision, and where the disk refuses.
+    the precision, where another program's file has that name, and where the disk refuses.
     """
     import onnx
 
     if precision not in DTYPES:
         raise UserError(f"--precision {precision}: it can be {' or '.join(PRECISIONS)}")
+    path = folder.onnx(precision)
+    _keep_foreign(path)
     trained = weights.load(folder)
     network = fold_batch_norms(trained.network)
     plain_pools(network)
@@ -65,7 +67,6 @@ def export_onnx(folder: ModelFolder, precision: str) -> Path:
     }
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     onnx.helper.set_model_props(model, texts)
-    path = folder.onnx(precision)
     with atomic_path(path) as part:
         part.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(part, full_check=True)
@@ -81,6 +82,20 @@ def export_onnx(folder: ModelFolder, precision: str) -> Path:
     }
     write_manifest(path, manifest)
     return path
+
+
+def _keep_foreign(path: Path) -> None:
+    """Raise UserError where `path` is another program's file, which is not to be lost."""
+    if not path.exists() or manifest_path(path).exists():
+        return
+    try:
+        foreign = "cifar_deploy" not in onnx_interface.inspect(path, foreign=True)["metadata"]
+    except UserError:  # damaged, or nothing that could be used here
+        return
+    if foreign:
+        raise UserError(
+            f"{path} was not exported by cifar-deploy and would be written over; move it elsewhere"
+        )
 
 
 def _check_range(network: nn.Module, precision: str, source: Path) -> None:

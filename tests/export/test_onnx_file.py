@@ -221,6 +221,21 @@ def test_weight_that_is_no_number(shelf: "Shelf", tmp_path: Path) -> None:
     assert folder.exported() == []
 
 
+def test_another_programs_file_is_not_written_over(shelf: "Shelf", tmp_path: Path) -> None:
+    folder = copied(shelf.folder("simple_cnn"), tmp_path / "simple_cnn")
+    mine = export_onnx(folder, "fp32")
+    manifest_path(mine).unlink()
+    assert export_onnx(folder, "fp32") == mine  # but our own that lost its manifest is
+    manifest_path(mine).unlink()
+    theirs = onnx.load(mine)
+    del theirs.metadata_props[:]
+    onnx.save(theirs, mine)
+    before = mine.read_bytes()
+    with pytest.raises(UserError, match="was not exported by cifar-deploy"):
+        export_onnx(folder, "fp32")
+    assert mine.read_bytes() == before
+
+
 def test_unknown_precision(shelf: "Shelf") -> None:
     with pytest.raises(UserError, match="--precision int4: it can be fp32 or fp16"):
         export_onnx(shelf.folder("simple_cnn"), "int4")

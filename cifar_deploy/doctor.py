@@ -107,8 +107,9 @@ def _onnxruntime(provider: str) -> str:
 def _openvino() -> str:
     import openvino
 
-    core = openvino.Core()
-    core.compile_model(core.read_model(io.BytesIO(_negation([1]))), "CPU")
+    from cifar_deploy.runtimes.openvino import core
+
+    core().compile_model(core().read_model(io.BytesIO(_negation([1]))), "CPU")
     return f"OpenVINO {openvino.__version__.partition('-')[0]}"
 
 

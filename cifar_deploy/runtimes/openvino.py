@@ -1,9 +1,11 @@
 """OpenVINO: ONNX files on a CPU, as the C++ library runs them."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +13,19 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's one Core of this process, which is never let go.
+
+    The first model that a Core compiles gives the thread a stack for signals, and the Core's end
+    puts the stack before it back: of two, that may be one already freed, on which the next signal
+    ends the process (seen with OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVino:
@@ -45,9 +60,8 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
-            core = openvino.Core()
-            model = core.read_model(io.BytesIO(graph.source) if graph.source else path)
-            self._compiled = core.compile_model(model, "CPU", hints)
+            model = core().read_model(io.BytesIO(graph.source) if graph.source else path)
+            self._compiled = core().compile_model(model, "CPU", hints)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot load it: {_said(error)}") from error
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from processes import python
 
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
@@ -226,6 +227,21 @@ def test_without_the_library_it_is_said(
     package = {ONNXRUNTIME: "onnxruntime-gpu", OPENVINO: r"'cifar-deploy\[openvino\]'"}[name]
     with pytest.raises(UserError, match=f"pip install {package}"):
         open_runtime(folder.onnx("fp32"), CPU, onnx=name)
+
+
+def test_a_signal_after_openvino_is_handled(folder: ModelFolder) -> None:
+    """A stack for signals that was freed would end the process (it did, with a Core a model)."""
+    pytest.importorskip("openvino")
+    code = (
+        "import os, signal, sys, torch; from pathlib import Path\n"
+        "from cifar_deploy.runtimes.openvino import OpenVino\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "one, two = (OpenVino(Path(p), torch.device('cpu')) for p in sys.argv[1:])\n"
+        "del one; del two\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = python("-c", code, folder.onnx("fp32"), folder.onnx("fp16"))
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_openvino_is_for_cpus(folder: ModelFolder) -> None:

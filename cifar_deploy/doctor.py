@@ -105,12 +105,10 @@ def _onnxruntime(provider: str) -> str:
 
 
 def _openvino() -> str:
-    import openvino
-
-    from cifar_deploy.runtimes.openvino import core
+    from cifar_deploy.runtimes.openvino import core, version
 
     core().compile_model(core().read_model(io.BytesIO(_negation([1]))), "CPU")
-    return f"OpenVINO {openvino.__version__.partition('-')[0]}"
+    return version()
 
 
 def _negation(shape: list[int | str]) -> bytes:

@@ -1,11 +1,15 @@
-"""Python in a process of its own."""
+"""Python in a process of its own, and the command line in this one."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import cifar_deploy
+from cifar_deploy import cli
 
 
 def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -21,3 +25,19 @@ def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedPr
             **environment,
         },
     )
+
+
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the program with its arguments: exit status, standard output, standard error."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cifar-deploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, printed.out, printed.err
+
+    return call

@@ -19,9 +19,8 @@ class OnnxRuntime:
     """An ONNX file with the deployment interface, loaded into ONNX Runtime.
 
     With `pixels` also one with another program's interface, before which they are put. Raises
-    UserError where the file is damaged, foreign or not the one
-    its manifest speaks of, and where `device` is CUDA and not every node of the graph can run
-    there.
+    UserError where the file is damaged, foreign or not the one its manifest speaks of, and where
+    `device` is CUDA and not every node of the graph can run there.
     """
 
     def __init__(

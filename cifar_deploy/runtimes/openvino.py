@@ -28,6 +28,13 @@ def core() -> Any:
     return openvino.Core()
 
 
+def version() -> str:
+    """OpenVINO's name and version, without its build's."""
+    import openvino
+
+    return f"OpenVINO {openvino.__version__.partition('-')[0]}"
+
+
 class OpenVino:
     """An ONNX file with the deployment interface, loaded into OpenVINO on the CPU.
 
@@ -40,7 +47,7 @@ class OpenVino:
         self, path: Path, device: torch.device, pixels: onnx_interface.Pixels | None = None
     ) -> None:
         try:
-            import openvino
+            self.runtime = version()
         except ImportError as error:
             raise UserError(
                 f"{path}: OpenVINO does not import ({error}); run: "
@@ -49,7 +56,6 @@ class OpenVino:
         if device.type != "cpu":
             raise UserError(f"{path}: OpenVINO does not run on {device.type}; use --device cpu")
         self._graph = graph = onnx_interface.graph(path, pixels)
-        self.runtime = f"OpenVINO {openvino.__version__.partition('-')[0]}"
         self.provider, self.device = "CPU", str(device)
         self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
         self._path = path

@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from processes import command_line
 
 import cifar_deploy
-from cifar_deploy import cli
 from cifar_deploy.cli.options import OnnxBy
 from cifar_deploy.runtimes.load import ONNX
 
@@ -23,15 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-deploy", "benchmark", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, printed.out, printed.err
-
-    return call
+    return partial(command_line(monkeypatch, capsys), "benchmark")
 
 
 QUICK = ("--device", "cpu", "--seconds", "0.02")

@@ -3,17 +3,17 @@
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from processes import command_line
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from cifar_deploy import architectures, cli, store
+from cifar_deploy import architectures, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
@@ -156,15 +156,7 @@ def run(
     monkeypatch.setenv(store.MODELS_VARIABLE, str(tmp_path / "models"))
     monkeypatch.setenv(find.DATA_VARIABLE, str(pictures))
 
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-deploy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, printed.out, printed.err
-
-    return call
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture

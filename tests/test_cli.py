@@ -20,6 +20,8 @@ from PIL import Image
 from cifar_deploy import cli
 from cifar_deploy.data.dataset import Dataset, Split
 
+FILE = "models/simple_cnn/simple_cnn.fp32.onnx"
+
 
 @dataclass
 class Answer:
@@ -157,7 +159,7 @@ def test_validate_says_how_many_images_would_tell(run: Run) -> None:
 
 def test_a_file_from_elsewhere_is_judged_against_a_model(run: Run, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.onnx"
-    shutil.copy("models/simple_cnn/simple_cnn.fp32.onnx", stranger)
+    shutil.copy(FILE, stranger)
     answer = run(
         "validate", stranger, "--reference", "simple_cnn", "--max-drop", "1", "--no-latency"
     )
@@ -166,7 +168,7 @@ def test_a_file_from_elsewhere_is_judged_against_a_model(run: Run, tmp_path: Pat
 
 
 def test_a_broken_file_from_elsewhere_fails(run: Run, tmp_path: Path) -> None:
-    model = onnx.load("models/simple_cnn/simple_cnn.fp32.onnx")
+    model = onnx.load(FILE)
     last = [node for node in model.graph.node if node.op_type == "Gemm"][-1]
     weight = next(t for t in model.graph.initializer if t.name == last.input[1])
     values = onnx.numpy_helper.to_array(weight)
@@ -217,8 +219,7 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
     large = Path("large.jpg")
     Image.open(picture).resize((200, 120)).save(large)
     by_model = json.loads(run("predict", "simple_cnn", picture, large, "--json").out)
-    file = "models/simple_cnn/simple_cnn.fp32.onnx"
-    by_file = json.loads(run("predict", file, picture, large, "--json").out)
+    by_file = json.loads(run("predict", FILE, picture, large, "--json").out)
     assert len(by_model) == 2
     for mine, other in zip(by_model, by_file, strict=True):
         assert [t["class"] for t in mine["top"]] == [t["class"] for t in other["top"]]
@@ -226,7 +227,7 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
             other["top"][0]["probability"], abs=1e-4
         )
         assert 0 < sum(t["probability"] for t in mine["top"]) <= 1 + 1e-5
-    assert f"{picture}: {by_model[0]['top'][0]['class']}" in run("predict", file, picture).out
+    assert f"{picture}: {by_model[0]['top'][0]['class']}" in run("predict", FILE, picture).out
     Path("folder", "deeper").mkdir(parents=True)
     shutil.copy(picture, "folder/a.png")
     large.rename("folder/b.jpg")
@@ -394,7 +395,9 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("package", "simple_cnn", "--target", "tritn"), "'tritn' is not one of 'cpp', 'triton'"),
         (("validate", "--images", "0"), "Invalid value for '--images'"),
         (("train",), "Missing argument"),
-        (("package", "lone.onnx"), "is a file; `package` takes a model"),
+        (("package", "lone.onnx"), "lone.onnx is a file; here goes a trained model, by its name"),
+        (("validate", FILE, "--reference", FILE), f"{FILE} is a file; here goes a trained model"),
+        (("export", FILE), f"{FILE} is a file; here goes a trained model"),
         (("benchmark", "lone.onnx"), "there is no file lone.onnx"),
     ],
 )
@@ -478,7 +481,7 @@ def test_no_weights_and_no_files(refused: Callable[..., str]) -> None:
 
 def test_truncated_or_foreign_onnx(refused: Callable[..., str]) -> None:
     cut = Path("cut.onnx")
-    cut.write_bytes(Path("models/simple_cnn/simple_cnn.fp32.onnx").read_bytes()[:5000])
+    cut.write_bytes(Path(FILE).read_bytes()[:5000])
     assert "cut.onnx" in refused("predict", cut, "models/simple_cnn/curves.png")
     assert "cut.onnx" in refused("validate", cut, "--reference", "simple_cnn")
     foreign = Path("foreign.onnx")
@@ -501,7 +504,7 @@ def test_files_of_earlier_weights(refused: Callable[..., str]) -> None:
 
 
 def test_manifest_that_does_not_match(refused: Callable[..., str]) -> None:
-    file = Path("models/simple_cnn/simple_cnn.fp32.onnx")
+    file = Path(FILE)
     with file.open("ab") as out:
         out.write(b"\0")
     said = refused("predict", file, "models/simple_cnn/curves.png")

@@ -42,7 +42,12 @@ def canonical(name: str) -> str:
 
 
 def folder(model: str) -> store.ModelFolder:
-    """The folder of a model given by name, alias or path. Raises UserError for an unknown name."""
+    """The folder of a model given by name, alias or path.
+
+    Raises UserError for an unknown name, and for a file of a model.
+    """
+    if Path(model).suffix in store.EXPORTED or Path(model).is_file():
+        raise UserError(f"{model} is a file; here goes a trained model, by its name or folder")
     if "/" in model or Path(model, store.CARD).is_file():
         # A model has the name of its folder, also where that is called "." or "..".
         named = Path(model).name not in ("", "..")

@@ -1,6 +1,7 @@
 """What the commands share: options of the same name and meaning, and how they speak."""
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -139,12 +140,15 @@ def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[Callable[[str], None]]:
-    """Yield what is told of the work: a line that changes on a terminal, lines anywhere else."""
+    """Yield what is told of the work: a line that changes on a terminal, lines anywhere else.
+
+    There, what is done in turns is told at its first one only.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield say
+        yield functools.cache(say)
         return
     with console.status(what) as status:
         yield status.update

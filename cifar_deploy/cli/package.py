@@ -44,8 +44,6 @@ def package(
 
     The file is exported first where it is missing or older than the weights.
     """
-    if Path(model).suffix in store.EXPORTED:
-        raise UserError(f"{model} is a file; `package` takes a model, by its name or folder")
     folder = architectures.folder(model)
     name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
     place = out or Path(name)

@@ -32,8 +32,11 @@ QUICK = ("--device", "cpu", "--seconds", "0.02")
 
 def test_a_model_with_all_its_files(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    status, out, _ = run("simple_cnn", *QUICK, "--batch", "2", "--json", str(file))
+    status, out, err = run("simple_cnn", *QUICK, "--batch", "2", "--json", str(file))
     assert status == 0
+    told = err.splitlines()
+    assert "simple_cnn, batch 2: PyTorch eager fp32 latency" in told
+    assert len(told) == len(set(told))  # not once for every turn
     value = json.loads(file.read_text())
     assert value["settings"]["batches"] == [2]
     assert [row["name"] for row in value["rows"]] == [

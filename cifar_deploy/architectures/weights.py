@@ -124,6 +124,21 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def own_facts(path: Path) -> Json:
+    """What the header of a file of weights says of them; nothing where another program wrote it.
+
+    Only of a file that `read_state` has read.
+    """
+    if not _is_safetensors(path):
+        return {}
+    with safe_open(path, framework="pt") as file:
+        try:
+            facts: Json = json.loads((file.metadata() or {})[HEADER])
+        except (KeyError, ValueError):
+            return {}
+    return facts
+
+
 def _is_safetensors(path: Path) -> bool:
     """Whether it begins as such a file, whatever its name: a length, then JSON."""
     with path.open("rb") as file:

@@ -34,13 +34,18 @@ def bring(
 
     `source` is a state dict in a safetensors file or in one of torch's, by torchvision's names of
     the parts. `mean` and `std` are those, per channel of pixels scaled to 0..1, with which the
-    pixels were normalised in training; by default the data set's own. The test accuracy is measured
-    here. Returns the card.
+    pixels were normalised in training; by default what a file written here says of it, else the
+    data set's own. The test accuracy is measured here. Returns the card.
 
     Raises UserError for a file that cannot be read, weights of another network (with what is
-    missing and what is extra) or for another number of classes, and where the disk refuses.
+    missing and what is extra) or for other classes, and where the disk refuses.
     """
-    state = weights.read_state(source)
+    state, facts = weights.read_state(source), weights.own_facts(source)
+    if facts.get("classes", list(dataset.classes)) != list(dataset.classes):
+        raise UserError(
+            f"{source} was trained on the classes {', '.join(facts['classes'])}; "
+            f"{dataset.origin} has {', '.join(dataset.classes)}: name its data set with --data-dir"
+        )
     own_mean, own_std = dataset.normalisation()
     stem = _stem(state)
     network = architectures.build(name, len(dataset.classes), stem)
@@ -56,7 +61,10 @@ def bring(
     lost = [k for k, v in network.state_dict().items() if not bool(v.isfinite().all())]
     if lost:
         raise UserError(f"{source}: {lost[0]} is not finite; its training diverged")
-    given = (list(mean or own_mean), list(std or own_std))
+    given = (
+        list(mean or facts.get("mean", own_mean)),
+        list(std or facts.get("std", own_std)),
+    )
     trained = Trained(name, network.eval(), dataset.classes, *given, card={})
     logits = PyTorch(trained, device).logits(dataset.test.images)
     if not np.isfinite(logits).all():
@@ -65,8 +73,8 @@ def bring(
             "too large or too small"
         )
     accuracy = float((logits.argmax(1) == dataset.test.labels).mean())
-    facts = weights.header(name, stem, dataset.classes, *given)
-    weights.save(folder.weights, weights.stored(network, "fp32"), facts)
+    header = weights.header(name, stem, dataset.classes, *given)
+    weights.save(folder.weights, weights.stored(network, "fp32"), header)
     made = card.imported(trained, source, folder, dataset, accuracy, command, device)
     write_json(folder.card, made)
     return made

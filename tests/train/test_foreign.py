@@ -190,6 +190,24 @@ def test_nothing_is_written_over(run: Run, their: Path) -> None:
     assert (status, json.loads(out)["network"]) == (0, "simple_cnn")
 
 
+def test_weights_written_here_bring_their_own_normalisation(
+    run: Run, their: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """A model.safetensors that someone was given, without the card."""
+    assert run("import", "simple_cnn", their, "--mean", "0.4", "--std", "0.3,0.2,0.1")[0] == 0
+    lone = ModelFolder(tmp_path / "models" / "simple_cnn").weights.rename(tmp_path / "lone")
+    status, out, _ = run("import", "simple_cnn", lone, "--out", tmp_path / "b", "--mean", "0.5")
+    assert status == 0
+    assert "mean 0.5,0.5,0.5 and std 0.3,0.2,0.1" in out
+    others = shutil.copytree(pictures, tmp_path / "others")
+    for split in ("train", "test"):
+        (others / split / "class0").rename(others / split / "zero")
+    to = ("--out", tmp_path / "c", "--data-dir", others)
+    status, _, err = run("import", "simple_cnn", lone, *to)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "lone was trained on the classes class0, class1" in err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -157,6 +157,16 @@ def test_validate_says_how_many_images_would_tell(run: Run) -> None:
     assert all(row["images_needed"] > 500 for row in rows[1:])
 
 
+def test_a_page_that_cannot_be_written_takes_nothing_else_away(run: Run) -> None:
+    places = ("--report", "models/simple_cnn/card.json/page.html", "--json", "verdicts.json")
+    answer = run("validate", "simple_cnn", "--images", "20", "--no-latency", *places)
+    assert answer.status == 2
+    assert "error: cannot write models/simple_cnn/card.json" in answer.err
+    assert "simple_cnn.fp16.onnx" in answer.out
+    assert "report:" not in answer.out
+    assert json.loads(Path("verdicts.json").read_text())["models"][0]["model"] == "simple_cnn"
+
+
 def test_a_file_from_elsewhere_is_judged_against_a_model(run: Run, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.onnx"
     shutil.copy(FILE, stranger)

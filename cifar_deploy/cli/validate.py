@@ -195,8 +195,9 @@ def publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) -
         "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
         "models": [to_json(judgement) for judgement in judgements],
     }
-    notes = [*table.notes(judgements), f"report: {page}"]
+    notes = table.notes(judgements)
     try:
-        show(table.table(judgements), notes, value, json_file, 140)
-    finally:  # whatever one disk refuses, the other file is written
         report.write(page, judgements)
+        notes.append(f"report: {page}")
+    finally:  # whatever one disk refuses, the table is shown and the other file written
+        show(table.table(judgements), notes, value, json_file, 140)

@@ -2,13 +2,15 @@
 
     python benchmarks/train_speed.py gpu [--seeds 10] [--airbench airbench94_muon.py]
     python benchmarks/train_speed.py cpu [--network vgg19] [--steps 12] [--rounds 3]
+    python benchmarks/train_speed.py compiled [--network mobilenet_v3_small]
     python benchmarks/train_speed.py convolutions [--fp32]
     python benchmarks/train_speed.py memory [--network resnet50]
 
 `gpu` trains custom_resnet's speed recipe with several seeds, and after each run airbench's where
 the path of its script is given (it is not part of this project): on the same card, in turns.
 Warm-up, compilation and data loading stand apart from the training time, for both. `cpu` compares
-this loop with the usual one, a DataLoader with torchvision's transforms in fp32, in turns.
+this loop with the usual one, a DataLoader with torchvision's transforms in fp32, in turns, and
+`compiled` with itself under torch.compile.
 `convolutions` times the kinds that `train.cpu_convolution` does its own way, there and in torch's.
 `memory` times steps on a CPU in processes that keep what they freed, and in others.
 """
@@ -219,13 +221,20 @@ def usual(dataset: Dataset, network_name: str, batch: int, workers: int) -> Call
     return run
 
 
-def this(dataset: Dataset, network: str, batch: int) -> Callable[[int], float]:
-    """This project's loop with the network's own recipe, on images of their own size."""
+def ready(dataset: Dataset, network: str, batch: int, compiled: str = "auto") -> Trainer:
+    """A run with the network's own recipe, on images of their own size, before its first step."""
     found = store.packaged_recipe(network)
-    chosen = recipe.load(found, [f"train.batch_size={batch}", "schedule.first_size=0"])
+    changes = [f"train.batch_size={batch}", "schedule.first_size=0", f"train.compile={compiled}"]
+    chosen = recipe.load(found, changes)
     place = store.ModelFolder(Path("unused"))
     trainer = Trainer(Job(network, chosen, dataset, torch.device("cpu"), place))
     trainer._prepare()
+    return trainer
+
+
+def this(trainer: Trainer) -> Callable[[int], float]:
+    """This project's loop."""
+    batch = trainer.job.recipe.train.batch_size
 
     def run(steps: int) -> float:
         started = time.perf_counter()
@@ -237,31 +246,48 @@ def this(dataset: Dataset, network: str, batch: int) -> Callable[[int], float]:
 
 
 def cpu(options: argparse.Namespace) -> store.Json:
-    """Images a second of both loops, in turns; the ratio is of the medians."""
+    """Images a second of this loop and the usual one, in turns."""
     dataset = find.load("auto", options.data_dir)
     loops = {
-        "this": this(dataset, options.network, options.batch_size),
+        "this": this(ready(dataset, options.network, options.batch_size)),
         "usual": usual(dataset, options.network, options.batch_size, options.workers),
     }
+    result = in_turns(loops, options) | {"workers": options.workers}
+    print(f"this loop: {result['ratio']:.2f} times the usual one")
+    return result
+
+
+def compiled(options: argparse.Namespace) -> store.Json:
+    """Images a second of this loop with torch.compile and without, in turns."""
+    dataset = find.load("auto", options.data_dir)
+    with_it, without = (
+        ready(dataset, options.network, options.batch_size, wish) for wish in ("on", "off")
+    )
+    print(f"compiled after {with_it.warmup_seconds:.0f} s")
+    result = in_turns({"compiled": this(with_it), "eager": this(without)}, options)
+    print(f"{options.network}: {result['ratio']:.2f} times as fast with torch.compile")
+    return result | {"warmup_seconds": round(with_it.warmup_seconds, 1)}
+
+
+def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespace) -> store.Json:
+    """Images a second of two loops; the ratio is of the medians, of the first to the second."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for run in loops.values():
         run(1)
     for turn in range(options.rounds):
         for name, run in loops.items():
             rates[name].append(run(options.steps))
-            print(f"round {turn + 1}  {name:<6}{rates[name][-1]:8.1f} images/s")
+            print(f"round {turn + 1}  {name:<9}{rates[name][-1]:8.1f} images/s")
     medians = {name: statistics.median(found) for name, found in rates.items()}
-    ratio = medians["this"] / medians["usual"]
-    print(f"this loop: {ratio:.2f} times the usual one")
+    one, other = medians.values()
     return {
         "network": options.network,
         "batch_size": options.batch_size,
         "steps": options.steps,
-        "workers": options.workers,
         "bf16": machine.has_bf16(torch.device("cpu")),
         "images_per_second": rates,
         "median": medians,
-        "ratio": ratio,
+        "ratio": one / other,
     }
 
 
@@ -397,11 +423,12 @@ def main() -> None:
     on_gpu.add_argument("--airbench", type=Path, help="airbench94_muon.py, from its repository")
     on_gpu.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     on_cpu = kinds.add_parser("cpu")
-    on_cpu.add_argument("--network", type=architectures.canonical, default=NETWORK)
-    on_cpu.add_argument("--steps", type=int, default=12)
-    on_cpu.add_argument("--rounds", type=int, default=3)
-    on_cpu.add_argument("--batch-size", type=int, default=512)
     on_cpu.add_argument("--workers", type=int, default=2)
+    for loops, batch in ((on_cpu, 512), (kinds.add_parser("compiled"), 256)):
+        loops.add_argument("--network", type=architectures.canonical, default=NETWORK)
+        loops.add_argument("--steps", type=int, default=12)
+        loops.add_argument("--rounds", type=int, default=3)
+        loops.add_argument("--batch-size", type=int, default=batch)
     single = kinds.add_parser("convolutions")
     single.add_argument("--batch-size", type=int, default=256)
     single.add_argument("--rounds", type=int, default=5)
@@ -412,7 +439,9 @@ def main() -> None:
     kept.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     options.command = " ".join(sys.argv)  # airbench changes it
-    measures = {"gpu": gpu, "cpu": cpu, "convolutions": convolutions, "memory": memory}
+    measures = {
+        function.__name__: function for function in (gpu, cpu, compiled, convolutions, memory)
+    }
     result = measures[options.kind](options)
     keep(options, torch.device("cuda" if options.kind == "gpu" else "cpu"), result)
 

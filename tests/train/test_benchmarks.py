@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,19 @@ def test_the_loops_on_a_cpu_are_compared(call: Any, pictures: Path, tmp_path: Pa
     assert f"this loop: {found['ratio']:.2f} times the usual one" in said
     assert "threads" in found["device"]
     assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+def test_what_compilation_is_worth_on_a_cpu(call: Any, pictures: Path, tmp_path: Path) -> None:
+    said = call(
+        *("train_speed", "--data-dir", pictures, "--json", "speed.json", "compiled"),
+        *("--network", "simple_cnn", "--steps", "1", "--rounds", "1", "--batch-size", "8"),
+    )
+    found = json.loads((tmp_path / "speed.json").read_text())
+    (fast,), (slow,) = (found["images_per_second"][name] for name in ("compiled", "eager"))
+    assert found["ratio"] == pytest.approx(fast / slow)
+    assert f"simple_cnn: {found['ratio']:.2f} times as fast" in said
+    assert found["warmup_seconds"] > 0  # without compilation a CPU needs none
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,7 @@ def this(trainer: Trainer) -> Callable[[int], float]:
 
 def cpu(options: argparse.Namespace) -> store.Json:
     """Images a second of this loop and the usual one, in turns."""
+    keep_freed(torch.device("cpu"))  # as a training does; the usual loop has it, too
     dataset = find.load("auto", options.data_dir)
     loops = {
         "this": this(ready(dataset, options.network, options.batch_size)),
@@ -259,6 +260,7 @@ def cpu(options: argparse.Namespace) -> store.Json:
 
 def compiled(options: argparse.Namespace) -> store.Json:
     """Images a second of this loop with torch.compile and without, in turns."""
+    keep_freed(torch.device("cpu"))  # as a training does
     dataset = find.load("auto", options.data_dir)
     with_it, without = (
         ready(dataset, options.network, options.batch_size, wish) for wish in ("on", "off")
@@ -344,11 +346,9 @@ def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
 # --- CPU: single convolutions -------------------------------------------------------------------
 
 # Channels in and out, side of the plane, side of the filter, groups, stride; of the seven networks.
-CONVOLUTIONS = (
+IN_BF16 = (
     (512, 512, 4, 3, 1, 1),
     (512, 512, 2, 3, 1, 1),
-    (512, 512, 2, 3, 1, 2),
-    (512, 512, 1, 3, 1, 1),
     (256, 256, 4, 3, 1, 1),
     (512, 512, 4, 3, 1, 2),
     (64, 256, 32, 1, 1, 1),
@@ -359,17 +359,25 @@ CONVOLUTIONS = (
     (240, 240, 8, 5, 240, 1),
     (16, 16, 16, 3, 16, 1),
 )
+IN_FP32 = (
+    (64, 64, 32, 3, 1, 1),
+    (64, 128, 32, 3, 1, 1),
+    (128, 128, 16, 3, 1, 1),
+    (256, 256, 16, 3, 1, 1),
+    (512, 512, 8, 3, 1, 1),
+    (512, 512, 6, 3, 1, 1),
+    (512, 512, 4, 3, 1, 1),
+    (512, 512, 2, 3, 1, 1),
+    (512, 512, 2, 3, 1, 2),
+    (512, 512, 1, 3, 1, 1),
+)
 
 
 def convolutions(options: argparse.Namespace) -> store.Json:
-    """Milliseconds of a forward and backward pass, torch's way and this project's.
-
-    In bf16, or in fp32 those that are done another way there, too.
-    """
+    """Milliseconds of a forward and backward pass, torch's way and this project's."""
+    keep_freed(torch.device("cpu"))  # as a training does
     results = []
-    for inputs, outputs, plane, side, groups, stride in CONVOLUTIONS:
-        if options.fp32 and not (side == 3 and plane <= CONNECTED):
-            continue
+    for inputs, outputs, plane, side, groups, stride in IN_FP32 if options.fp32 else IN_BF16:
         layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=False)
         layer.to(memory_format=torch.channels_last)
         dtype = torch.float32 if options.fp32 else torch.bfloat16
@@ -387,7 +395,9 @@ def convolutions(options: argparse.Namespace) -> store.Json:
         medians = {name: round(statistics.median(times), 2) for name, times in found.items()}
         ratio = round(medians["torch"] / medians["this"], 2)
         shape = f"{inputs} -> {outputs}, {plane}x{plane}, {side}x{side} / {stride}"
-        kind = "depthwise" if groups > 1 else "1x1" if side == 1 else "small plane"
+        small = plane <= CONNECTED or not options.fp32
+        kind = "1x1" if side == 1 else "small plane" if small else "Winograd"
+        kind = "depthwise" if groups > 1 else kind
         print(
             f"{shape:<28}{kind:<13}{medians['torch']:8.1f} {medians['this']:8.1f} ms {ratio:6.1f}"
         )

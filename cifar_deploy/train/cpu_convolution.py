@@ -1,4 +1,4 @@
-"""Four kinds of convolution whose kernels for CPUs are slow, done otherwise.
+"""Five kinds of convolution whose kernels for CPUs are slow, done otherwise.
 
 oneDNN's kernels do well where there are many pixels to a weight. The late layers of a network for
 32x32 images have up to 4x4 pixels a channel and millions of weights. With 2x2 pixels no filter
@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from cifar_deploy.train import winograd
 
 LARGEST = 4 * 4  # pixels of a plane; from 8x8 on, copying the patches costs more than it saves
 CONNECTED = 2  # pixels of a side; with three, a third of the connections would be zeros
@@ -71,6 +73,8 @@ def _convolution(
                 product = _connected(x.to(dtype), weight.to(dtype), step)
             elif bf16 and x.shape[2] * x.shape[3] <= LARGEST:
                 product = _Product.apply(x.to(dtype), weight.to(dtype), step)
+            elif dtype == torch.float32 and step == 1 and winograd.pays(x, weight):
+                product = winograd.convolution(x, weight)
             if product is not None:
                 return product if bias is None else product + bias.to(dtype).view(-1, 1, 1)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)

@@ -122,7 +122,7 @@ def test_what_compilation_is_worth_on_a_cpu(call: Any, pictures: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("precision", "kinds"),
-    [("bf16", {"small plane", "1x1", "depthwise"}), ("fp32", {"small plane"})],
+    [("bf16", {"small plane", "1x1", "depthwise"}), ("fp32", {"small plane", "Winograd"})],
 )
 def test_the_convolutions_are_compared(
     call: Any, tmp_path: Path, precision: str, kinds: set[str]

@@ -95,6 +95,32 @@ def test_small_planes_in_fp32_are_as_near_the_truth_as_torchs(
     assert_as_near(ours, theirs, truth, 2**-20)
 
 
+@pytest.mark.parametrize("plane", [(4, 4), (3, 8), (7, 6), (16, 3), (32, 32)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_winograds_way_in_fp32_is_near_the_truth(plane: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 72, 3, padding=1, bias=bias).to(memory_format=LAST)
+    x = torch.randn(3, 64, *plane).contiguous(memory_format=LAST)
+    grad = torch.randn(layer(x).shape)
+    ours, name = passes(layer, x, grad, other=True, dtype=torch.float32, bf16=False)
+    truth, _ = passes(layer, x, grad, other=False, dtype=torch.float64)
+    assert name.startswith("_Winograd" if not bias else "Add")
+    for mine, true in zip(ours, truth, strict=True):
+        assert mine.shape == true.shape
+        assert (mine - true).abs().max() < 2**-15 * true.abs().max()
+
+
+@pytest.mark.parametrize("frozen", ["weight", "input"])
+def test_winograds_way_makes_only_the_gradients_that_are_wanted(frozen: str) -> None:
+    x = torch.randn(2, 64, 4, 4, requires_grad=frozen != "input")
+    weight = torch.randn(64, 64, 3, 3, requires_grad=frozen != "weight")
+    with CpuConvolutions():
+        y = torch.conv2d(x, weight, None, 1, 1)
+    y.sum().backward()
+    assert (x.grad is None) == (frozen == "input")
+    assert (weight.grad is None) == (frozen == "weight")
+
+
 @pytest.mark.parametrize(("side", "stride"), [(3, 1), (5, 2)])
 def test_depthwise_ones_are_nearer_the_truth(side: int, stride: int) -> None:
     torch.manual_seed(0)
@@ -135,6 +161,11 @@ def test_all_others_stay_as_they_are(layer: nn.Conv2d, plane: int) -> None:
     [
         (nn.Conv2d(8, 8, 3, padding=1), 3),
         (nn.Conv2d(8, 8, 3, padding=1), 4),
+        (nn.Conv2d(63, 64, 3, padding=1), 4),
+        (nn.Conv2d(64, 63, 3, padding=1), 4),
+        (nn.Conv2d(64, 64, 3, padding=1), 5),
+        (nn.Conv2d(64, 64, 3, stride=2, padding=1), 8),
+        (nn.Conv2d(64, 64, 3), 8),
         (nn.Conv2d(8, 8, 3), 3),
         (nn.Conv2d(8, 8, 3, padding=1, groups=2), 2),
         (nn.Conv2d(8, 8, 3, padding=1, groups=8), 2),
@@ -152,16 +183,19 @@ def test_all_others_stay_as_they_are_in_fp32(layer: nn.Conv2d, plane: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("bf16", "plane", "expected"),
+    ("bf16", "channels", "plane", "expected"),
     [
-        (True, 4, "_Product"),
-        (False, 4, "Convolution"),
-        (True, 2, "Permute"),
-        (False, 2, "Permute"),
+        (True, 8, 4, "_Product"),
+        (False, 8, 4, "Convolution"),
+        (True, 64, 8, "Convolution"),
+        (False, 64, 8, "_Winograd"),
+        (True, 64, 2, "Permute"),
+        (False, 64, 2, "Permute"),
     ],
 )
-def test_training_on_a_cpu_does_it_so(bf16: bool, plane: int, expected: str) -> None:
-    layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+def test_training_on_a_cpu_does_it_so(bf16: bool, channels: int, plane: int, expected: str) -> None:
+    first = nn.Conv2d(3, channels, 1, bias=False)
+    layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
     made: list[str] = []
 
     def look(_module: nn.Module, _args: object, y: torch.Tensor) -> None:
@@ -169,7 +203,7 @@ def test_training_on_a_cpu_does_it_so(bf16: bool, plane: int, expected: str) -> 
         made.append(y.grad_fn.name())
 
     layer.register_forward_hook(look)
-    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(8 * plane**2, 10))
+    network = nn.Sequential(first, layer, nn.Flatten(), nn.Linear(channels * plane**2, 10))
     objective = Objective(network, torch.tensor(1 / 255), torch.tensor(0.0), 0.0, bf16)
     images = torch.zeros(2, plane, plane, 3, dtype=torch.uint8)
     objective(images, torch.zeros(2, dtype=torch.int64))

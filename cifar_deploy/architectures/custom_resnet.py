@@ -45,7 +45,7 @@ class CustomResNet(nn.Module):
             ConvBlock(128, 256, pool=True),
             ConvBlock(256, 512, pool=True),
             Residual(512),
-            nn.MaxPool2d(4),
+            nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
         )
         self.classifier = nn.Linear(512, num_classes)

@@ -59,6 +59,12 @@ def test_images_to_logits(name: str, classes: int) -> None:
         assert logits.dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"simple_cnn"}))
+def test_images_may_begin_small(name: str) -> None:
+    for side in (16, 24):
+        assert meta(name).eval()(torch.zeros(2, 3, side, side, device="meta")).shape == (2, 10)
+
+
 @pytest.mark.parametrize("name", ["simple_cnn", "cnn9", "mobilenet_v3_small"])
 def test_real_logits_tell_images_apart(name: str) -> None:
     torch.manual_seed(0)
@@ -125,7 +131,10 @@ def test_custom_resnet_pools_between_convolution_and_norm() -> None:
         assert block[0].bias is None
         assert (block[0].kernel_size, block[0].padding) == ((3, 3), (1, 1))
     pools = [m for m in network.modules() if isinstance(m, nn.MaxPool2d)]
-    assert [pool.kernel_size for pool in pools] == [2, 2, 2, 4]
+    assert [pool.kernel_size for pool in pools] == [2, 2, 2]
+    (last,) = (m for m in network.modules() if isinstance(m, nn.AdaptiveMaxPool2d))
+    plane = torch.randn(2, 512, 4, 4)  # what 32x32 images have become there
+    assert torch.equal(last(plane), nn.MaxPool2d(4)(plane))
 
 
 def test_custom_resnet_adds_its_pairs() -> None:

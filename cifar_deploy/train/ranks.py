@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import distributed, nn
 
-from cifar_deploy.errors import OwnError, UserError
+from cifar_deploy.errors import OwnError, UserError, one_line
 
 # torchrun sets all of them for each of its processes.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out")
+# In what gloo and NCCL say: of a peer that is gone, and of anything else between processes.
+GONE = ("connection closed", "connection reset", "broken pipe", "remote process exited")
+BETWEEN = ("gloo", "nccl")
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,15 @@ def launched() -> bool:
 def own_device(wish: str) -> str:
     """The device of this process for `--device wish`: a GPU each, by its number on the machine.
 
-    Raises UserError where one GPU is named for all.
+    Raises UserError where one GPU is named for all, or the machine has fewer than processes.
     """
     if wish == "cuda" or (wish == "auto" and torch.cuda.is_available()):
+        gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if 0 < gpus < processes:
+            raise UserError(
+                f"{processes} processes for {gpus} GPU{'s' if gpus > 1 else ''} of this machine; "
+                f"torchrun --nproc-per-node {gpus}, or --device cpu"
+            )
         return f"cuda:{os.environ['LOCAL_RANK']}"
     if wish.startswith("cuda:"):
         raise UserError(f"--device {wish}: torchrun gives every process its own GPU; leave it out")
@@ -91,7 +99,9 @@ def own_device(wish: str) -> str:
 def together(device: torch.device) -> Iterator[Ranks]:
     """Join the other processes for the duration of the block; alone where there is no torchrun.
 
-    Raises OwnError where another process ends before this one.
+    Raises OwnError where another process ends before this one, or cannot be reached. After a
+    failure the group is left as it is: to take it down, NCCL would wait for the others, and they
+    for this one. The process ends instead, which they notice.
     """
     if not launched():
         yield ALONE
@@ -105,13 +115,24 @@ def together(device: torch.device) -> Iterator[Ranks]:
         distributed.init_process_group(backend)
         yield ranks
     except RuntimeError as error:
-        lost = any(word in str(error).lower() for word in LOST)
-        if not (lost or isinstance(error, distributed.DistError)):
-            raise
-        raise OwnError(
+        if said := _between(error):
+            raise OwnError(said) from error
+        raise
+    distributed.destroy_process_group()
+
+
+def _between(error: RuntimeError) -> str:
+    """What to say of an error between processes; nothing where it is none."""
+    words = str(error).lower()
+    if any(word in words for word in GONE):
+        return (
             "another process of this run has ended, so this one ends too; what it said, or what "
             "killed it, comes first. The same command with --resume goes on from the checkpoint"
-        ) from error
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        )
+    if not (isinstance(error, distributed.DistError) or any(word in words for word in BETWEEN)):
+        return ""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = one_line(error)
+    if len(lines) > 1 and lines[-2].startswith("Last error"):  # NCCL puts its own reason last
+        reason += f" ({lines[-1]})"
+    return f"the processes of this run do not reach each other: {reason}"

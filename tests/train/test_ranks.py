@@ -1,24 +1,26 @@
 """Several processes: together they do what one would do; when one dies, the others say so."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from processes import python
+from torch import distributed
 from typer.testing import CliRunner
 
 import cifar_deploy
 from cifar_deploy.architectures import weights
 from cifar_deploy.cli import app
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import OwnError, UserError
 from cifar_deploy.store import ModelFolder, read_card
 from cifar_deploy.train import checkpoint
 from cifar_deploy.train.loop import Job, Trainer
-from cifar_deploy.train.ranks import Ranks
+from cifar_deploy.train.ranks import Ranks, own_device, together
 
 MakeJob = Callable[..., Job]
 
@@ -132,6 +134,63 @@ def test_the_first_ones_statistics_are_what_is_judged(tmp_path: Path) -> None:
     done = torchrun(tmp_path / "same.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same") == 2
+
+
+@pytest.mark.parametrize("wish", ["auto", "cuda"])
+def test_more_processes_than_gpus_are_told_by_each_of_them(
+    wish: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert own_device(wish) == "cuda:1"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=r"4 processes for 2 GPUs .* --nproc-per-node 2"):
+        own_device(wish)
+    assert own_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), "has ended"),
+        (
+            distributed.DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:77, invalid usage\n"
+                "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000"
+            ),
+            r"do not reach each other: NCCL error .* \(Duplicate GPU detected : rank 1 .*\)$",
+        ),
+        (
+            distributed.DistNetworkError("The client socket has timed out after 60000ms"),
+            "do not reach each other: The client socket has timed out",
+        ),
+    ],
+)
+def test_the_reason_of_an_error_between_processes_is_told(error: Exception, said: str) -> None:
+    with pytest.raises(OwnError, match=said), joined():
+        raise error
+
+
+def test_an_error_of_one_process_alone_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="plan build timed out") as raised, joined():
+        raise RuntimeError("cuDNN: plan build timed out")
+    assert not isinstance(raised.value, UserError)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """In a group of this process alone, which a failure leaves behind."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(names, ("0", "1", "0", "127.0.0.1", "0"), strict=True):
+            patch.setenv(name, value)
+        try:
+            with together(torch.device("cpu")):
+                yield
+        finally:
+            distributed.destroy_process_group()
 
 
 def test_a_batch_that_cannot_be_shared_is_told(make_job: MakeJob) -> None:

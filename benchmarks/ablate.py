@@ -22,7 +22,7 @@ from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.train.interrupt import Interrupted
-from cifar_deploy.train.loop import Job, Trainer
+from cifar_deploy.train.loop import Diverged, Job, Trainer
 from cifar_deploy.train.memory import keep_freed
 from cifar_deploy.train.progress import Bar
 
@@ -83,8 +83,8 @@ def one(
     try:
         with Bar(trainer.steps, chosen.train.epochs, trainer.state.step) as bar:
             card = trainer.run(bar)
-    except UserError as error:  # it diverged, and would again
-        folder.checkpoint.unlink(missing_ok=True)
+    except Diverged as error:
+        folder.checkpoint.unlink(missing_ok=True)  # it would again
         return {**told, "holdout_accuracy": None, "error": str(error), "recipe": chosen.to_dict()}
     return {
         **told,

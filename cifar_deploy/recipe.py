@@ -72,6 +72,7 @@ class Augment:
     alternate: bool = False  # with flip: at random once, then the other way round every epoch
     mixup: float = number(0.0, 0.0, 100.0)  # alpha of the Beta distribution of shares; 0: none
     cutmix: float = number(0.0, 0.0, 100.0)  # the same; with both, a batch gets either
+    mix_rate: float = number(1.0, 0.0, 1.0)  # share of the batches that are mixed
 
 
 @dataclass(frozen=True)

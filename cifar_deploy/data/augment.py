@@ -74,7 +74,9 @@ def alternating(first: torch.Tensor, epoch: int) -> torch.Tensor:
 def mixes(options: Augment, seed: int) -> str:
     """Which of "mixup" and "cutmix" the batch of `seed` gets; "": neither."""
     names = [name for name in ("mixup", "cutmix") if getattr(options, name)]
-    return random.Random(seed).choice(names) if names else ""
+    chance = random.Random(seed)
+    name = chance.choice(names) if names else ""
+    return name if chance.random() < options.mix_rate else ""
 
 
 def mix(

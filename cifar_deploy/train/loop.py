@@ -45,6 +45,10 @@ WARM_UP_STEPS = 3
 Done = TypeVar("Done")
 
 
+class Diverged(UserError):
+    """A loss or weight that is no number any more: the same run would end so again."""
+
+
 class Watch(Protocol):
     """Who looks on: a progress bar, or a test."""
 
@@ -329,7 +333,12 @@ class Trainer:
         self.batches.forget()
 
     def _warm_up_steps(self) -> None:
-        wanted = {name for name in ("mixup", "cutmix") if getattr(self.job.recipe.augment, name)}
+        options = self.job.recipe.augment
+        wanted = {name for name in ("mixup", "cutmix") if getattr(options, name)}
+        if not options.mix_rate:
+            wanted = set()
+        elif wanted and options.mix_rate < 1:
+            wanted.add("")
         # As many steps as it takes to meet every size and way of mixing: compiled one by one.
         for first in self.sizes:
             done: set[str] = set()
@@ -384,23 +393,23 @@ class Trainer:
         return self.profile.part(name) if self.profile else contextlib.nullcontext()
 
     def _read_back(self, batches: int) -> tuple[float, float]:
-        """Mean loss and accuracy of the epoch so far. Raises UserError for a loss that is nan."""
+        """Mean loss and accuracy of the epoch so far. Raises Diverged for a loss that is nan."""
         loss, correct, finite = self.ranks.total(self.sums).tolist()
         if not math.isfinite(loss):
             epoch = (self.state.step - 1) // self.steps_per_epoch
             step = epoch * self.steps_per_epoch + round(finite) + 1
-            raise UserError(self._diverged(f"the loss is not a number at step {step}"))
+            raise self._diverged(f"the loss is not a number at step {step}")
         images = batches * self.job.recipe.train.batch_size
         return loss / batches, correct / images
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, what: str) -> Diverged:
         place, options = self.job.folder.checkpoint, self.job.recipe.optimizer
         said = f"{what}: the training diverged; lower --lr (it is {options.lr:g})"
         if options.name == "muon":
             said += f", or optimizer.muon_lr, that of the filters ({options.muon_lr:g})"
         if self.saved is None:
-            return f"{said}\nThere is no checkpoint of this run yet."
-        return (
+            return Diverged(f"{said}\nThere is no checkpoint of this run yet.")
+        return Diverged(
             f"{said}\nThe last good checkpoint is of step {self.saved}; go on from its weights "
             f"with --init {place}"
         )
@@ -502,7 +511,7 @@ class Trainer:
         return weights.header(job.network, stem, classes, self.mean, self.std)
 
     def _save(self) -> None:
-        """Write a checkpoint. Raises UserError, and writes none, where a weight is not finite."""
+        """Write a checkpoint. Raises Diverged, and writes none, where a weight is not finite."""
         sums = self.ranks.total(self.sums)
         if self.ranks.main:
             facts = {
@@ -519,7 +528,7 @@ class Trainer:
                 checkpoint.save(self.job.folder, self._networks(), self.optimizer, sums, facts)
             except checkpoint.NotFinite as error:
                 what = f"{error} is not finite after step {self.state.step}"
-                raise UserError(self._diverged(what)) from error
+                raise self._diverged(what) from error
         self.saved = self.state.step
 
     def _read_checkpoint(self) -> tuple[checkpoint.Tensors, Json]:

@@ -229,6 +229,10 @@ def test_a_batch_gets_one_way_of_mixing() -> None:
     assert 60 < found.count("mixup") < 140
     assert set(found) == {"mixup", "cutmix"}
     assert mixes(Augment(cutmix=1.0), 3) == "cutmix"
+    seldom = [mixes(Augment(mixup=0.2, cutmix=1.0, mix_rate=0.25), seed) for seed in range(200)]
+    assert 120 < seldom.count("") < 180
+    assert set(seldom) == {"", "mixup", "cutmix"}
+    assert mixes(Augment(cutmix=1.0, mix_rate=0.0), 3) == ""
     images = noise(4)
     same, share = mix(images, Augment(), 3)
     assert same is images

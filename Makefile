@@ -32,7 +32,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 # Everything that needs a GPU, with the Python that is there and no network:
-# make gpu OUT=results STAGES="train:cnn9 export validate benchmark" WHEELS=folder ARGS="--limit 300"
+# make gpu OUT=results STAGES="train:cnn9 export validate benchmark" WHEELS=folder ARGS="--total 540"
 gpu:
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) \
 		$(if $(STAGES),--stages "$(STAGES)") $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)

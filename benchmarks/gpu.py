@@ -3,15 +3,18 @@
     make gpu OUT=results STAGES="tests train:simple_cnn,cnn9 export validate benchmark"
 
 Each stage runs the program as a user would, a command at a time. A command that fails is written
-down and the rest goes on. No stage runs longer than its limit: a training stops at its checkpoint,
-and the next call goes on with what is left. Needs no network and nothing but what is installed;
-WHEELS names a folder of wheels to use besides. Weights stay in WORK; OUT gets at most eight small
-files: `summary.json`, `gpu.log`, a JSON file a stage, `report.html`, and what `pack` makes.
+down and the rest goes on. No stage runs longer than its limit, nor all of them than --total: a
+training stops at its checkpoint, and the next call goes on with what is left. Needs no network and
+nothing but what is installed; WHEELS names a folder of wheels to use besides. Weights stay in WORK;
+OUT gets at most eight small files, `summary.json`, `gpu.log`, `report.html` and a JSON file of most
+stages, and besides what `pack` makes.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import re
@@ -23,10 +26,13 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # of the program only names and constants are used here
 STAGES = ("tests", "train", "speed", "export", "validate", "benchmark", "loadgen")
 # What is trained and measured first, should the time not do for all: the dearest comes last.
 ORDER = (
@@ -40,7 +46,10 @@ ORDER = (
 )
 ALL = (*STAGES, "pack")
 PART = 15 << 20  # bytes of a packed part
-GRACE = 45.0  # seconds a stopped training has for its checkpoint
+# How a command is asked to stop, and the seconds it then has. On Ctrl-C `train` writes its
+# checkpoint, `benchmark` what it has measured and pytest its summary.
+ASKING = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))
+INTERRUPTED = 130  # the exit status after Ctrl-C
 SPEED_SEEDS = 3  # at least
 PATIENCE = 180.0  # seconds for the doctor, who compiles engines
 # What the program uses, and what is lost without it.
@@ -65,7 +74,7 @@ class Step:
     command: str = ""
     seconds: float = 0.0
     rc: int | None = None
-    status: str = "skipped"  # ok, failed, stopped (at the limit), not started, skipped
+    status: str = "skipped"  # ok, failed, running, stopped (before its end), not started, skipped
     error: str = ""
 
 
@@ -75,8 +84,14 @@ class Session:
 
     asked: argparse.Namespace
     begun: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)  # the GPU and the libraries
+    end: float = math.inf  # of the whole call (time.monotonic)
+    # The GPU and the libraries.
+    facts: dict[str, Any] = field(default_factory=lambda: {"missing": {}, "checks": {}})
     steps: list[Step] = field(default_factory=list)
+
+    def until(self, seconds: float) -> float:
+        """The end (time.monotonic) of what may take so long, within the end of the whole."""
+        return min(time.monotonic() + seconds, self.end)
 
     @property
     def out(self) -> Path:
@@ -108,11 +123,12 @@ def run(
     name: str,
     command: Sequence[str],
     end: float,
-    explain: Callable[[str], str] | None = None,
+    explain: "Explain | None" = None,
 ) -> Step:
     """Run `command` until `end` (time.monotonic) at most; its output goes to the log.
 
-    `explain` makes the error of what it printed; by default `first_error`.
+    `explain` makes status and error of a bad exit status and of what it printed; by default it
+    failed, and `first_error` is the error.
     """
     shown = " ".join(command).replace(sys.executable, "python")
     step = Step(stage, name, shown)
@@ -122,12 +138,16 @@ def run(
     begin = time.monotonic()
     if begin >= end:
         step.status = "not started"
-        print("not started: the stage's time is up")
+        print("not started: the time is up")
         return step
+    step.status = "running"
+    save(session)  # this script, too, may be killed
     with log.open("ab") as file:
         file.write(f"\n=== {stage} {name}\n$ {shown}\n".encode())
         file.flush()
         start = file.tell()
+        # A group of its own, so that all of it can be ended; not a session, which would outlive
+        # the end of this one.
         process = subprocess.Popen(
             command,
             stdout=file,
@@ -135,44 +155,49 @@ def run(
             stdin=subprocess.DEVNULL,
             env=session.environment(),
             cwd=ROOT,
-            start_new_session=True,
+            process_group=0,
         )
-        stopped = _wait(process, end)
-    step.seconds = round(time.monotonic() - begin, 1)
-    step.rc = process.returncode
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            step.status, step.error = "stopped", "stopped at its limit"
+        except KeyboardInterrupt:
+            step.status, step.error = "stopped", "this script was told to end"
+            save(session)  # before the command takes its time to end
+            raise
+        finally:
+            _end(process)
+            step.seconds = round(time.monotonic() - begin, 1)
+            step.rc = process.returncode
     output = log.read_bytes()[start:].decode(errors="replace")
-    if stopped:
-        step.status = "stopped"
-        step.error = "stopped at the stage's limit"
-    else:
-        step.status = "ok" if step.rc == 0 else "failed"
-        step.error = "" if step.rc == 0 else (explain or first_error)(output)
+    if step.status == "running":
+        step.status = "ok"
+        if step.rc:
+            step.status, step.error = (explain or _failure)(step.rc, output)
     save(session)  # what comes after may be killed
     print(f"{step.status:<8}{step.seconds:8.1f} s  {step.error}"[:160].rstrip(), flush=True)
     return step
 
 
-def _wait(process: subprocess.Popen[bytes], end: float) -> bool:
-    """Wait for the process; at `end` ask its group to stop, then make it. Whether it was asked."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask what still runs of the process's group to stop, then make it."""
     try:
-        process.wait(max(0.0, end - time.monotonic()))
-        return False
-    except subprocess.TimeoutExpired:
-        pass
-    except KeyboardInterrupt:
-        _stop(process)
-        raise
-    _stop(process)
-    return True
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for number, seconds in ASKING:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds)
+    finally:  # also what it has left behind, and where somebody is impatient
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+Explain = Callable[[int, str], tuple[str, str]]
+
+
+def _failure(_rc: int, output: str) -> tuple[str, str]:
+    return "failed", first_error(output)
 
 
 def first_error(output: str) -> str:
@@ -205,12 +230,10 @@ def program(*arguments: str) -> list[str]:
 
 
 def tests(session: Session, names: list[str], end: float) -> None:
-    """The tests that need a GPU, or those of the named files."""
-    chosen = names or ["tests"]
-    marked = [] if names else ["-m", "gpu"]
-    options = ["-v", "-ra", "--durations=10", "-p", "no:cacheprovider"]
+    """The tests that need a GPU, all or those of the named files."""
+    options = ["-m", "gpu", "-v", "-ra", "--durations=10", "-p", "no:cacheprovider"]
     options += ["--continue-on-collection-errors"]
-    command = [sys.executable, "-m", "pytest", *chosen, *marked, *options]
+    command = [sys.executable, "-m", "pytest", *(names or ["tests"]), *options]
     run(session, "tests", ",".join(names) or "gpu", command, end)
 
 
@@ -263,9 +286,8 @@ def write_cards(session: Session) -> None:
 
 def export(session: Session, names: list[str], end: float) -> None:
     """Every format in every precision; a model at a time only where all together fail."""
-    chosen = [name for name in names or recipes() if trained(session, name)]
+    chosen = trained_of(session, "export", names)
     if not chosen:
-        session.steps.append(Step("export", "-", status="failed", error="nothing is trained"))
         return
     for label, options in formats(session):
         command = program("export", *chosen, *options)
@@ -280,7 +302,8 @@ def export(session: Session, names: list[str], end: float) -> None:
 def validate(session: Session, names: list[str], end: float) -> None:
     """The verdicts over all models at once, one by one where that crashes; then latency, too.
 
-    Where ONNX Runtime has no CUDA provider the ONNX files are judged on the CPU as well.
+    With --cpu-verdicts, where ONNX Runtime has no CUDA provider, on the CPU as well: the GPU waits
+    meanwhile.
     """
     chosen = [name for name in names or recipes() if exported(session, name)]
     options = ["--device", session.asked.device]
@@ -290,8 +313,8 @@ def validate(session: Session, names: list[str], end: float) -> None:
     judged = {"models": _validate(session, chosen, "", options, end)}
     cuda = session.facts["checks"].get("onnxruntime cuda", {"works": True})
     there = "onnxruntime" not in session.facts["missing"]
-    if session.asked.device != "cpu" and there and not cuda["works"]:
-        # The verdicts alone: the GPU waits meanwhile.
+    on_cpu = session.asked.cpu_verdicts and session.asked.device != "cpu"
+    if on_cpu and there and not cuda["works"]:
         options = [*options, "--no-latency"]
         options[1] = "cpu"
         judged["models_on_cpu"] = _validate(session, chosen, " on the CPU", options, end)
@@ -305,32 +328,39 @@ def _validate(
 
     def judge(label: str, some: list[str], page: Path, *more: str) -> list[Any]:
         found.unlink(missing_ok=True)
-        told = ["--json", str(found), "--report", str(page)]
-        command = program("validate", *some, *options, *more, *told)
-        run(session, "validate", label + where, command, end, lambda said: _verdicts(found, said))
+        written = ["--json", str(found), "--report", str(page)]
+        command = program("validate", *some, *options, *more, *written)
+        run(session, "validate", label + where, command, end, partial(_verdicts, found))
         return json.loads(found.read_text())["models"] if found.exists() else []
 
-    page = session.out / ("report-cpu.html" if where else "report.html")
+    page = session.work / "report-cpu.html" if where else session.out / "report.html"
     quick = "--no-latency"
     judged = judge(f"{len(names)} models", names, page, quick)
     if not judged and len(names) > 1 and session.steps[-1].status == "failed":
         for name in names:
             judged += judge(name, [name], session.work / f"{name}.html", quick)
-    elif judged and quick not in options:  # the verdicts are safe: now what takes its time
+    elif _usable(judged) and quick not in options:  # the verdicts are safe: now what takes its time
         judged = judge(f"{len(names)} models, latency", names, page) or judged
     return judged
 
 
-def _verdicts(found: Path, output: str) -> str:
+def _usable(judged: list[Any]) -> bool:
+    """Whether any file could be run."""
+    verdicts = {row["verdict"] for model in judged for row in model["rows"]}
+    return not verdicts <= {"REFERENCE", "UNUSABLE"}
+
+
+def _verdicts(found: Path, rc: int, output: str) -> tuple[str, str]:
     """Which files did not pass; where nothing was judged, the error."""
     if not found.exists():
-        return first_error(output)
+        return _failure(rc, output)
     rows = [row for model in json.loads(found.read_text())["models"] for row in model["rows"]]
-    return "; ".join(
+    said = [
         f"{Path(row['file']).name}: {row['verdict']}"
         for row in rows
         if row["verdict"] in NOT_PASSED
-    )
+    ]
+    return "failed", "; ".join(said)
 
 
 NOT_PASSED = ("FAIL", "INCONCLUSIVE", "UNUSABLE")
@@ -339,7 +369,8 @@ NOT_PASSED = ("FAIL", "INCONCLUSIVE", "UNUSABLE")
 def benchmark(session: Session, names: list[str], end: float) -> None:
     """The latency table of each model; what an earlier call measured is not measured again.
 
-    Then once more with torch.compile, whose max-autotune takes minutes a model: at two batch sizes.
+    PyTorch takes part also where nothing is exported. Then once more with torch.compile, whose
+    max-autotune takes minutes a model: at two batch sizes.
     """
     options = ["--device", session.asked.device, "--seconds", str(session.asked.seconds)]
     options += session.asked.benchmark_args.split()
@@ -375,19 +406,56 @@ def _measure(
 ) -> None:
     results = session.work / stage
     results.mkdir(parents=True, exist_ok=True)
-    for name in names or recipes():
-        if not exported(session, name):
-            continue
+    for name in trained_of(session, stage, names):
         for way, options in ways:
             found = results / f"{name}{way and '.'}{way}.json"
-            if found.exists() and not session.asked.again:
+            if _measured(session, name, found) and not session.asked.again:
                 session.steps.append(Step(stage, found.stem, status="ok", error="measured before"))
                 print(f"{stage:<10}{found.stem:<34}measured before")
                 continue
             command = program("benchmark", name, *options, "--json", str(found))
-            run(session, stage, found.stem, command, end)
+            since = time.time()
+            run(session, stage, found.stem, command, end, partial(_unmeasured, found, since))
             write_runs(session, stage)  # each time: what comes after may be killed
     write_runs(session, stage)
+
+
+def _measured(session: Session, name: str, found: Path) -> bool:
+    """Whether a measurement was made to its end, with all files that there are now."""
+    if not found.exists():
+        return False
+    from cifar_deploy.benchmark.sweep import UNFINISHED
+
+    value = json.loads(found.read_text())
+    told = _results(value) + value["failures"]
+    names = {entry["name"].partition(", ")[0] for entry in told}  # without the file's runtime
+    files = {file.name for file in exported(session, name)}
+    return UNFINISHED not in value["remarks"] and files <= names
+
+
+def _results(value: dict[str, Any]) -> list[Any]:
+    """What was measured, by the program or by LoadGen."""
+    measured: list[Any] = value.get("rows") or value.get("results") or []
+    return measured
+
+
+def _unmeasured(found: Path, since: float, rc: int, output: str) -> tuple[str, str]:
+    """What was not measured; no failure where files could not be opened and the rest was."""
+    if rc != 1 or not found.exists() or found.stat().st_mtime < since:
+        return _failure(rc, output)
+    value = json.loads(found.read_text())
+    failures = value["failures"]
+    if not failures:
+        return _failure(rc, output)
+    said = []
+    for one in failures:
+        batch = "" if one["batch"] is None else f", batch {one['batch']}"
+        said.append(f"{one['name']}{batch}: {one['reason']}")
+    opened = [one for one in failures if one["batch"] or not FILE.search(one["name"])]
+    return "failed" if opened or not _results(value) else "ok", "; ".join(said)
+
+
+FILE = re.compile(r"\.(onnx|engine)\b")
 
 
 def write_runs(session: Session, stage: str) -> None:
@@ -424,11 +492,20 @@ def pack(session: Session, names: list[str], end: float) -> None:
 
 def recipes() -> list[str]:
     """The networks that have a recipe, in the order in which they are worth their time."""
-    sys.path.insert(0, str(ROOT))
     from cifar_deploy.architectures import NETWORKS
 
     ordered = sorted(NETWORKS, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     return [name for name in ordered if (ROOT / "models" / name / "recipe.toml").exists()]
+
+
+def trained_of(session: Session, stage: str, names: list[str]) -> list[str]:
+    """The trained ones of the names, or of all that have a recipe; a failure where none is."""
+    chosen = [name for name in names or recipes() if trained(session, name)]
+    if not chosen:
+        error = f"nothing of {', '.join(names)} is trained" if names else "nothing is trained"
+        session.steps.append(Step(stage, "-", status="failed", error=error))
+        print(f"{stage:<10}{'-':<34}failed: {error}")
+    return chosen
 
 
 def trained(session: Session, name: str) -> bool:
@@ -451,14 +528,14 @@ def trained_here(session: Session, name: str) -> bool:
     return not published.exists() or card.read_bytes() != published.read_bytes()
 
 
-def exported(session: Session, name: str) -> bool:
-    """Whether the model has an exported file."""
-    return any((session.work / "models" / name).glob(f"{name}.*.*"))
+def exported(session: Session, name: str) -> list[Path]:
+    """The model's exported files."""
+    found = (session.work / "models" / name).glob(f"{name}.*.*")
+    return [file for file in found if file.suffix in (".onnx", ".engine")]
 
 
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
     """Label and options of each format, flavour and precision that can be made here."""
-    sys.path.insert(0, str(ROOT))
     from cifar_deploy.cli.options import Format, Precision
     from cifar_deploy.engines import flavour as flavours
 
@@ -538,15 +615,17 @@ def install(session: Session) -> None:
     target = str(session.work / "site")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     command = [*pip, "--upgrade", "--target", target, *wheels]
-    run(session, "wheels", f"{len(wheels)} wheels", command, time.monotonic() + 300)
+    run(session, "wheels", f"{len(wheels)} wheels", command, session.until(300))
 
 
 # --- the whole ----------------------------------------------------------------------------------
 
 
 def write(path: Path, value: Any) -> None:
-    """Write indented JSON."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write indented JSON, whole or not at all: this script may be killed."""
+    part = path.with_name(f".{path.name}")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    part.replace(path)
 
 
 def save(session: Session) -> list[dict[str, Any]]:
@@ -613,6 +692,7 @@ def main() -> int:
     parser.add_argument("--work", default=str(ROOT / "build/gpu"), help="models, kept for later")
     parser.add_argument("--stages", default=" ".join(STAGES), help=f"of {', '.join(ALL)}")
     parser.add_argument("--limit", type=float, default=480, help="seconds a stage may take")
+    parser.add_argument("--total", type=float, default=math.inf, help="... and all of them")
     parser.add_argument("--wheels", default="", help="folder of wheels to install first")
     parser.add_argument("--device", default="cuda", help="cuda; cpu to try this script out")
     parser.add_argument("--data", default="auto", help="auto or synthetic")
@@ -625,9 +705,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="a file and batch, benchmark")
     parser.add_argument("--batch", action="append", default=[], help="batch sizes, benchmark")
     parser.add_argument("--validate-args", default="", help="more options, as one text")
+    parser.add_argument("--cpu-verdicts", action="store_true", help="where CUDA runs no ONNX file")
     parser.add_argument("--benchmark-args", default="", help="more options, as one text")
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
-    session = Session(parser.parse_args())
+    session = Session(parser.parse_args(), begun=now())
+    session.end = session.until(session.asked.total)
     stages = chosen_stages(session.asked.stages)
     session.asked.out = str(session.out.absolute())
     session.asked.work = str(session.work.absolute())
@@ -635,22 +717,37 @@ def main() -> int:
         session.asked.airbench = str(Path(session.asked.airbench).absolute())
     for folder in (session.out, session.work / "models"):
         folder.mkdir(parents=True, exist_ok=True)
-    session.begun = now()
+    try:
+        run_stages(session, stages)
+    except KeyboardInterrupt:
+        print("\ntold to end")
+        summarise(session)
+        return INTERRUPTED
+    return summarise(session)
+
+
+def run_stages(session: Session, stages: list[tuple[str, list[str]]]) -> None:
+    """One after another, on the machine as it is found."""
     if session.asked.wheels:
         install(session)
     session.facts = machine(session)
     print(f"{session.facts.get('gpu') or 'no GPU'}, torch {session.facts['torch']}", flush=True)
-    try:
-        for stage, names in stages:
-            try:
-                globals()[stage](session, names, time.monotonic() + session.asked.limit)
-            except Exception as error:  # a stage's own fault: the others still run
-                session.steps.append(Step(stage, "-", status="failed", error=repr(error)))
-                print(f"{stage:<10}failed: {error!r}")
-    finally:
-        status = summarise(session)
-    return status
+    for stage, names in stages:
+        try:
+            globals()[stage](session, names, session.until(session.asked.limit))
+        except Exception as error:  # a stage's own fault: the others still run
+            session.steps.append(Step(stage, "-", status="failed", error=repr(error)))
+            print(f"{stage:<10}failed: {error!r}")
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM is Ctrl-C; `timeout` sends it twice, and the second must not disturb the end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
+    # A shell makes what it runs in the background deaf to Ctrl-C, and so what that runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +13,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import cifar_deploy
 from cifar_deploy import architectures
+from cifar_deploy.benchmark import sweep
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.store import ModelFolder
 
 SCRIPT = Path(cifar_deploy.__file__).parent.parent / "benchmarks" / "gpu.py"
 
@@ -105,32 +109,220 @@ def test_the_whole_on_a_cpu(tmp_path: Path, small_data: Dataset) -> None:
     assert "simple_cnn/model.safetensors" in packed.stdout.split()
 
 
-def test_a_command_over_its_limit_is_stopped_and_may_save(gpu: ModuleType, session: Any) -> None:
-    saved = session.out / "saved"
-    code = (
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be noticed does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_a_script_that_is_told_to_end_leaves_a_summary_and_no_process(tmp_path: Path) -> None:
+    pids, slow = tmp_path / "pids", tmp_path / "test_slow.py"
+    slow.write_text(
+        "import os, pathlib, pytest, subprocess, sys, time\n"
+        "@pytest.mark.gpu\n"
+        "def test_slow():\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        f"    path = pathlib.Path({str(pids)!r})\n"
+        "    path.with_suffix('.part').write_text(f'{os.getpid()} {child.pid}')\n"
+        "    path.with_suffix('.part').rename(path)\n"
+        "    time.sleep(300)\n"
+        "def test_that_needs_no_gpu():\n"
+        "    pass\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), "--out", str(out), "--work", str(tmp_path / "work")]
+    command += ["--device", "cpu", "--stages", f"tests:{slow} export"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as script:
+        while not pids.exists() and script.poll() is None:
+            time.sleep(0.1)
+        # Should this script be killed: what it was doing is written down already.
+        (step,) = json.loads((out / "summary.json").read_text())["steps"]
+        assert step["status"] == "running"
+        script.send_signal(signal.SIGTERM)
+        script.send_signal(signal.SIGTERM)  # as `timeout` does
+        printed, _ = script.communicate(timeout=120)
+    assert script.returncode == 130
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+    summary = json.loads((out / "summary.json").read_text())
+    (step,) = summary["steps"]  # no other stage began
+    assert (step["stage"], step["status"]) == ("tests", "stopped")
+    assert step["error"] == "this script was told to end"
+    assert summary["not_ok"] == 1
+    assert f"results: {out}" in printed
+    log = (out / "gpu.log").read_text()
+    assert "KeyboardInterrupt" in log  # pytest had its word
+    assert "1 deselected" in log  # -m gpu, also for a file that is named
+
+
+def test_the_whole_ends_at_its_limit(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "PATIENCE", 0.2)
+    out, work = tmp_path / "out", tmp_path / "work"
+    options = ["--out", str(out), "--work", str(work), "--stages", "tests train:cnn9"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options, "--total", "0.1"])
+    assert gpu.main() == 1
+    steps = json.loads((out / "summary.json").read_text())["steps"]
+    assert [step["status"] for step in steps] == ["not started", "not started"]
+
+
+def listening(saved: Path, deaf: tuple[str, ...], ear: str) -> list[str]:
+    return python(
         "import pathlib, signal, sys, time\n"
-        f"def stop(*_): pathlib.Path({str(saved)!r}).touch(); sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, stop)\n"
+        f"def stop(*_): pathlib.Path({str(saved)!r}).touch(); sys.exit(3)\n"
+        f"for name in {deaf!r}: signal.signal(getattr(signal, name), signal.SIG_IGN)\n"
+        f"if {ear!r}: signal.signal(getattr(signal, {ear!r}), stop)\n"
         "print('working', flush=True)\n"
         "time.sleep(60)"
     )
+
+
+@pytest.mark.parametrize(
+    ("deaf", "ear", "rc"),
+    [
+        ((), "SIGINT", 3),
+        (("SIGINT",), "SIGTERM", 3),
+        (("SIGINT", "SIGTERM"), "", -signal.SIGKILL),
+    ],
+)
+def test_a_command_over_its_limit_is_stopped_and_may_save(
+    gpu: ModuleType,
+    session: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    deaf: tuple[str, ...],
+    ear: str,
+    rc: int,
+) -> None:
+    # Who listens has time enough; who does not is not waited for.
+    patience = [(n, 0.5 if n.name in deaf else 30.0) for n, _ in gpu.ASKING]
+    monkeypatch.setattr(gpu, "ASKING", patience)
+    saved = session.out / "saved"
     start = time.monotonic()
-    step = gpu.run(session, "train", "slow", python(code), start + 2.0)
-    assert time.monotonic() - start < 20
-    assert (step.status, step.rc) == ("stopped", 143)
-    assert saved.exists()
+    step = gpu.run(session, "train", "slow", listening(saved, deaf, ear), start + 3.0)
+    assert time.monotonic() - start < 25
+    assert (step.status, step.rc) == ("stopped", rc)
+    assert saved.exists() == bool(ear)
     assert "working" in (session.out / "gpu.log").read_text()
     late = gpu.run(session, "train", "next", python("pass"), start)
     assert late.status == "not started"
 
 
-def test_one_that_does_not_listen_is_ended(
-    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+def measuring(session: Any) -> None:
+    """What the script has when it is called to measure on a CPU."""
+    more = {"device": "cpu", "seconds": 0.02, "batch": ["1"], "benchmark_args": "--in-flight 0"}
+    vars(session.asked).update(more)
+
+
+def test_pytorch_is_measured_where_nothing_is_exported(gpu: ModuleType, session: Any) -> None:
+    measuring(session)
+    gpu.benchmark(session, ["simple_cnn"], time.monotonic() + 300)
+    assert session.steps[-1].status == "ok"
+    runs = json.loads((session.out / "benchmark.json").read_text())["runs"]
+    assert [row["name"] for row in runs["simple_cnn"]["rows"]] == ["PyTorch eager fp32"]
+    # A file that came later is looked for; that it does not open is told, and no failure.
+    (session.work / "models/simple_cnn/simple_cnn.fp32.onnx").write_bytes(b"no ONNX file")
+    gpu.benchmark(session, ["simple_cnn"], time.monotonic() + 300)
+    step = session.steps[-1]
+    assert (step.status, step.rc) == ("ok", 1)
+    assert step.error.startswith("simple_cnn.fp32.onnx: ")
+    gpu.benchmark(session, ["simple_cnn"], time.monotonic())
+    assert session.steps[-1].error == "measured before"
+    # What was ended early is measured again.
+    found = session.work / "benchmark/simple_cnn.json"
+    value = json.loads(found.read_text())
+    found.write_text(json.dumps({**value, "remarks": [*value["remarks"], sweep.UNFINISHED]}))
+    gpu.benchmark(session, ["simple_cnn"], time.monotonic())
+    assert session.steps[-1].status == "not started"
+
+
+def test_to_measure_nothing_is_a_failure(gpu: ModuleType, session: Any) -> None:
+    measuring(session)
+    gpu.benchmark(session, ["resnet18"], time.monotonic() + 60)
+    (step,) = session.steps
+    assert (step.status, step.error) == ("failed", "nothing of resnet18 is trained")
+
+
+@pytest.mark.gpu
+def test_half_precision_needs_no_exported_file(gpu: ModuleType, session: Any) -> None:
+    assert gpu.trained(session, "simple_cnn")
+    folder = ModelFolder(session.work / "models" / "simple_cnn")
+    entered, _ = sweep.contenders([(folder, [], True)], torch.device("cuda", 0), False)
+    assert [one.name for one in entered] == ["PyTorch eager fp32", "PyTorch eager fp16"]
+
+
+CLOSED = {"name": "m.fp32.onnx", "batch": None, "reason": "no CUDA provider"}
+FULL = {"name": "m.fp16.onnx", "batch": 8, "reason": "memory is exhausted"}
+BROKEN = {"name": "PyTorch eager fp32", "batch": None, "reason": "it fails"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "failures", "rc", "status", "error"),
+    [
+        (1, [CLOSED], 1, "ok", "m.fp32.onnx: no CUDA provider"),
+        (0, [CLOSED], 1, "failed", "m.fp32.onnx: no CUDA provider"),
+        (
+            *(1, [CLOSED, FULL], 1, "failed"),
+            "m.fp32.onnx: no CUDA provider; m.fp16.onnx, batch 8: memory is exhausted",
+        ),
+        (1, [BROKEN], 1, "failed", "PyTorch eager fp32: it fails"),
+        (1, [CLOSED], 2, "failed", "error: the GPU failed"),
+        (1, [], 1, "failed", "error: the GPU failed"),
+    ],
+)
+def test_a_real_failure_to_measure_is_told_from_a_file_that_does_not_open(
+    gpu: ModuleType,
+    tmp_path: Path,
+    rows: int,
+    failures: list[dict[str, Any]],
+    rc: int,
+    status: str,
+    error: str,
 ) -> None:
-    monkeypatch.setattr(gpu, "GRACE", 0.5)
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    step = gpu.run(session, "benchmark", "deaf", python(code), time.monotonic() + 1.5)
-    assert (step.status, step.rc) == ("stopped", -9)
+    found = tmp_path / "m.json"
+    found.write_text(json.dumps({"rows": [{}] * rows, "failures": failures}))
+    said = "m: batch 1\nerror: the GPU failed\n"
+    assert gpu._unmeasured(found, 0.0, rc, said) == (status, error)
+    # What an earlier call left says nothing of this one.
+    late = time.time() + 60
+    assert gpu._unmeasured(found, late, rc, said) == ("failed", "error: the GPU failed")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "on_cpu", "labels"),
+    [
+        ("UNUSABLE", False, ["1 models"]),
+        ("PASS", False, ["1 models", "1 models, latency"]),
+        ("UNUSABLE", True, ["1 models", "1 models on the CPU"]),
+    ],
+)
+def test_the_gpu_does_not_wait_for_files_that_it_cannot_run(
+    gpu: ModuleType,
+    session: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: str,
+    on_cpu: bool,
+    labels: list[str],
+) -> None:
+    rows = [{"file": "m", "verdict": "REFERENCE"}, {"file": "m.onnx", "verdict": verdict}]
+
+    def judged(*arguments: str) -> list[str]:  # a GPU without CUDA in ONNX Runtime is not here
+        json_file, page = arguments[arguments.index("--json") + 1], arguments[-1]
+        text = json.dumps({"models": [{"rows": rows}]})
+        return python(f"open({json_file!r}, 'w').write({text!r}); open({page!r}, 'w')")
+
+    monkeypatch.setattr(gpu, "program", judged)
+    vars(session.asked).update(device="cuda", images=0, validate_args="", cpu_verdicts=on_cpu)
+    session.facts = {"missing": {}, "checks": {"onnxruntime cuda": {"works": False}}}
+    file = session.work / "models/simple_cnn/simple_cnn.fp32.onnx"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    gpu.validate(session, ["simple_cnn"], time.monotonic() + 60)
+    assert [step.name for step in session.steps] == labels
+    made = {"summary.json", "gpu.log", "validation.json", "report.html"}
+    assert {path.name for path in session.out.iterdir()} == made
 
 
 def test_the_error_that_says_most_is_kept(gpu: ModuleType) -> None:

@@ -122,7 +122,7 @@ def test_loadgen_drives_a_gpu(
     measured: ModelFolder, small_data: Dataset, tmp_path: Path, scenario: str
 ) -> None:
     device = torch.device("cuda", 0)
-    (contender,), _ = sweep.contenders([(measured, [], True)], device, False)
+    (contender, *_), _ = sweep.contenders([(measured, [], True)], device, False)
     judged = judge(weights.load(measured), [], small_data, device, Options(100.0, 0.0))
     settings = mlperf.Settings(scenario, 0.5, 64, 3)
     result = mlperf.run(contender, small_data.test, settings, tmp_path)

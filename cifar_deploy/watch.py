@@ -1,5 +1,6 @@
 """What the card does while it is measured: clocks, temperature, power, energy, who slows it."""
 
+import functools
 import os
 import statistics
 import threading
@@ -16,6 +17,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.store import Json
 
 INTERVAL = 0.05  # seconds between samples
+LOOKS_BACK = 1.0  # seconds that NVML's utilisation covers, at most (nvmlUtilization_t)
 BUSY = 0.05  # share of a device used by others from which it is said
 
 Span = tuple[float, float]  # begin and end, by time.perf_counter
@@ -100,7 +102,7 @@ class Watch:
             self._nvml = pynvml
             self._sample()
             self.samples.clear()
-            self._use_before = pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100
+            self._use_before = _use_before(uuid)
         except pynvml.NVMLError as error:
             self._nvml = None
             self.missing = f"NVML: {error}"
@@ -219,6 +221,20 @@ def describe(device: torch.device, watch: Watch) -> Json:
     if watch.missing:
         facts["not_watched"] = watch.missing
     return facts
+
+
+@functools.cache
+def _use_before(uuid: str) -> float:
+    """Share of the time in which others used a card, before this process measures on it.
+
+    Once a process, after a time in which it left the card alone: NVML does not say whose work it
+    was.
+    """
+    import pynvml
+
+    time.sleep(LOOKS_BACK)
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    return int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
 
 
 def _dotted(version: int) -> str:

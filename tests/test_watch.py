@@ -1,4 +1,6 @@
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +69,44 @@ def test_what_others_use_of_the_processor() -> None:
     # 10 s of two processors: 8 s busy, of which this process had 5.
     assert room._used_by_others((0, 0, 0), (20.0, 8.0, 5.0)) == pytest.approx(0.15)
     assert room._used_by_others((0, 0, 0), (0.0, 0.0, 0.0)) == 0
+
+
+def test_the_use_by_others_is_asked_once_and_not_of_our_own_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worked = time.perf_counter()  # our own work ends now, and NVML looks back
+    asked = []
+
+    def utilization(handle: str) -> SimpleNamespace:
+        asked.append(handle)
+        ours = time.perf_counter() - worked < room.LOOKS_BACK
+        return SimpleNamespace(gpu=97 if ours else 0)
+
+    nvml = SimpleNamespace(nvmlDeviceGetHandleByUUID=str, nvmlDeviceGetUtilizationRates=utilization)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    room._use_before.cache_clear()
+    try:
+        assert [room._use_before("GPU-1") for _ in range(2)] == [0, 0]
+        assert asked == ["GPU-1"]
+    finally:
+        room._use_before.cache_clear()
+
+
+@pytest.mark.gpu
+def test_our_own_work_is_not_others() -> None:
+    device = torch.device("cuda", 0)
+    work = torch.randn(4096, 4096, device=device)
+    room._use_before.cache_clear()
+    for _ in range(2):
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < 1.0:
+            work = (work @ work).clamp(-1, 1)
+            torch.cuda.synchronize()
+        with Watch(device) as watch:
+            pass
+        if watch.missing or watch._other_processes():
+            pytest.skip(watch.missing or "others use the card")
+        assert not any("busy before" in line for line in watch.remarks())
 
 
 @pytest.mark.gpu

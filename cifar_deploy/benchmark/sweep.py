@@ -27,7 +27,8 @@ from cifar_deploy.timing import Call, Lane, Pool, Timing, collect, summarise, wa
 from cifar_deploy.watch import Span, Watch, describe, summary
 
 TURNS = 5  # slices of the time for latency
-FLIGHT_TURNS = 2  # of that for throughput: the energy counter moves every 20 to 100 ms
+FLIGHT_TURNS = 2  # of that for throughput
+ENERGY_SECONDS = 2.0  # of throughput at least, where a counter moves only every 20 to 100 ms
 PIXELS_SEED = 0
 UNFINISHED = "it was ended early: the rest was not measured"
 NO_GPU = "no GPU is measured: these are the CPU runtimes, without copies"
@@ -40,7 +41,7 @@ class Settings:
     """How to measure."""
 
     batches: tuple[int, ...]
-    seconds: float  # of latency, and of throughput, for each file and batch
+    seconds: float  # of latency, and at least of throughput, for each file and batch
     in_flight: int  # batches in flight for throughput; 0 leaves it out
 
 
@@ -108,10 +109,10 @@ def contenders(
 ) -> tuple[list[Contender], list[Failure]]:
     """What takes part: of each folder the files and, where the flag says so, PyTorch.
 
-    PyTorch runs in fp32, and on a GPU also in fp16 where a file does; with `compiled` each of them
-    also through torch.compile. `trust`: engines without a matching manifest too; `pixels`: ONNX
-    files with another program's interface too; `onnx`: what runs ONNX files, each of them. A file
-    that this machine cannot run becomes a failure.
+    PyTorch runs in fp32, and on a GPU also in fp16 where a file does, or where there is none; with
+    `compiled` each of them also through torch.compile. `trust`: engines without a matching manifest
+    too; `pixels`: ONNX files with another program's interface too; `onnx`: what runs ONNX files,
+    each of them. A file that this machine cannot run becomes a failure.
     """
     found: list[Contender] = []
     failures = []
@@ -127,8 +128,8 @@ def contenders(
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, name, reason))
         if with_pytorch:
-            exported = any(".fp16." in file.name for file in files)
-            halves = ["fp16"] if device.type == "cuda" and exported else []
+            half = not files or any(".fp16." in file.name for file in files)
+            halves = ["fp16"] if device.type == "cuda" and half else []
             trained = weights.load(folder)
             for precision in ["fp32", *halves]:
                 for fused in [False, True] if compiled else [False]:
@@ -296,8 +297,10 @@ def _batch(
     timed = list(left)
     if settings.in_flight:
         each("warms up", lambda turn: turn.board(settings.in_flight))
+        counted = watch.joules() is not None
+        seconds = max(settings.seconds, ENERGY_SECONDS) if counted else settings.seconds
         for _ in range(FLIGHT_TURNS):
-            each("throughput", lambda turn: turn.fly(settings.seconds / FLIGHT_TURNS, watch))
+            each("throughput", lambda turn: turn.fly(seconds / FLIGHT_TURNS, watch))
     for turn in timed:  # the latency also of what then did not fit several times
         result.rows.append(turn.row(watch, bool(settings.in_flight) and turn in left))
 

@@ -24,6 +24,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json
 
 MIB = 1 << 20
+NEED = r"(?:size was |GPU memory \()(\d+) bytes"  # in TensorRT's words for memory that lacks
 POLL = 0.05  # seconds; how often a build looks for Ctrl-C
 
 
@@ -92,7 +93,7 @@ def build(
     config.progress_monitor = monitor
     raw = interruptibly(lambda: builder.build_serialized_network(network, config), stop)
     if raw is None:
-        raise _failed(flavour, source)
+        raise _failed(flavour, source, options)
     if timing_cache:
         # A finished engine is not lost to a cache that cannot be kept.
         with contextlib.suppress(UserError):
@@ -193,13 +194,22 @@ def _refused(flavour: Flavour, parser: Any, source: Path) -> UserError:
     )
 
 
-def _failed(flavour: Flavour, source: Path) -> UserError:
-    for line in flavour.log.errors():
-        if "OutOfMemory" in line or "out of memory" in line.lower():
-            need = re.search(r"size was (\d+) bytes", line)
-            said = f"{int(need[1]) / MIB:,.0f} MiB" if need else "more memory than there is"
-            return UserError(
-                f"{source}: {flavour} needs {said} to build the engine; "
-                "raise --workspace, or lower the largest batch of --batch-profile"
-            )
-    return UserError(f"{source}: {flavour} cannot build an engine: {flavour.log.reason()}")
+def _failed(flavour: Flavour, source: Path, options: Options) -> UserError:
+    log = flavour.log
+    if any(re.search(r"(?i)out ?of ?memory", line) for line in log.errors()):
+        # The amount stands in the error or in a warning beside it.
+        lines = [*log.errors(), *log.warnings()]
+        needs = [int(need[1]) for line in lines if (need := re.search(NEED, line))]
+        said = f"{max(needs) / MIB:,.0f} MiB" if needs else "more memory than there is"
+        full = any("Cuda Runtime" in line for line in log.errors())  # the card, and not the limit
+        limit = options.workspace * MIB if options.workspace is not None and not full else None
+        over = limit is not None and any(need > limit for need in needs)
+        way_out = "raise --workspace, or lower" if over else "lower --workspace or"
+        return UserError(
+            f"{source}: {flavour} needs {said} to build the engine; "
+            f"{way_out} the largest batch of --batch-profile"
+        )
+    way_out = ""
+    if any("insufficient workspace" in line for line in log.errors()):
+        way_out = "; raise --workspace"
+    return UserError(f"{source}: {flavour} cannot build an engine: {log.reason()}{way_out}")

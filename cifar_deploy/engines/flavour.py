@@ -1,5 +1,6 @@
 """TensorRT and TensorRT for RTX: the same classes in two modules, and which one to use."""
 
+import collections
 import functools
 import importlib
 import re
@@ -17,6 +18,7 @@ TITLES = {TENSORRT: "TensorRT", RTX: "TensorRT for RTX"}
 MODULES = {TENSORRT: ("tensorrt",), RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 # What this program calls is there from these versions on.
 OLDEST = {TENSORRT: (10, 13), RTX: (1, 7)}
+WARNINGS = 1000  # that are kept
 INSTALL = {
     TENSORRT: "pip install 'cifar-deploy[tensorrt]', which fetches it from NVIDIA's own index",
     RTX: "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings (Linux x86-64, CUDA 13)",
@@ -120,27 +122,38 @@ def choose(wanted: str, gpu: bool) -> tuple[Flavour, str]:
 
 
 def _listener(module: Any) -> Any:
-    """A logger that keeps what went wrong, for the message to the user."""
+    """A logger that keeps what went wrong, and warnings, for the message to the user."""
 
     class Listener(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self._lock = threading.Lock()
             self._lines: list[str] = []
+            # Some come with every inference.
+            self._warnings: collections.deque[str] = collections.deque(maxlen=WARNINGS)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR):
                 with self._lock:
                     self._lines.append(message.strip())
+            elif severity == module.ILogger.WARNING:
+                with self._lock:
+                    self._warnings.append(message.strip())
 
         def clear(self) -> None:
             with self._lock:
                 self._lines.clear()
+                self._warnings.clear()
 
         def errors(self) -> list[str]:
             """What was logged as an error since `clear`, oldest first."""
             with self._lock:
                 return list(self._lines)
+
+        def warnings(self) -> list[str]:
+            """The last warnings since `clear`, oldest first."""
+            with self._lock:
+                return list(self._warnings)
 
         def reason(self) -> str:
             """The first error since `clear`, as one line."""

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.engines.load import Opened, gpu_of, open_engine
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors, on
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 from cifar_deploy.store import Json, sha256_of
@@ -27,6 +28,9 @@ MEMORY = r"(?i)out ?of ?memory|alloc"  # in TensorRT's words for a GPU that is f
 
 # Building a context and capturing touch the device as a whole: one at a time in this process.
 _preparing = threading.Lock()
+
+# Of captures that failed: in torch 2.11 and 2.12 an allocator goes on asking them.
+_failed: list[torch.cuda.CUDAGraph] = []
 
 
 @functools.cache
@@ -51,7 +55,7 @@ class _Lane:
     context: Any
     given: torch.Tensor  # uint8 [n, 32, 32, 3]
     result: torch.Tensor  # float32 [n, classes]
-    graph: torch.cuda.CUDAGraph | None  # None: the library replays a graph of its own, or none
+    graph: torch.cuda.CUDAGraph | None  # None: TensorRT for RTX, which replays its own
     kernels: "_Kernels | None"  # has to live as long as the context
 
     def enqueue(self) -> torch.Tensor:
@@ -61,6 +65,44 @@ class _Lane:
         elif not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
             raise UserError("TensorRT could not enqueue an inference; see `cifar-deploy doctor`")
         return self.result
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What a thread has for itself: a stream, and lanes by batch size."""
+
+    stream: torch.cuda.Stream
+    lanes: dict[int, _Lane] = field(default_factory=dict)
+
+
+class _Thread:
+    """It lives as long as the thread it was made in."""
+
+
+class _Threads:
+    """What each thread has for itself, kept after its end until `let_go`.
+
+    threading.local would free it at the thread's end, while another one may be capturing. A
+    thread is known by an object and not by its number, which the next one may have again.
+    """
+
+    def __init__(self, make: Callable[[], _Own]) -> None:
+        self._make = make
+        self._local = threading.local()
+        self._kept: list[tuple[weakref.ref[_Thread], _Own]] = []
+
+    def mine(self) -> _Own:
+        """What the calling thread has, made at its first call."""
+        if not hasattr(self._local, "own"):
+            self._local.own, self._local.thread = self._make(), _Thread()
+            with _preparing:
+                self._kept.append((weakref.ref(self._local.thread), self._local.own))
+        own: _Own = self._local.own
+        return own
+
+    def let_go(self) -> None:
+        """Free what ended threads had; `_preparing` is held meanwhile."""
+        self._kept = [(thread, own) for thread, own in self._kept if thread() is not None]
 
 
 class TensorRT:
@@ -90,7 +132,8 @@ class TensorRT:
         self._profiles = self._read_profiles()
         self.addition = ""
         self.batches: Sequence[range] = [range(low, high + 1) for low, _, high in self._profiles]
-        self._threads = threading.local()
+        device = self._device  # and not self, which would then wait for Python's collector
+        self._threads = _Threads(lambda: _Own(_stream(device)))
         self._kernels = _Kernels(self) if opened.flavour.name == RTX else None
 
     def _interface(self) -> tuple[str, str, int]:
@@ -126,11 +169,8 @@ class TensorRT:
 
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]; larger sets go through in batches."""
-        mine = self._threads
-        if not hasattr(mine, "lanes"):
-            mine.lanes = {}
-            mine.stream = _stream(self._device)
-        lanes: dict[int, _Lane] = mine.lanes
+        mine = self._threads.mine()
+        lanes = mine.lanes
 
         def run(batch: Images) -> Logits:
             size = len(batch)
@@ -171,6 +211,7 @@ class TensorRT:
     def _lane(self, batch: int, stream: torch.cuda.Stream) -> _Lane:
         """A context for `batch`, run once, and captured where the library does not do it."""
         with _preparing:
+            self._threads.let_go()
             given = torch.zeros(batch, SIZE, SIZE, 3, dtype=torch.uint8, device=self._device)
             result = torch.empty(batch, self.classes, dtype=torch.float32, device=self._device)
             side = _aside(self._device)
@@ -189,7 +230,7 @@ class TensorRT:
             except RuntimeError:  # so it refuses a profile; the log has the reason
                 ready = False
             if not ready:
-                self._refused()
+                self._refused("run")
             side.synchronize()
             graph = None
             if self._kernels:
@@ -207,34 +248,58 @@ class TensorRT:
             torch.cuda.empty_cache()
             context = self._engine.create_execution_context(*configuration)
         if context is None:
-            self._refused()
+            self._refused("run")
         return context
 
-    def _refused(self) -> NoReturn:
-        """Raise for what TensorRT would not do, by its own words."""
+    def _refused(self, what: str, told: str = "") -> NoReturn:
+        """Raise for what cannot be done with the engine, by TensorRT's words or those of CUDA."""
         log = self._opened.flavour.log
-        if any(re.search(MEMORY, line) for line in log.errors()):
-            raise torch.OutOfMemoryError(log.reason())
-        raise UserError(f"{self._path}: {self.runtime} cannot run it: {log.reason()}")
+        reason = log.reason() if log.errors() or not told else told
+        lines = [line for line in [*log.errors(), told] if "captur" not in line]
+        if any(re.search(MEMORY, line) for line in lines):  # and not just forbidden in a capture
+            raise torch.OutOfMemoryError(reason)
+        raise UserError(f"{self._path}: {self.runtime} cannot {what} it: {reason}")
 
-    def _capture(self, context: Any, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph | None:
-        """The inference as a CUDA graph; None where it cannot be captured."""
-        graph = torch.cuda.CUDAGraph()
+    def _capture(self, context: Any, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        """The inference as a CUDA graph.
+
+        Raises UserError where it cannot be captured: without a graph the figures would be others,
+        and nobody would know.
+        """
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        told = ""
         try:
-            # Other threads may go on with their own work meanwhile.
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            with (
+                torch.cuda.stream(side),  # torch.cuda.graph does not give it back where it fails
+                # Other threads may go on with their own work meanwhile.
+                torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"),
+            ):
                 captured = context.execute_async_v3(side.cuda_stream)
-        except RuntimeError:
-            captured = False
+        except RuntimeError as error:
+            captured, told = False, one_line(error)
+            _abandon(graph, pool)
         if not captured:
-            torch.cuda.synchronize(self._device)
-            return None
+            torch.cuda.synchronize(self._device)  # tells whether the GPU itself has failed
+            self._refused("capture", told)
         return graph
 
     def _cuda(self, batch: int) -> AbstractContextManager[None]:
         """Work on the device; what it refuses is a `UserError`."""
         need = int(self._engine.device_memory_size_v2) + batch * SIZE * SIZE * 3
         return cuda_errors(str(self._path), self._device, batch, need)
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Leave torch as it was before a capture that failed.
+
+    Before 2.13 its allocator thinks that the capture goes on, and fails at the next empty_cache.
+    https://github.com/pytorch/pytorch/pull/180395
+    """
+    _failed.append(graph)
+    # Later versions have ended it, and say so.
+    with contextlib.suppress(RuntimeError, AttributeError):
+        graph.reset()
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
 
 
 class _Kernels:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from cifar_deploy.runtimes.protocol import Bound
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import BUFFERS
+from cifar_deploy.watch import Watch
 
 CPU = torch.device("cpu")
 
@@ -79,6 +81,26 @@ def test_contenders_take_turns() -> None:
     # First each is warmed up, then each has its slices in turn.
     assert turns == list("abc") * (1 + sweep.TURNS)
     assert [row.throughput for row in result.rows] == [None, None, None]
+
+
+def test_energy_is_counted_over_more_than_the_counters_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Card(Watch):
+        """100 W, told every 0.1 s."""
+
+        def joules(self) -> float:
+            return 10 * (time.perf_counter() // 0.1)
+
+    monkeypatch.setattr(sweep, "Watch", Card)
+    entered = [Contender("m", "f", Sleeper(lambda _: 0.001))]
+    (row,) = sweep.run(entered, Settings((4,), 0.05, 1), CPU).rows
+    assert row.throughput
+    assert row.throughput.seconds >= sweep.ENERGY_SECONDS
+    assert row.throughput.joules == pytest.approx(100 * row.throughput.seconds, rel=0.12)
+    assert row.throughput.images_per_joule == pytest.approx(
+        row.throughput.images / row.throughput.joules
+    )
 
 
 def test_models_are_measured_one_after_another() -> None:

@@ -50,7 +50,7 @@ SHARED: dict[str, set[str]] = {
     "ProfilingVerbosity": {"DETAILED"},
     "LayerInformationFormat": {"JSON"},
     "IProgressMonitor": {"phase_start", "step_complete", "phase_finish"},
-    "ILogger": {"log", "ERROR", "INTERNAL_ERROR"},
+    "ILogger": {"log", "ERROR", "INTERNAL_ERROR", "WARNING"},
     "OnnxParser": {"parse", "get_error"},
     "ParserError": {"desc", "node_name", "node_operator"},
     "Runtime": {"deserialize_cuda_engine", "engine_host_code_allowed"},
@@ -129,8 +129,8 @@ def members(module: Any) -> set[str]:
     return {name for name in inside if not name.startswith("_")}
 
 
-# Names of our own and of rich that TensorRT happens to have as well.
-OTHERS = {"engine", "update"}
+# Names of our own, of torch and of rich that TensorRT happens to have as well.
+OTHERS = {"engine", "reset", "update"}
 
 
 def test_the_backend_uses_no_other_name() -> None:

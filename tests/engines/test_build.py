@@ -69,6 +69,65 @@ def test_what_is_no_onnx_is_told(rtx: Flavour) -> None:
         build(rtx, b"no ONNX file", SOURCE, Options())
 
 
+# Of a build with TensorRT 10 on a card with 8 GiB (github.com/NVIDIA/TensorRT, issues 4254, 4258).
+CUDA = "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
+POOL = "[virtualMemoryBuffer.cpp::resizePhysical::154] Error Code 2: OutOfMemory"
+AMOUNT = "Requested amount of GPU memory ({} bytes) could not be allocated. There may not be enough"
+NO_NODE = "Error Code 10: Internal Error (Could not find any implementation for node {cast}"
+
+
+@pytest.mark.parametrize(
+    ("errors", "warnings", "said"),
+    [
+        ([CUDA], [AMOUNT.format(3 << 20), AMOUNT.format(7 << 30)], "needs 7,168 MiB to build"),
+        ([f"{POOL} (Requested size was {5 << 20} bytes.)"], [], "needs 5 MiB to build"),
+        ([CUDA, NO_NODE], ["a warning"], "needs more memory than there is to"),
+    ],
+)
+def test_memory_that_lacks_is_told_with_the_need(
+    rtx: Flavour, graph: Graph, errors: list[str], warnings: list[str], said: str
+) -> None:
+    message = failing(rtx, graph, errors, warnings)
+    assert said in message
+    assert message.endswith("; lower --workspace or the largest batch of --batch-profile")
+
+
+def test_a_workspace_that_is_too_small_is_to_be_raised(rtx: Flavour, graph: Graph) -> None:
+    message = failing(rtx, graph, [f"{NO_NODE} due to insufficient workspace.)"], [])
+    assert message.endswith("due to insufficient workspace.); raise --workspace")
+    over = [f"{POOL} (Requested size was {5 << 20} bytes.)"]
+    assert "5 MiB to build the engine; raise --work" in failing(rtx, graph, over, [], workspace=4)
+    assert "5 MiB to build the engine; lower --work" in failing(rtx, graph, over, [], workspace=9)
+    # The card, and not the limit.
+    assert "lower --work" in failing(rtx, graph, [CUDA], [AMOUNT.format(5 << 20)], workspace=4)
+
+
+def failing(
+    rtx: Flavour,
+    graph: Graph,
+    errors: list[str],
+    warnings: list[str],
+    workspace: int | None = None,
+) -> str:
+    """What is said of a build that the library gives up with these lines in its log."""
+
+    class Stopped(Notes):
+        def start(self, phase: str, parent: str | None, steps: int) -> None:
+            if not self.open:
+                super().start(phase, None, steps)
+                for line in errors:
+                    rtx.log.log(rtx.module.ILogger.ERROR, line)
+                for line in warnings:
+                    rtx.log.log(rtx.module.ILogger.WARNING, line)
+
+        def step(self, phase: str, done: int) -> None:
+            raise RuntimeError
+
+    with pytest.raises(UserError) as caught:
+        build(rtx, graph("Relu"), SOURCE, Options(workspace=workspace), Stopped())
+    return str(caught.value)
+
+
 def test_progress_is_told_phase_by_phase(rtx: Flavour, graph: Graph) -> None:
     notes = Notes()
     build(rtx, graph("Relu"), SOURCE, Options(), notes)

@@ -115,8 +115,19 @@ def test_errors_are_kept_for_the_message(rtx: Flavour) -> None:
     rtx.log.log(level.WARNING, "a warning")
     rtx.log.log(level.ERROR, " an error\n")
     assert rtx.log.errors() == ["an error"]
+    assert rtx.log.warnings() == ["a warning"]
     rtx.log.clear()
-    assert rtx.log.errors() == []
+    assert rtx.log.errors() == rtx.log.warnings() == []
+
+
+def test_warnings_that_come_with_every_run_do_not_fill_memory(rtx: Flavour) -> None:
+    rtx.log.clear()
+    for number in range(flavour.WARNINGS + 5):
+        rtx.log.log(rtx.module.ILogger.WARNING, f"number {number}")
+    kept = rtx.log.warnings()
+    rtx.log.clear()
+    assert len(kept) == flavour.WARNINGS
+    assert kept[-1] == f"number {flavour.WARNINGS + 4}"
 
 
 def test_the_names_are_the_files_names() -> None:

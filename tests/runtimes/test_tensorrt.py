@@ -1,6 +1,9 @@
 """The TensorRT runtime on a GPU: against ONNX Runtime's answers on a CPU."""
 
 import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from cifar_deploy.export.engine import export_engine
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.runtimes.load import check_file, open_file, open_runtime
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
-from cifar_deploy.runtimes.tensorrt import TensorRT
+from cifar_deploy.runtimes.tensorrt import TensorRT, _aside, _Lane, _Own, _preparing, _Threads
 from cifar_deploy.store import ModelFolder, manifest_path, sha256_of, write_json
 
 CPU = torch.device("cpu")
@@ -104,6 +107,37 @@ def test_without_a_gpu_it_says_so(engine: Path) -> None:
             opening(engine, CPU)
 
 
+def own() -> _Own:
+    """A thread's things without a GPU."""
+    lane = _Lane(None, torch.zeros(1), torch.zeros(1), None, None)
+    return _Own(None, {1: lane})  # type: ignore[arg-type]
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """The answer of `work` in a thread that has ended; its number is the next one's."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def test_an_ended_threads_lanes_are_freed_only_when_told() -> None:
+    threads = _Threads(own)
+    mine = threads.mine()
+    assert threads.mine() is mine
+    ended = [in_thread(lambda: weakref.ref(threads.mine().lanes[1])) for _ in range(3)]
+    # Not at its end, when another thread may be capturing; nor are they the next thread's.
+    assert len({id(lane()) for lane in ended} - {id(None)}) == 3
+    with _preparing:
+        threads.let_go()
+    assert [lane() for lane in ended] == [None] * 3
+    assert threads.mine() is mine
+    assert [kept for _, kept in threads._kept] == [mine]
+
+
+def test_torch_can_end_a_capture_that_failed() -> None:
+    # It is torch's own, and private.
+    assert callable(torch._C._cuda_endAllocateToPool)
+
+
 # --- on a GPU -----------------------------------------------------------------------------------
 
 
@@ -149,6 +183,38 @@ def test_bound_buffers_take_new_images(runtime: TensorRT, images: Images, expect
         second = bound.run().cpu().numpy()
     np.testing.assert_allclose(first, expected[:16], atol=1e-3)
     np.testing.assert_allclose(second, expected[16:32], atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_tensorrt_replays_a_graph(runtime: TensorRT, engine: Path, images: Images) -> None:
+    lane: Any = runtime.bind(images[:16]).run
+    # That of TensorRT for RTX is the library's affair.
+    assert (lane.__self__.graph is not None) == (flavour.RTX not in engine.name)
+
+
+@pytest.mark.gpu
+def test_a_capture_that_fails_is_told_and_leaves_torch_whole(
+    runtime: TensorRT, images: Images, expected: Any
+) -> None:
+    class Uncapturable:
+        def execute_async_v3(self, _: int) -> bool:
+            torch.cuda.synchronize()  # which is forbidden meanwhile
+            return True
+
+    runtime._opened.flavour.log.clear()
+    before = torch.cuda.current_stream()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"cannot capture it: .*captur"):
+            runtime._capture(Uncapturable(), _aside(torch.device("cuda", 0)))
+        assert torch.cuda.current_stream() == before
+        torch.cuda.empty_cache()
+    graph = torch.cuda.CUDAGraph()
+    given = torch.ones(4, device="cuda")
+    with torch.cuda.graph(graph):
+        doubled = given * 2
+    graph.replay()
+    assert doubled.tolist() == [2.0] * 4
+    np.testing.assert_allclose(runtime.logits(images[:16]), expected[:16], atol=1e-3)
 
 
 @pytest.mark.gpu

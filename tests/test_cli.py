@@ -205,6 +205,25 @@ def test_models_shows_what_is_trained(run: Run) -> None:
     Path("kept").rename(weights)
 
 
+def test_models_shows_those_of_other_names_and_what_is_stale(run: Run) -> None:
+    own = Path("models/mine")
+    shutil.copytree("models/simple_cnn", own)
+    card = json.loads((own / "card.json").read_text())
+    card["weights"]["sha256"] = "0" * 64  # as after another training
+    card["data"]["name"] = "birds"
+    (own / "card.json").write_text(json.dumps(card))
+    mine = json.loads(run("models", "--json").out)[-1]
+    assert (mine["model"], mine["network"]) == ("mine", "simple_cnn")
+    assert mine["stale"] == ["simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
+    assert json.loads(run("models", "--json").out)[0]["stale"] == []
+    lines = [line.strip() for line in run("models").out.splitlines()]
+    (row,) = (line for line in lines if line.startswith("mine (simple_cnn)"))
+    assert ", birds" in row
+    assert any("(stale)" in line for line in lines[lines.index(row) :])
+    assert any(line.startswith("mine: cifar-deploy train") for line in lines)
+    assert "62,006" in run("models", "mine").out
+
+
 def test_models_prints_the_layers_of_one(run: Run) -> None:
     text = run("models", "resnet9").out
     assert "mult-adds (M): 379" in text
@@ -316,6 +335,14 @@ def test_engines_are_built_without_a_gpu_and_the_choice_is_told(run: Run) -> Non
     assert manifest["targets"] == ["8.6", "8.9", "12.0"]
     assert manifest["precision"] == "fp16"
     assert Path("models/simple_cnn", manifest["file"]).is_file()
+
+
+@no_gpu
+def test_targets_may_stand_with_commas(run: Run) -> None:
+    arguments = ("export", "simple_cnn", "--format", "trt", "--json")
+    answer = run(*arguments, "--compute-capability", "8.6,8.9")
+    (manifest,) = json.loads(answer.out)
+    assert manifest["targets"] == ["8.6", "8.9"]
 
 
 @no_gpu
@@ -433,6 +460,9 @@ def test_unknown_recipe_key_and_value(refused: Callable[..., str]) -> None:
 
 def test_data_folder_missing(refused: Callable[..., str]) -> None:
     assert "nowhere does not exist" in refused("data", "--data-dir", "nowhere")
+    for command in (("data",), ("train", "cnn9"), ("find-lr", "cnn9")):
+        both = (*command, "--data", "synthetic", "--data-dir", "nowhere")
+        assert "--data-dir nowhere is a folder; leave one out" in refused(*both)
     Path("empty").mkdir()
     assert "empty holds no data set" in refused("train", "cnn9", "--data-dir", "empty")
 

@@ -1,6 +1,6 @@
 """What can be told about the networks without running them."""
 
-from typing import Any
+from pathlib import Path
 
 import torch
 from torchinfo import ModelStatistics, summary
@@ -8,6 +8,8 @@ from torchinfo.enums import Units
 
 from cifar_deploy import architectures, store
 from cifar_deploy.data.dataset import SIZE
+
+CLASSES = range(10)  # of a network that nobody has trained: CIFAR-10's
 
 
 def _examine(name: str) -> ModelStatistics:
@@ -46,28 +48,58 @@ def layers(name: str) -> store.Json:
 
 
 def overview() -> list[store.Json]:
-    """Every network: aliases, parameters, what its card says of its training, exported files."""
-    entries: list[Any] = []
-    for name in architectures.NETWORKS:
-        folder = store.ModelFolder(store.models_root() / name)
-        with torch.device("meta"):
-            network = architectures.build(name)
-        card = store.read_json(folder.card) if folder.card.exists() else {}
-        entries.append(
-            {
-                "network": name,
-                "aliases": [a for a, target in architectures.ALIASES.items() if target == name],
-                "parameters": sum(p.numel() for p in network.parameters()),
-                "test_accuracy": card.get("test_accuracy"),
-                "test_accuracy_mean": card.get("test_accuracy_mean"),
-                "test_accuracy_std": card.get("test_accuracy_std"),
-                "seeds": len(card.get("runs", [None])),
-                "epochs": card.get("epochs"),
-                "wall_seconds": card.get("wall_seconds"),
-                "device": card.get("device"),
-                "command": card.get("command"),
-                "weights": folder.weights.exists(),
-                "exported": [path.name for path in folder.exported()],
-            }
-        )
-    return entries
+    """Every network, then every other model: what its card says of its training, exported files.
+
+    `model` is the folder's name, `stale` are the exported files of other weights than its own.
+    """
+    own = [f for f in store.trained_models() if f.name not in architectures.NETWORKS]
+    return [
+        *(_entry(store.ModelFolder(store.models_root() / n), n) for n in architectures.NETWORKS),
+        *(
+            _entry(folder, store.read_json(folder.card)["network"])
+            for folder in own
+            if _known(folder)
+        ),
+    ]
+
+
+def _known(folder: store.ModelFolder) -> bool:
+    """Whether the folder's card names a network."""
+    return folder.card.exists() and (
+        store.read_json(folder.card).get("network") in architectures.NETWORKS
+    )
+
+
+def _entry(folder: store.ModelFolder, name: str) -> store.Json:
+    card = store.read_json(folder.card) if folder.card.exists() else {}
+    data = card.get("data", {})
+    with torch.device("meta"):
+        network = architectures.build(name, len(data.get("classes", CLASSES)))
+    exported = folder.exported()
+    return {
+        "model": folder.name,
+        "network": name,
+        "aliases": [a for a, target in architectures.ALIASES.items() if target == folder.name],
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "data": data.get("name"),
+        "test_accuracy": card.get("test_accuracy"),
+        "test_accuracy_mean": card.get("test_accuracy_mean"),
+        "test_accuracy_std": card.get("test_accuracy_std"),
+        "seeds": len(card.get("runs", [None])),
+        "epochs": card.get("epochs"),
+        "wall_seconds": card.get("wall_seconds"),
+        "device": card.get("device"),
+        "command": card.get("command"),
+        "weights": folder.weights.exists(),
+        "exported": [path.name for path in exported],
+        "stale": [path.name for path in exported if _stale(path, card)],
+    }
+
+
+def _stale(file: Path, card: store.Json) -> bool:
+    """Whether the file's manifest names other weights than the card."""
+    manifest = store.manifest_path(file)
+    if not (manifest.exists() and "weights" in card):
+        return False
+    named = store.read_json(manifest).get("weights_sha256")
+    return bool(named) and named != card["weights"]["sha256"]

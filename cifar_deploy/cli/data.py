@@ -6,7 +6,14 @@ from typing import Annotated
 import typer
 
 from cifar_deploy import architectures, store
-from cifar_deploy.cli.options import DataDirOption, JsonFlag, Source, SourceOption, print_json
+from cifar_deploy.cli.options import (
+    DataDirOption,
+    JsonFlag,
+    Source,
+    SourceOption,
+    one_source,
+    print_json,
+)
 
 
 def data(
@@ -21,6 +28,7 @@ def data(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what data set was found: counts, checksums, class balance, mean and std."""
+    one_source(source, data_dir)
     from cifar_deploy import recipe as recipes
     from cifar_deploy.data import find
 

@@ -41,7 +41,7 @@ def export(
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(metavar="X.Y...", help="tensorrt-rtx: targets, as 8.6 8.9 12.0."),
+        typer.Option(metavar="X.Y...", help="tensorrt-rtx: targets, as 8.6 8.9 12.0, or 8.6,8.9."),
     ] = None,
     builder_optimization_level: Annotated[int | None, typer.Option(help="0 to 5.")] = None,
     strip_weights: Annotated[
@@ -62,6 +62,7 @@ def export(
     if versions and not compute_capability:
         raise UserError(f"{versions[0]} is no model; a compute capability follows its option")
     named = [name for name in models or [] if name not in versions]
+    targets = [target for text in compute_capability or [] for target in text.split(",")]
     folders = [architectures.folder(m) for m in named] or store.trained_models()
     if not folders:
         raise UserError(
@@ -73,7 +74,7 @@ def export(
         "timing_cache": timing_cache_file,
         "version_compatible": version_compatible,
         "hardware_compatibility": hardware_compatibility,
-        "compute_capabilities": tuple(dict.fromkeys([*(compute_capability or []), *versions])),
+        "compute_capabilities": tuple(dict.fromkeys([*targets, *versions])),
         "level": builder_optimization_level,
         "strip_weights": strip_weights,
         "layer_info": export_layer_info,

@@ -1,5 +1,6 @@
 """`cifar-deploy models`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,14 +10,16 @@ from cifar_deploy.cli.options import JsonFlag, print_json, wide
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Print this network's layers.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Print the layers of this network, or of this model's.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """What networks there are, what is trained and what is exported; or one network's layers."""
     if name:
         from cifar_deploy.architectures.summary import layers, text
 
-        network = architectures.canonical(name)
+        network = _network(name)
         if as_json:
             print_json(layers(network))
         else:
@@ -38,29 +41,43 @@ def models(
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for entry in entries:
         cells = (
-            entry["network"],
+            _name(entry),
             ", ".join(entry["aliases"]),
             f"{entry['parameters']:,}",
             _top1(entry),
             f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
-            ", ".join(entry["exported"]) or "-",
+            ", ".join(f + " (stale)" * (f in entry["stale"]) for f in entry["exported"]) or "-",
         )
         table.add_row(*map(Text, cells))  # a file's name may hold what rich takes for markup
     wide(120).print(table)
     for entry in entries:
         if entry["command"]:
             gone = "" if entry["weights"] else "; its weights are not here"
-            typer.echo(f"{entry['network']}: {entry['command']}, on {entry['device']}{gone}")
+            typer.echo(f"{entry['model']}: {entry['command']}, on {entry['device']}{gone}")
+
+
+def _network(name: str) -> str:
+    """The network of that name or alias, or of the model of that name."""
+    card = (store.models_root() / name / store.CARD) if "/" not in name else Path(name, store.CARD)
+    if name not in architectures.NETWORKS and card.is_file():
+        name = str(store.read_json(card).get("network"))
+    return architectures.canonical(name)
+
+
+def _name(entry: store.Json) -> str:
+    model, network = entry["model"], entry["network"]
+    return str(model) if model == network else f"{model} ({network})"
 
 
 def _top1(entry: store.Json) -> str:
-    """Accuracy, spread and length of training, as a cell."""
+    """Accuracy, spread and length of training, as a cell; on what, where that is not CIFAR-10."""
     accuracy = entry["test_accuracy"]
     if accuracy is None:
         return "-"
+    of = "" if entry["data"] in (None, "CIFAR-10") else f", {entry['data']}"
     if entry["epochs"] is None:
-        return f"{100 * accuracy:.2f} % (imported)"
-    length = f"{entry['epochs']} epochs"
+        return f"{100 * accuracy:.2f} % (imported{of})"
+    length = f"{entry['epochs']} epochs{of}"
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))

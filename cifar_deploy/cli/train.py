@@ -20,6 +20,7 @@ from cifar_deploy.cli.options import (
     Source,
     SourceOption,
     WeightsFileOption,
+    one_source,
     print_json,
     say,
 )
@@ -60,6 +61,7 @@ def train(
 
     With torchrun --nproc-per-node N -m cifar_deploy train, N processes share every batch.
     """
+    one_source(data, data_dir)
     flags = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []

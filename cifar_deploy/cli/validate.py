@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 def validate(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL|FILE]...", help="Models, or files with --reference."),
+        typer.Argument(
+            metavar="[MODEL|FILE]...",
+            help="Models, or files: of the model beside them, or with --reference.",
+        ),
     ] = None,
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Judge files against this model.")

@@ -297,6 +297,15 @@ def read_manifest(file: Path, raw: bytes | None = None) -> Json | None:
     return manifest
 
 
+def stale(file: Path, card: Json) -> bool:
+    """Whether the manifest of an exported file names other weights than the model's card."""
+    manifest = manifest_path(file)
+    if not (manifest.exists() and "weights" in card):
+        return False
+    named = read_json(manifest).get("weights_sha256")
+    return bool(named) and named != card["weights"]["sha256"]
+
+
 def _way_to_weights(folder: ModelFolder) -> str:
     if folder.checkpoint.exists():
         return f"its training has not ended: give its command again, with --resume ({folder.path})"

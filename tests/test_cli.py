@@ -167,6 +167,22 @@ def test_a_page_that_cannot_be_written_takes_nothing_else_away(run: Run) -> None
     assert json.loads(Path("verdicts.json").read_text())["models"][0]["model"] == "simple_cnn"
 
 
+def test_the_page_of_a_lone_file_does_not_replace_that_of_all_models(run: Run) -> None:
+    every = Path("models/report.html")
+    every.write_text("all models")
+    file = "models/simple_cnn/simple_cnn.fp32.onnx"
+    answer = run("validate", file, "--images", "20", "--no-latency")
+    assert "report: models/simple_cnn/report.html" in answer.out
+    assert "simple_cnn.fp32.onnx" in Path("models/simple_cnn/report.html").read_text()
+    assert every.read_text() == "all models"
+
+
+def test_a_folder_that_is_no_models_is_told(refused: Callable[..., str]) -> None:
+    Path("simple_cnn-package").mkdir()
+    said = refused("validate", "simple_cnn-package")
+    assert "simple_cnn-package is a folder, but no trained model's" in said
+
+
 def test_a_file_from_elsewhere_is_judged_against_a_model(run: Run, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger.onnx"
     shutil.copy(FILE, stranger)

@@ -44,7 +44,7 @@ def canonical(name: str) -> str:
 def folder(model: str) -> store.ModelFolder:
     """The folder of a model given by name, alias or path.
 
-    Raises UserError for an unknown name, and for a file of a model.
+    Raises UserError for an unknown name, a file of a model, and another folder.
     """
     if Path(model).suffix in store.EXPORTED or Path(model).is_file():
         raise UserError(f"{model} is a file; here goes a trained model, by its name or folder")
@@ -54,6 +54,8 @@ def folder(model: str) -> store.ModelFolder:
         return store.ModelFolder(Path(model) if named else Path(model).resolve())
     if (second := store.ModelFolder(store.models_root() / model)).card.is_file():
         return second  # custom_resnet-speed, say
+    if model not in ("", *NETWORKS, *ALIASES) and Path(model).is_dir():
+        raise UserError(f"{model} is a folder, but no trained model's: it holds no {store.CARD}")
     return store.ModelFolder(store.models_root() / canonical(model))
 
 

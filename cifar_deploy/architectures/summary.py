@@ -1,7 +1,5 @@
 """What can be told about the networks without running them."""
 
-from pathlib import Path
-
 import torch
 from torchinfo import ModelStatistics, summary
 from torchinfo.enums import Units
@@ -92,14 +90,5 @@ def _entry(folder: store.ModelFolder, name: str) -> store.Json:
         "command": card.get("command"),
         "weights": folder.weights.exists(),
         "exported": [path.name for path in exported],
-        "stale": [path.name for path in exported if _stale(path, card)],
+        "stale": [path.name for path in exported if store.stale(path, card)],
     }
-
-
-def _stale(file: Path, card: store.Json) -> bool:
-    """Whether the file's manifest names other weights than the card."""
-    manifest = store.manifest_path(file)
-    if not (manifest.exists() and "weights" in card):
-        return False
-    named = store.read_json(manifest).get("weights_sha256")
-    return bool(named) and named != card["weights"]["sha256"]

@@ -109,6 +109,7 @@ def benchmark(
                 told,
             )
             ran.failures[:0] = failures
+            ran.remarks += _stale(work)
             shown = table.scenario_table(ran.results)
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures = ran.failures
@@ -116,6 +117,7 @@ def benchmark(
             settings = sweep.Settings(tuple(batch or BATCHES), seconds, at_once)
             result = sweep.run(entered, settings, where, told)
             result.failures[:0] = failures
+            result.remarks += _stale(work)
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
             failures, ended = result.failures, result.ended
@@ -146,6 +148,16 @@ def _test_images(
             loaded[key] = test.first(images) if images else test
         splits[folder.name] = loaded[key]
     return splits
+
+
+def _stale(work: "list[tuple[store.ModelFolder, list[Path], bool]]") -> list[str]:
+    """What is said of files that are not of the weights that were timed beside them."""
+    return [
+        f"{file.name} was exported from other weights than {folder.name} has now; export it again"
+        for folder, files, whole in work
+        for file in files
+        if whole and store.stale(file, store.read_card(folder))
+    ]
 
 
 def _contestants(targets: list[str]) -> "list[tuple[store.ModelFolder, list[Path], bool]]":

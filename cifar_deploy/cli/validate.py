@@ -60,15 +60,17 @@ def validate(
     ] = None,
     json_file: JsonFileOption = None,
     report: Annotated[
-        Path | None, typer.Option(help="The page; else report.html among the models.")
+        Path | None,
+        typer.Option(help="The page; else report.html among the models, or beside one."),
     ] = None,
 ) -> None:
     """Prove that exported files are as accurate as the trained network, and time them.
 
     Exit status 1 unless every file passes.
     """
+    work = _targets(targets or [], reference)
     judgements = prove(
-        _targets(targets or [], reference),
+        work,
         max_drop=max_drop,
         images=images,
         mean=per_channel(mean, "--mean"),
@@ -80,7 +82,10 @@ def validate(
         source=data.value if data else None,
         data_dir=data_dir,
     )
-    publish(judgements, json_file, report or store.models_root() / "report.html")
+    # The page of all models is not written over by one of a few files.
+    lone = any(Path(target).is_file() for target in targets or [])
+    place = work[0][0].path if lone else store.models_root()
+    publish(judgements, json_file, report or place / "report.html")
     if not all(judgement.passed for judgement in judgements):
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,18 @@ def test_a_model_with_all_its_files(run: Run, tmp_path: Path) -> None:
     ]
     assert "no GPU is measured" in out
     assert "compute" in out
+
+
+def test_a_file_of_other_weights_is_timed_and_told(run: Run, models: Path, tmp_path: Path) -> None:
+    place = tmp_path / "simple_cnn"
+    shutil.copytree(models / "simple_cnn", place)
+    manifest = place / "simple_cnn.fp16.onnx.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights_sha256": "0" * 64}))
+    quick = (*QUICK, "--batch", "1", "--in-flight", "0", "--json", "-")
+    status, out, _ = run(str(place), *quick)
+    assert status == 0
+    said = [remark for remark in json.loads(out)["remarks"] if "other weights" in remark]
+    assert [remark.split()[0] for remark in said] == ["simple_cnn.fp16.onnx"]
 
 
 def test_a_file_alone_and_json_alone_on_standard_output(run: Run, models: Path) -> None:

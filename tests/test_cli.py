@@ -177,6 +177,26 @@ def test_the_page_of_a_lone_file_does_not_replace_that_of_all_models(run: Run) -
     assert every.read_text() == "all models"
 
 
+def test_some_of_a_models_files_are_judged_and_timed(run: Run, refused: Callable[..., str]) -> None:
+    def files(*arguments: str) -> list[str]:
+        answer = run(*arguments, "--json", "-")
+        value = json.loads(answer.out)
+        rows = value["models"][0]["rows"][1:] if "models" in value else value["rows"][1:]
+        return [Path(row.get("file") or row["name"]).name for row in rows]
+
+    judging = ("validate", "simple_cnn", "--images", "20", "--no-latency")
+    assert files(*judging, "--precision", "fp16") == ["simple_cnn.fp16.onnx"]
+    both = ["simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
+    assert files(*judging, "--format", "onnx") == both
+    timing = ("benchmark", "simple_cnn", "--batch", "1", "--seconds", "0.02")
+    assert files(*timing, "--precision", "fp32") == ["simple_cnn.fp32.onnx"]
+    said = refused("validate", "simple_cnn", "--format", "trt")
+    assert "simple_cnn has no exported trt file; run: cifar-deploy export" in said
+    file = "models/simple_cnn/simple_cnn.fp32.onnx"
+    for command in ("validate", "benchmark"):
+        assert "among a model's files" in refused(command, file, "--format", "onnx")
+
+
 def test_a_folder_that_is_no_models_is_told(refused: Callable[..., str]) -> None:
     Path("simple_cnn-package").mkdir()
     said = refused("validate", "simple_cnn-package")

@@ -11,8 +11,11 @@ from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
+    FormatOption,
     JsonFileOption,
+    Kind,
     OnnxBy,
+    PrecisionOption,
     Source,
     TrustFlag,
     doing,
@@ -35,6 +38,8 @@ def benchmark(
     targets: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL|FILE]...", help="Models, or files.")
     ] = None,
+    format: FormatOption = None,
+    precision: PrecisionOption = None,
     batch: Annotated[
         list[int] | None,
         typer.Option(help="Images a call; may be repeated. [default: 1 8 32 128 256 1024]", min=1),
@@ -74,7 +79,7 @@ def benchmark(
 
     Exit status 1 if something could not be measured.
     """
-    work = _contestants(targets or [])
+    work = _contestants(targets or [], Kind(format, precision))
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.onnx_interface import Pixels
@@ -160,9 +165,12 @@ def _stale(work: "list[tuple[store.ModelFolder, list[Path], bool]]") -> list[str
     ]
 
 
-def _contestants(targets: list[str]) -> "list[tuple[store.ModelFolder, list[Path], bool]]":
+def _contestants(
+    targets: list[str], kind: Kind
+) -> "list[tuple[store.ModelFolder, list[Path], bool]]":
     """Models with their files and PyTorch, files alone; without a name, all trained models."""
     files = [Path(t) for t in targets if Path(t).is_file()]
+    kind.of_models(files)
     named = [t for t in targets if Path(t) not in files]
     if lost := [t for t in named if Path(t).suffix in store.EXPORTED]:
         raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
@@ -175,6 +183,6 @@ def _contestants(targets: list[str]) -> "list[tuple[store.ModelFolder, list[Path
         )
     for folder in folders:
         store.read_card(folder)
-    return [(folder, folder.exported(), True) for folder in folders] + [
+    return [(folder, kind.files(folder), True) for folder in folders] + [
         (store.ModelFolder(file.absolute().parent), [file], False) for file in files
     ]

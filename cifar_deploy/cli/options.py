@@ -1,6 +1,7 @@
 """What the commands share: options of the same name and meaning, and how they speak."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -84,11 +85,44 @@ WeightsFileOption = Annotated[
     Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
 ]
 
+FormatOption = Annotated[
+    Format | None, typer.Option(help="Of the models' files only those of this format.")
+]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option(help="Of the models' files only those of this precision.")
+]
+SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
+
 MeanOption = Annotated[
     str | None,
     typer.Option(metavar="R,G,B", help="Of pixels in 0..1, as in its training; by default ours."),
 ]
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Which of a model's exported files take part; all where nothing is asked for."""
+
+    format: Format | None = None
+    precision: Precision | None = None
+
+    def files(self, folder: store.ModelFolder) -> list[Path]:
+        """The files of `folder` that are of this kind."""
+        suffix = SUFFIXES[self.format] if self.format else ""
+        part = f".{self.precision.value}." if self.precision else ""
+        return [f for f in folder.exported() if f.name.endswith(suffix) and part in f.name]
+
+    def of_models(self, files: list[Path]) -> None:
+        """Raise UserError where files are named and some of a model's are asked for."""
+        if files and (self.format or self.precision):
+            raise UserError(
+                f"--format and --precision choose among a model's files, not {files[0]}"
+            )
+
+    def __str__(self) -> str:
+        asked = [word.value for word in (self.format, self.precision) if word]
+        return " ".join(["exported", *asked, "file"])
 
 
 def per_channel(text: str | None, option: str, positive: bool = False) -> list[float] | None:

@@ -10,9 +10,12 @@ from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
+    FormatOption,
     JsonFileOption,
+    Kind,
     MeanOption,
     OnnxBy,
+    PrecisionOption,
     Source,
     StdOption,
     TrustFlag,
@@ -39,6 +42,8 @@ def validate(
     reference: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Judge files against this model.")
     ] = None,
+    format: FormatOption = None,
+    precision: PrecisionOption = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="Margin in points; by default fp32 0.05, fp16 0.10.", min=0.0, max=100.0),
@@ -68,7 +73,7 @@ def validate(
 
     Exit status 1 unless every file passes.
     """
-    work = _targets(targets or [], reference)
+    work = _targets(targets or [], reference, Kind(format, precision))
     judgements = prove(
         work,
         max_drop=max_drop,
@@ -91,11 +96,12 @@ def validate(
 
 
 def _targets(
-    targets: list[str], reference: str | None
+    targets: list[str], reference: str | None, kind: Kind
 ) -> list[tuple[store.ModelFolder, list[Path]]]:
     """Folders to judge, each with its files. A lone file is judged with its folder's model."""
     files = [Path(t) for t in targets if Path(t).is_file() or Path(t).suffix in store.EXPORTED]
     named = [architectures.folder(t) for t in targets if Path(t) not in files]
+    kind.of_models(files)
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]} does not exist; run: cifar-deploy export MODEL")
     if files:
@@ -115,19 +121,17 @@ def _targets(
     if reference:
         raise UserError("--reference goes with files; a model's own files need none")
     if not named:
-        named = [folder for folder in store.trained_models() if folder.exported()]
+        named = [folder for folder in store.trained_models() if kind.files(folder)]
     for folder in named:
         store.read_card(folder)
-        if not folder.exported():
-            raise UserError(
-                f"{folder.path} has no exported file; run: cifar-deploy export {folder.name}"
-            )
+        if not kind.files(folder):
+            raise UserError(f"{folder.path} has no {kind}; run: cifar-deploy export {folder.name}")
     if not named:
         raise UserError(
-            f"no exported model in {store.models_place()}; run: cifar-deploy train MODEL, then "
-            "cifar-deploy export"
+            f"no model with an {kind} in {store.models_place()}; run: cifar-deploy train MODEL, "
+            "then cifar-deploy export"
         )
-    return [(folder, folder.exported()) for folder in named]
+    return [(folder, kind.files(folder)) for folder in named]
 
 
 def _beside(file: Path, folder: store.ModelFolder) -> bool:

@@ -13,6 +13,7 @@ from cifar_deploy.cli.options import (
     SourceOption,
     one_source,
     print_json,
+    say_untested,
 )
 
 
@@ -40,6 +41,7 @@ def data(
         path = recipes.recipe_path(folder, network)
     recipe = recipes.load(path)
     dataset = find.load(source.value, data_dir)
+    say_untested(dataset)
     facts = dataset.describe()
     if preview:
         from cifar_deploy.data.preview import preview as draw

@@ -18,6 +18,8 @@ from cifar_deploy.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cifar_deploy.data.dataset import Dataset
+
 
 class Source(StrEnum):
     """Where images come from."""
@@ -194,6 +196,12 @@ def doing(what: str) -> Iterator[Callable[[str], None]]:
         return
     with console.status(what) as status:
         yield status.update
+
+
+def say_untested(dataset: "Dataset") -> None:
+    """Tell of classes on which an accuracy says nothing."""
+    if lost := dataset.untested():
+        say(f"{dataset.origin} has no test image of {', '.join(lost)}: no accuracy tells of them")
 
 
 def say(text: str) -> None:

@@ -23,6 +23,7 @@ from cifar_deploy.cli.options import (
     one_source,
     print_json,
     say,
+    say_untested,
 )
 from cifar_deploy.errors import UserError
 
@@ -178,6 +179,7 @@ def run(
         def watching(trainer: Trainer) -> Bar:
             if ranks.main:
                 say(_plan(trainer))
+                say_untested(dataset)
                 if lost := _replaced(trainer):
                     say(lost)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)

@@ -22,6 +22,7 @@ from cifar_deploy.cli.options import (
     doing,
     per_channel,
     say,
+    say_untested,
     show,
 )
 from cifar_deploy.errors import UserError
@@ -176,6 +177,7 @@ def prove(
             key = find.trained_on(trained.card, source, data_dir)
             if key not in loaded:
                 loaded[key] = find.load(*key)
+                say_untested(loaded[key])
             check_classes(trained.name, trained.classes, loaded[key])
         for (folder, files), trained in zip(work, models, strict=True):
             dataset = loaded[find.trained_on(trained.card, source, data_dir)]

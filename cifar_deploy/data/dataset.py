@@ -67,6 +67,11 @@ class Dataset:
             std.append(round(max(spread, 1e-3), 4))
         return mean, std
 
+    def untested(self) -> tuple[str, ...]:
+        """The classes of which there is no test image."""
+        counts = np.bincount(self.test.labels, minlength=len(self.classes))
+        return tuple(name for name, count in zip(self.classes, counts, strict=True) if not count)
+
     def describe(self) -> Json:
         """Counts, class balance, checksum, mean and std, ready for JSON."""
         mean, std = self.normalisation()

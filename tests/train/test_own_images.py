@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -94,6 +95,25 @@ def test_three_classes_go_the_whole_way(
     picture = str(garden / "test" / "rust" / "0.jpg")
     assert run(monkeypatch, "predict", "simple_cnn", picture, "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["top"][0]["class"] == "rust"
+
+
+def test_classes_without_a_test_image_are_told(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("leaf", "sky"):
+        shutil.rmtree(garden / "test" / name)
+    said = "garden has no test image of leaf, sky: no accuracy tells of them"
+    data = ("--data-dir", "garden")
+    options = ("--batch-size", "20", "--epochs", "1", "--lr", "0.03")
+    judged = ("--max-drop", "50", "--no-latency")
+    for command in (
+        ("data", *data),
+        ("train", "simple_cnn", *data, *options),
+        ("export", "simple_cnn"),
+        ("validate", "simple_cnn", *judged),
+    ):
+        run(monkeypatch, *command)
+        assert (said in capsys.readouterr().err) == (command[0] != "export")
 
 
 def test_what_is_wrong_with_a_folder_is_told_before_the_run_starts(

@@ -53,7 +53,9 @@ def models(
     for entry in entries:
         if entry["command"]:
             gone = "" if entry["weights"] else "; its weights are not here"
-            typer.echo(f"{entry['model']}: {entry['command']}, on {entry['device']}{gone}")
+            known = entry["data"] in (None, "CIFAR-10")
+            of = "" if known else f"; its accuracy is of {entry['data']}'s images"
+            typer.echo(f"{entry['model']}: {entry['command']}, on {entry['device']}{of}{gone}")
 
 
 def _network(name: str) -> str:
@@ -70,14 +72,13 @@ def _name(entry: store.Json) -> str:
 
 
 def _top1(entry: store.Json) -> str:
-    """Accuracy, spread and length of training, as a cell; on what, where that is not CIFAR-10."""
+    """Accuracy, spread and length of training, as a cell."""
     accuracy = entry["test_accuracy"]
     if accuracy is None:
         return "-"
-    of = "" if entry["data"] in (None, "CIFAR-10") else f", {entry['data']}"
     if entry["epochs"] is None:
-        return f"{100 * accuracy:.2f} % (imported{of})"
-    length = f"{entry['epochs']} epochs{of}"
+        return f"{100 * accuracy:.2f} % (imported)"
+    length = f"{entry['epochs']} epochs"
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))

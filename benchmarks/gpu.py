@@ -530,8 +530,9 @@ def trained_here(session: Session, name: str) -> bool:
 
 def exported(session: Session, name: str) -> list[Path]:
     """The model's exported files."""
-    found = (session.work / "models" / name).glob(f"{name}.*.*")
-    return [file for file in found if file.suffix in (".onnx", ".engine")]
+    from cifar_deploy.store import ModelFolder
+
+    return ModelFolder(session.work / "models" / name).exported()
 
 
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
@@ -623,9 +624,9 @@ def install(session: Session) -> None:
 
 def write(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all: this script may be killed."""
-    part = path.with_name(f".{path.name}")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    part.replace(path)
+    from cifar_deploy.store import write_text
+
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def save(session: Session) -> list[dict[str, Any]]:

@@ -395,9 +395,8 @@ def convolutions(options: argparse.Namespace) -> store.Json:
         medians = {name: round(statistics.median(times), 2) for name, times in found.items()}
         ratio = round(medians["torch"] / medians["this"], 2)
         shape = f"{inputs} -> {outputs}, {plane}x{plane}, {side}x{side} / {stride}"
-        small = plane <= CONNECTED or not options.fp32
-        kind = "1x1" if side == 1 else "small plane" if small else "Winograd"
-        kind = "depthwise" if groups > 1 else kind
+        dense = "Winograd" if options.fp32 and plane > CONNECTED else "small plane"
+        kind = "depthwise" if groups > 1 else "1x1" if side == 1 else dense
         print(
             f"{shape:<28}{kind:<13}{medians['torch']:8.1f} {medians['this']:8.1f} ms {ratio:6.1f}"
         )

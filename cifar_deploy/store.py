@@ -298,12 +298,15 @@ def read_manifest(file: Path, raw: bytes | None = None) -> Json | None:
 
 
 def stale(file: Path, card: Json) -> bool:
-    """Whether the manifest of an exported file names other weights than the model's card."""
-    manifest = manifest_path(file)
-    if not (manifest.exists() and "weights" in card):
-        return False
-    named = read_json(manifest).get("weights_sha256")
-    return bool(named) and named != card["weights"]["sha256"]
+    """Whether the manifest of an exported file names other weights than the model's card.
+
+    False where either says nothing of them, or the manifest cannot be read.
+    """
+    named = None
+    with contextlib.suppress(UserError):
+        named = read_json(manifest_path(file)).get("weights_sha256")
+    made = card.get("weights", {}).get("sha256")
+    return bool(named and made) and named != made
 
 
 def _way_to_weights(folder: ModelFolder) -> str:

@@ -50,26 +50,22 @@ def overview() -> list[store.Json]:
 
     `model` is the folder's name, `stale` are the exported files of other weights than its own.
     """
-    own = [f for f in store.trained_models() if f.name not in architectures.NETWORKS]
-    return [
-        *(_entry(store.ModelFolder(store.models_root() / n), n) for n in architectures.NETWORKS),
-        *(
-            _entry(folder, store.read_json(folder.card)["network"])
-            for folder in own
-            if _known(folder)
-        ),
-    ]
+    root = store.models_root()
+    entries = [_entry(store.ModelFolder(root / name), name) for name in architectures.NETWORKS]
+    for folder in store.trained_models():
+        if folder.name not in architectures.NETWORKS:
+            name = _card(folder).get("network")
+            if name in architectures.NETWORKS:
+                entries.append(_entry(folder, name))
+    return entries
 
 
-def _known(folder: store.ModelFolder) -> bool:
-    """Whether the folder's card names a network."""
-    return folder.card.exists() and (
-        store.read_json(folder.card).get("network") in architectures.NETWORKS
-    )
+def _card(folder: store.ModelFolder) -> store.Json:
+    return store.read_json(folder.card) if folder.card.exists() else {}
 
 
 def _entry(folder: store.ModelFolder, name: str) -> store.Json:
-    card = store.read_json(folder.card) if folder.card.exists() else {}
+    card = _card(folder)
     data = card.get("data", {})
     with torch.device("meta"):
         network = architectures.build(name, len(data.get("classes", CLASSES)))

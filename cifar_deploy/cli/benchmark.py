@@ -80,6 +80,7 @@ def benchmark(
     Exit status 1 if something could not be measured.
     """
     work = _contestants(targets or [], Kind(format, precision))
+    stale = _stale(work)  # now: nothing may come between what was measured and its table
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.onnx_interface import Pixels
@@ -114,7 +115,7 @@ def benchmark(
                 told,
             )
             ran.failures[:0] = failures
-            ran.remarks += _stale(work)
+            ran.remarks += stale
             shown = table.scenario_table(ran.results)
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures = ran.failures
@@ -122,7 +123,7 @@ def benchmark(
             settings = sweep.Settings(tuple(batch or BATCHES), seconds, at_once)
             result = sweep.run(entered, settings, where, told)
             result.failures[:0] = failures
-            result.remarks += _stale(work)
+            result.remarks += stale
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
             failures, ended = result.failures, result.ended
@@ -160,8 +161,10 @@ def _stale(work: "list[tuple[store.ModelFolder, list[Path], bool]]") -> list[str
     return [
         f"{file.name} was exported from other weights than {folder.name} has now; export it again"
         for folder, files, whole in work
+        if whole
+        for card in [store.read_json(folder.card)]
         for file in files
-        if whole and store.stale(file, store.read_card(folder))
+        if store.stale(file, card)
     ]
 
 

@@ -1,6 +1,5 @@
 """`cifar-deploy models`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,9 +59,10 @@ def models(
 
 def _network(name: str) -> str:
     """The network of that name or alias, or of the model of that name."""
-    card = (store.models_root() / name / store.CARD) if "/" not in name else Path(name, store.CARD)
-    if name not in architectures.NETWORKS and card.is_file():
-        name = str(store.read_json(card).get("network"))
+    if name not in architectures.NETWORKS:
+        card = architectures.folder(name).card
+        if card.is_file():
+            name = str(store.read_json(card).get("network"))
     return architectures.canonical(name)
 
 

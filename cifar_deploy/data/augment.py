@@ -71,9 +71,19 @@ def alternating(first: torch.Tensor, epoch: int) -> torch.Tensor:
     return first.logical_not() if epoch % 2 else first
 
 
+def ways_to_mix(options: Augment) -> set[str]:
+    """All that `mixes` may say of a batch."""
+    names = set(_mixing(options)) if options.mix_rate else set()
+    return names | {""} if options.mix_rate < 1 or not names else names
+
+
+def _mixing(options: Augment) -> list[str]:
+    return [name for name in ("mixup", "cutmix") if getattr(options, name)]
+
+
 def mixes(options: Augment, seed: int) -> str:
     """Which of "mixup" and "cutmix" the batch of `seed` gets; "": neither."""
-    names = [name for name in ("mixup", "cutmix") if getattr(options, name)]
+    names = _mixing(options)
     chance = random.Random(seed)
     name = chance.choice(names) if names else ""
     return name if chance.random() < options.mix_rate else ""

@@ -69,25 +69,23 @@ class Dataset:
 
     def untested(self) -> tuple[str, ...]:
         """The classes of which there is no test image."""
-        counts = np.bincount(self.test.labels, minlength=len(self.classes))
-        return tuple(name for name, count in zip(self.classes, counts, strict=True) if not count)
+        return tuple(name for name, count in self._balance(self.test).items() if not count)
+
+    def _balance(self, split: Split) -> dict[str, int]:
+        counts = np.bincount(split.labels, minlength=len(self.classes))
+        return {name: int(n) for name, n in zip(self.classes, counts, strict=True)}
 
     def describe(self) -> Json:
         """Counts, class balance, checksum, mean and std, ready for JSON."""
         mean, std = self.normalisation()
-
-        def balance(split: Split) -> dict[str, int]:
-            counts = np.bincount(split.labels, minlength=len(self.classes))
-            return {name: int(n) for name, n in zip(self.classes, counts, strict=True)}
-
         return {
             "name": self.name,
             "origin": self.origin,
             "verified": self.verified,
             "sha256": self.sha256(),
             "classes": list(self.classes),
-            "train": {"images": len(self.train), "per_class": balance(self.train)},
-            "test": {"images": len(self.test), "per_class": balance(self.test)},
+            "train": {"images": len(self.train), "per_class": self._balance(self.train)},
+            "test": {"images": len(self.test), "per_class": self._balance(self.test)},
             "mean": mean,
             "std": std,
         }

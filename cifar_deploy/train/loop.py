@@ -22,6 +22,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
+from cifar_deploy.data.augment import ways_to_mix
 from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
@@ -333,12 +334,7 @@ class Trainer:
         self.batches.forget()
 
     def _warm_up_steps(self) -> None:
-        options = self.job.recipe.augment
-        wanted = {name for name in ("mixup", "cutmix") if getattr(options, name)}
-        if not options.mix_rate:
-            wanted = set()
-        elif wanted and options.mix_rate < 1:
-            wanted.add("")
+        wanted = ways_to_mix(self.job.recipe.augment)
         # As many steps as it takes to meet every size and way of mixing: compiled one by one.
         for first in self.sizes:
             done: set[str] = set()

@@ -59,6 +59,13 @@ def test_a_file_of_other_weights_is_timed_and_told(run: Run, models: Path, tmp_p
     assert status == 0
     said = [remark for remark in json.loads(out)["remarks"] if "other weights" in remark]
     assert [remark.split()[0] for remark in said] == ["simple_cnn.fp16.onnx"]
+    manifest.write_text("nothing")  # then that file fails, and the rest is timed
+    status, out, _ = run(str(place), *quick)
+    assert status == 1
+    value = json.loads(out)
+    assert [failure["name"] for failure in value["failures"]] == ["simple_cnn.fp16.onnx"]
+    assert len(value["rows"]) == 2
+    assert not any("other weights" in remark for remark in value["remarks"])
 
 
 def test_a_file_alone_and_json_alone_on_standard_output(run: Run, models: Path) -> None:

@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as vision
 
-from cifar_deploy.data.augment import GREY, alternating, apply, augment, draw, mix, mixes
+from cifar_deploy.data.augment import (
+    GREY,
+    alternating,
+    apply,
+    augment,
+    draw,
+    mix,
+    mixes,
+    ways_to_mix,
+)
 from cifar_deploy.recipe import Augment
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -233,6 +242,9 @@ def test_a_batch_gets_one_way_of_mixing() -> None:
     assert 120 < seldom.count("") < 180
     assert set(seldom) == {"", "mixup", "cutmix"}
     assert mixes(Augment(cutmix=1.0, mix_rate=0.0), 3) == ""
+    assert ways_to_mix(both) == {"mixup", "cutmix"}
+    assert ways_to_mix(Augment(cutmix=1.0, mix_rate=0.25)) == {"", "cutmix"}
+    assert ways_to_mix(Augment(cutmix=1.0, mix_rate=0.0)) == ways_to_mix(Augment()) == {""}
     images = noise(4)
     same, share = mix(images, Augment(), 3)
     assert same is images

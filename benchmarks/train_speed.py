@@ -3,6 +3,7 @@
     python benchmarks/train_speed.py gpu [--seeds 10] [--airbench airbench94_muon.py]
     python benchmarks/train_speed.py cpu [--network vgg19] [--steps 12] [--rounds 3]
     python benchmarks/train_speed.py compiled [--network mobilenet_v3_small]
+    python benchmarks/train_speed.py precisions [--network resnet18]
     python benchmarks/train_speed.py convolutions [--fp32]
     python benchmarks/train_speed.py memory [--network resnet50]
 
@@ -10,7 +11,7 @@
 the path of its script is given (it is not part of this project): on the same card, in turns.
 Warm-up, compilation and data loading stand apart from the training time, for both. `cpu` compares
 this loop with the usual one, a DataLoader with torchvision's transforms in fp32, in turns, and
-`compiled` with itself under torch.compile.
+`compiled` with itself under torch.compile, `precisions` itself in fp32 and bf16.
 `convolutions` times the kinds that `train.cpu_convolution` does its own way, there and in torch's.
 `memory` times steps on a CPU in processes that keep what they freed, and in others.
 """
@@ -221,11 +222,11 @@ def usual(dataset: Dataset, network_name: str, batch: int, workers: int) -> Call
     return run
 
 
-def ready(dataset: Dataset, network: str, batch: int, compiled: str = "auto") -> Trainer:
+def ready(dataset: Dataset, network: str, batch: int, *changes: str) -> Trainer:
     """A run with the network's own recipe, on images of their own size, before its first step."""
     found = store.packaged_recipe(network)
-    changes = [f"train.batch_size={batch}", "schedule.first_size=0", f"train.compile={compiled}"]
-    chosen = recipe.load(found, changes)
+    same = (f"train.batch_size={batch}", "schedule.first_size=0")
+    chosen = recipe.load(found, [*same, *changes])
     place = store.ModelFolder(Path("unused"))
     trainer = Trainer(Job(network, chosen, dataset, torch.device("cpu"), place))
     trainer._prepare()
@@ -253,7 +254,7 @@ def cpu(options: argparse.Namespace) -> store.Json:
         "this": this(ready(dataset, options.network, options.batch_size)),
         "usual": usual(dataset, options.network, options.batch_size, options.workers),
     }
-    result = in_turns(loops, options) | {"workers": options.workers}
+    result = in_turns(loops, options) | {"workers": options.workers, "bf16": bf16()}
     print(f"this loop: {result['ratio']:.2f} times the usual one")
     return result
 
@@ -263,12 +264,31 @@ def compiled(options: argparse.Namespace) -> store.Json:
     keep_freed(torch.device("cpu"))  # as a training does
     dataset = find.load("auto", options.data_dir)
     with_it, without = (
-        ready(dataset, options.network, options.batch_size, wish) for wish in ("on", "off")
+        ready(dataset, options.network, options.batch_size, f"train.compile={wish}")
+        for wish in ("on", "off")
     )
     print(f"compiled after {with_it.warmup_seconds:.0f} s")
     result = in_turns({"compiled": this(with_it), "eager": this(without)}, options)
     print(f"{options.network}: {result['ratio']:.2f} times as fast with torch.compile")
-    return result | {"warmup_seconds": round(with_it.warmup_seconds, 1)}
+    return result | {"warmup_seconds": round(with_it.warmup_seconds, 1), "bf16": bf16()}
+
+
+def precisions(options: argparse.Namespace) -> store.Json:
+    """Images a second of this loop in fp32 and in bf16, in turns."""
+    keep_freed(torch.device("cpu"))  # as a training does
+    dataset = find.load("auto", options.data_dir)
+    loops = {
+        name: this(ready(dataset, options.network, options.batch_size, f"train.precision={name}"))
+        for name in ("fp32", "bf16")
+    }
+    result = in_turns(loops, options)
+    print(f"{options.network}: {result['ratio']:.2f} times as fast in fp32")
+    return result
+
+
+def bf16() -> bool:
+    """Whether a recipe that leaves it open trains in bf16 here."""
+    return machine.has_bf16(torch.device("cpu"))
 
 
 def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespace) -> store.Json:
@@ -286,7 +306,6 @@ def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespa
         "network": options.network,
         "batch_size": options.batch_size,
         "steps": options.steps,
-        "bf16": machine.has_bf16(torch.device("cpu")),
         "images_per_second": rates,
         "median": medians,
         "ratio": one / other,
@@ -433,7 +452,8 @@ def main() -> None:
     on_gpu.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     on_cpu = kinds.add_parser("cpu")
     on_cpu.add_argument("--workers", type=int, default=2)
-    for loops, batch in ((on_cpu, 512), (kinds.add_parser("compiled"), 256)):
+    others = [kinds.add_parser(name) for name in ("compiled", "precisions")]
+    for loops, batch in ((on_cpu, 512), *((other, 256) for other in others)):
         loops.add_argument("--network", type=architectures.canonical, default=NETWORK)
         loops.add_argument("--steps", type=int, default=12)
         loops.add_argument("--rounds", type=int, default=3)
@@ -448,9 +468,8 @@ def main() -> None:
     kept.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     options.command = " ".join(sys.argv)  # airbench changes it
-    measures = {
-        function.__name__: function for function in (gpu, cpu, compiled, convolutions, memory)
-    }
+    ways = (gpu, cpu, compiled, precisions, convolutions, memory)
+    measures = {function.__name__: function for function in ways}
     result = measures[options.kind](options)
     keep(options, torch.device("cuda" if options.kind == "gpu" else "cpu"), result)
 

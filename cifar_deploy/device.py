@@ -83,14 +83,17 @@ def cpu_name() -> str:
 
 @functools.cache
 def has_bf16(device: "torch.device") -> bool:
-    """Whether bf16 runs natively: on GPUs from Ampere on, on CPUs with AVX512-BF16 or AMX."""
+    """Whether bf16 is the faster way to train: on GPUs from Ampere on, on CPUs with AMX.
+
+    AVX512-BF16 alone is slower than fp32, which has Winograd's convolutions:
+    `benchmarks/train_speed.py precisions`.
+    """
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.exists() else ""
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    return info.exists() and "amx_bf16" in info.read_text()
 
 
 def versions() -> dict[str, str]:

@@ -77,7 +77,7 @@ def _gpu() -> torch.device:
 def _bf16() -> str:
     device = machine.pick("auto")
     if not machine.has_bf16(device):
-        raise RuntimeError(f"{machine.describe(device)} has no bf16; training uses fp32")
+        raise RuntimeError(f"{machine.describe(device)} has no fast bf16; training uses fp32")
     return f"native on {device.type}"
 
 

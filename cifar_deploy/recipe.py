@@ -85,7 +85,7 @@ class Train:
     label_smoothing: float = number(0.1, 0.0, 0.9)
     ema: float = number(0.99, 0.0, 0.99999)  # decay a step of the averaged weights; 0 turns it off
     lookahead: int = number(0, 0, 1000)  # go back to the slow weights every so many steps; 0: never
-    precision: str = choice("auto", "bf16", "fp32")  # auto: bf16 where the device has it
+    precision: str = choice("auto", "bf16", "fp32")  # auto: bf16 where that is faster
     # torch.compile; auto: on CUDA, for longer runs; max: it also tries which kernels are fastest
     compile: str = choice("auto", "on", "max", "off")
     storage: str = choice(

@@ -120,6 +120,17 @@ def test_what_compilation_is_worth_on_a_cpu(call: Any, pictures: Path, tmp_path:
     assert found["warmup_seconds"] > 0  # without compilation a CPU needs none
 
 
+def test_which_precision_is_faster(call: Any, pictures: Path, tmp_path: Path) -> None:
+    said = call(
+        *("train_speed", "--data-dir", pictures, "--json", "speed.json", "precisions"),
+        *("--network", "cnn9", "--steps", "1", "--rounds", "1", "--batch-size", "8"),
+    )
+    found = json.loads((tmp_path / "speed.json").read_text())
+    (fp32,), (bf16,) = (found["images_per_second"][name] for name in ("fp32", "bf16"))
+    assert found["ratio"] == pytest.approx(fp32 / bf16)
+    assert f"cnn9: {found['ratio']:.2f} times as fast in fp32" in said
+
+
 @pytest.mark.parametrize(
     ("precision", "kinds"),
     [("bf16", {"small plane", "1x1", "depthwise"}), ("fp32", {"small plane", "Winograd"})],

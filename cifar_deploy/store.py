@@ -297,6 +297,14 @@ def read_manifest(file: Path, raw: bytes | None = None) -> Json | None:
     return manifest
 
 
+def check_weights(file: Path, manifest: Json, sha256: str) -> None:
+    """Raise UserError where `manifest`, of an exported file, names other weights than `sha256`."""
+    if manifest.get("weights_sha256") != sha256:
+        raise UserError(
+            f"{file} was exported from other weights than those that are there now; export it again"
+        )
+
+
 def stale(file: Path, card: Json) -> bool:
     """Whether the manifest of an exported file names other weights than the model's card.
 

@@ -59,6 +59,16 @@ def folder(model: str) -> store.ModelFolder:
     return store.ModelFolder(store.models_root() / canonical(model))
 
 
+def network_of(model: str) -> str:
+    """The network of that name or alias, or of the trained model of that name or folder.
+
+    Its weights need not be there. Raises UserError as `folder` and `canonical` do.
+    """
+    if model not in NETWORKS and (card := folder(model).card).is_file():
+        return canonical(str(store.read_json(card).get("network")))
+    return canonical(model)
+
+
 def build(name: str, num_classes: int = 10, stem: str = "cifar") -> "nn.Module":
     """The untrained network `name` for float input [n, 3, 32, 32], logits [n, num_classes].
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures
 from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFlag,
@@ -33,12 +33,10 @@ def data(
     from cifar_deploy import recipe as recipes
     from cifar_deploy.data import find
 
-    folder = architectures.folder(model) if model else None
     path = None
-    if folder and model:  # a trained model knows its network, whatever it is called
-        trained = folder.card.is_file()
-        network = store.read_card(folder)["network"] if trained else architectures.canonical(model)
-        path = recipes.recipe_path(folder, network)
+    if model:  # a trained model knows its network, whatever it is called
+        network = architectures.network_of(model)
+        path = recipes.recipe_path(architectures.folder(model), network)
     recipe = recipes.load(path)
     dataset = find.load(source.value, data_dir)
     say_untested(dataset)

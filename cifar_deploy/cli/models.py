@@ -18,7 +18,7 @@ def models(
     if name:
         from cifar_deploy.architectures.summary import layers, text
 
-        network = _network(name)
+        network = architectures.network_of(name)
         if as_json:
             print_json(layers(network))
         else:
@@ -55,15 +55,6 @@ def models(
             known = entry["data"] in (None, "CIFAR-10")
             of = "" if known else f"; its accuracy is of {entry['data']}'s images"
             typer.echo(f"{entry['model']}: {entry['command']}, on {entry['device']}{of}{gone}")
-
-
-def _network(name: str) -> str:
-    """The network of that name or alias, or of the model of that name."""
-    if name not in architectures.NETWORKS:
-        card = architectures.folder(name).card
-        if card.is_file():
-            name = str(store.read_json(card).get("network"))
-    return architectures.canonical(name)
 
 
 def _name(entry: store.Json) -> str:

@@ -11,6 +11,7 @@ from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import (
     Json,
     ModelFolder,
+    check_weights,
     manifest_path,
     proof_path,
     read_card,
@@ -94,10 +95,7 @@ def find(folder: ModelFolder, format: str, precision: str, flavour: str = AUTO) 
     if not path.exists():
         raise UserError(f"{path} does not exist; run: cifar-deploy export {folder.name}")
     manifest = _manifest_of(path, folder)
-    if manifest.get("weights_sha256") != weights:
-        raise UserError(
-            f"{path} was exported from other weights than those that are there now; export it again"
-        )
+    check_weights(path, manifest, weights)
     with disk_errors(path, "read"):
         data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:

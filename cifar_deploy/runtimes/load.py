@@ -16,7 +16,7 @@ from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.tensorrt import TensorRT
-from cifar_deploy.store import EXPORTED, Json, ModelFolder, read_manifest
+from cifar_deploy.store import EXPORTED, Json, ModelFolder, check_weights, read_manifest
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 # What runs ONNX files, by name.
@@ -81,11 +81,8 @@ def check_file(path: Path, weights_sha256: str | None = None, trust: bool = Fals
     else:
         manifest = read_manifest(path)
         onnx_interface.inspect(path, foreign=True)
-    named = manifest.get("weights_sha256") if manifest else None
-    if weights_sha256 and manifest and named != weights_sha256 and not (trust and named is None):
-        raise UserError(
-            f"{path} was exported from other weights than those that are there now; export it again"
-        )
+    if weights_sha256 and manifest and not (trust and "weights_sha256" not in manifest):
+        check_weights(path, manifest, weights_sha256)
 
 
 def _known(path: Path) -> None:

@@ -254,41 +254,37 @@ def cpu(options: argparse.Namespace) -> store.Json:
         "this": this(ready(dataset, options.network, options.batch_size)),
         "usual": usual(dataset, options.network, options.batch_size, options.workers),
     }
-    result = in_turns(loops, options) | {"workers": options.workers, "bf16": bf16()}
+    result = in_turns(loops, options) | {"workers": options.workers}
     print(f"this loop: {result['ratio']:.2f} times the usual one")
     return result
 
 
 def compiled(options: argparse.Namespace) -> store.Json:
     """Images a second of this loop with torch.compile and without, in turns."""
-    keep_freed(torch.device("cpu"))  # as a training does
-    dataset = find.load("auto", options.data_dir)
-    with_it, without = (
-        ready(dataset, options.network, options.batch_size, f"train.compile={wish}")
-        for wish in ("on", "off")
-    )
-    print(f"compiled after {with_it.warmup_seconds:.0f} s")
-    result = in_turns({"compiled": this(with_it), "eager": this(without)}, options)
+    runs = varied(options, {"compiled": "train.compile=on", "eager": "train.compile=off"})
+    warmup = runs["compiled"].warmup_seconds
+    print(f"compiled after {warmup:.0f} s")
+    result = in_turns({name: this(trainer) for name, trainer in runs.items()}, options)
     print(f"{options.network}: {result['ratio']:.2f} times as fast with torch.compile")
-    return result | {"warmup_seconds": round(with_it.warmup_seconds, 1), "bf16": bf16()}
+    return result | {"warmup_seconds": round(warmup, 1)}
 
 
 def precisions(options: argparse.Namespace) -> store.Json:
     """Images a second of this loop in fp32 and in bf16, in turns."""
-    keep_freed(torch.device("cpu"))  # as a training does
-    dataset = find.load("auto", options.data_dir)
-    loops = {
-        name: this(ready(dataset, options.network, options.batch_size, f"train.precision={name}"))
-        for name in ("fp32", "bf16")
-    }
-    result = in_turns(loops, options)
+    runs = varied(options, {name: f"train.precision={name}" for name in ("fp32", "bf16")})
+    result = in_turns({name: this(trainer) for name, trainer in runs.items()}, options)
     print(f"{options.network}: {result['ratio']:.2f} times as fast in fp32")
     return result
 
 
-def bf16() -> bool:
-    """Whether a recipe that leaves it open trains in bf16 here."""
-    return machine.has_bf16(torch.device("cpu"))
+def varied(options: argparse.Namespace, changes: dict[str, str]) -> dict[str, Trainer]:
+    """By name, a run that is `ready` with each change of the recipe."""
+    keep_freed(torch.device("cpu"))  # as a training does
+    dataset = find.load("auto", options.data_dir)
+    return {
+        name: ready(dataset, options.network, options.batch_size, change)
+        for name, change in changes.items()
+    }
 
 
 def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespace) -> store.Json:
@@ -306,6 +302,7 @@ def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespa
         "network": options.network,
         "batch_size": options.batch_size,
         "steps": options.steps,
+        "bf16": machine.has_bf16(torch.device("cpu")),  # what a recipe that leaves it open takes
         "images_per_second": rates,
         "median": medians,
         "ratio": one / other,

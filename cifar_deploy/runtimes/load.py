@@ -81,7 +81,7 @@ def check_file(path: Path, weights_sha256: str | None = None, trust: bool = Fals
     else:
         manifest = read_manifest(path)
         onnx_interface.inspect(path, foreign=True)
-    if weights_sha256 and manifest and not (trust and "weights_sha256" not in manifest):
+    if weights_sha256 and manifest and not (trust and manifest.get("weights_sha256") is None):
         check_weights(path, manifest, weights_sha256)
 
 

@@ -1,5 +1,7 @@
 """Other ways to the same convolutions: the same numbers, and only where they are faster."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -47,13 +49,24 @@ def case(layer: nn.Conv2d, plane: int, n: int = 8) -> tuple[nn.Conv2d, torch.Ten
     return layer, x, torch.randn(shape, generator=generator).contiguous(memory_format=LAST)
 
 
+def rounded(
+    layer: nn.Conv2d, x: torch.Tensor, grad: torch.Tensor
+) -> tuple[nn.Conv2d, torch.Tensor, torch.Tensor]:
+    """The same case with numbers that bf16 holds."""
+    layer = copy.deepcopy(layer).float()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return layer, x.bfloat16().float(), grad.bfloat16().float()
+
+
 def assert_as_near(
     ours: list[torch.Tensor],
     theirs: list[torch.Tensor],
     truth: list[torch.Tensor],
     bound: float,
 ) -> None:
-    """Ours are about as far from the truth as theirs, and no number by more than `bound`."""
+    """Ours are about as far from the truth as `theirs`, and no number by more than `bound`."""
     for mine, other, true in zip(ours, theirs, truth, strict=True):
         assert mine.shape == true.shape
         scale = true.abs().max()
@@ -66,16 +79,20 @@ def assert_as_near(
 )
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
-def test_products_are_as_near_the_truth_as_torchs(
+def test_products_are_as_near_the_truth_as_bf16_can_be(
     side: int, plane: int, stride: int, bias: bool
 ) -> None:
     torch.manual_seed(0)
     made = case(nn.Conv2d(24, 40, side, stride, side // 2, bias=bias), plane)
     ours, name = passes(*made, other=True, dtype=torch.float32)
-    theirs, theirs_name = passes(*made, other=False, dtype=torch.float32)
+    _, theirs_name = passes(*made, other=False, dtype=torch.float32)
+    # Not torch's own: on CPUs with AVX-512 oneDNN 3.12 leaves all but the middle tap of the
+    # filters' gradient uninitialised where the plane is 1x1 and the stride 2.
+    exact, _ = passes(*rounded(*made), other=False, dtype=torch.float64)
+    best = [numbers.bfloat16().double() for numbers in exact]
     truth, _ = passes(*made, other=False, dtype=torch.float64)
     assert name != theirs_name
-    assert_as_near(ours, theirs, truth, 2**-7)
+    assert_as_near(ours, best, truth, 2**-7)
 
 
 @pytest.mark.parametrize("plane", [(1, 1), (1, 2), (2, 1), (2, 2)], ids=str)

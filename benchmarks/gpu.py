@@ -286,6 +286,8 @@ def write_cards(session: Session) -> None:
 
 def export(session: Session, names: list[str], end: float) -> None:
     """Every format in every precision; a model at a time only where all together fail."""
+    from cifar_deploy.store import ModelFolder, manifest_path
+
     chosen = trained_of(session, "export", names)
     if not chosen:
         return
@@ -295,7 +297,9 @@ def export(session: Session, names: list[str], end: float) -> None:
         if step.status == "failed" and len(chosen) > 1:
             for name in chosen:
                 run(session, "export", f"{label} {name}", program("export", name, *options), end)
-    manifests = [json.loads(p.read_text()) for p in sorted(session.work.glob("models/*/*.*.json"))]
+    folders = [ModelFolder(path) for path in sorted(session.work.glob("models/*"))]
+    beside = [manifest_path(file) for folder in folders for file in folder.exported()]
+    manifests = [json.loads(path.read_text()) for path in beside if path.exists()]
     write(session.out / "export.json", {"manifests": manifests})
 
 
@@ -604,8 +608,10 @@ def checks(session: Session) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         failure = f"stopped after {PATIENCE:g} s"
     else:
-        if not done.returncode:
-            return {check.pop("name"): check for check in json.loads(done.stdout)["checks"]}
+        # Libraries that it tries may print as well.
+        answer = re.search(r"^\{$.*", done.stdout, re.MULTILINE | re.DOTALL)
+        if answer and not done.returncode:
+            return {check.pop("name"): check for check in json.loads(answer[0])["checks"]}
         failure = first_error(done.stderr)
     return {"doctor": {"works": False, "detail": failure}}
 

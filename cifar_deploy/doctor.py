@@ -91,14 +91,18 @@ def _onnx_export() -> str:
 def _onnxruntime(provider: str) -> str:
     import onnxruntime
 
+    from cifar_deploy.runtimes import onnx_runtime
+
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeError(f"this build of ONNX Runtime has no {provider}")
     if provider.startswith("CUDA"):
         _gpu()
-        onnxruntime.preload_dlls()
+        onnx_runtime.preload()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(_negation([1]), options, providers=[provider])
+    session = onnxruntime.InferenceSession(
+        _negation([1]), options, providers=[provider], enable_fallback=0
+    )
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime could not start {provider}")
     return f"ONNX Runtime {onnxruntime.__version__}"

@@ -402,6 +402,17 @@ def test_a_doctor_who_does_not_end_is_not_waited_for(
     assert gpu.checks(session) == {"doctor": {"works": False, "detail": "stopped after 0.2 s"}}
 
 
+def test_what_else_the_doctor_prints_is_passed_over(
+    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {"checks": [{"name": "torch", "works": True, "detail": ""}]}
+    said = f"Failed to load libcublas.so.12\n{json.dumps(answer, indent=2)}\n"
+    monkeypatch.setattr(gpu, "program", lambda *_: python(f"print({said!r})"))
+    assert gpu.checks(session) == {"torch": {"works": True, "detail": ""}}
+    monkeypatch.setattr(gpu, "program", lambda *_: python("print('Failed')"))
+    assert gpu.checks(session) == {"doctor": {"works": False, "detail": "it said nothing"}}
+
+
 def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--stages", "trian", "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,5 +1,7 @@
 """ONNX Runtime: the CUDA provider where there is a GPU, else the CPU provider, never in silence."""
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,14 @@ from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+def preload() -> None:
+    """Load the libraries that the CUDA provider needs; what is missing is told on stderr."""
+    import onnxruntime
+
+    with contextlib.redirect_stdout(sys.stderr):  # it prints, and stdout may be a JSON answer
+        onnxruntime.preload_dlls()
 
 
 class OnnxRuntime:
@@ -71,7 +81,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = torch.get_num_threads()
         providers: list[Any] = [CPU]
         if device.type == "cuda":
-            onnxruntime.preload_dlls()
+            preload()
             # A node that only the CPU can run is then an error and not a hidden copy.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             # A stream 0 means one of ONNX Runtime's own.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from processes import python
@@ -31,7 +32,7 @@ from cifar_deploy.runtimes.load import (
     open_runtime,
 )
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime, preload
 from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import BATCH, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
@@ -267,3 +268,14 @@ def test_a_foreign_file_gets_its_pixels(
     assert runtime.addition.startswith("takes float32 [1, 3, 32, 32] and gives float32: here mean ")
     with pytest.raises(UserError, match="only validate, and benchmark without"):
         open_runtime(path, CPU, onnx=by)
+
+
+def test_what_onnx_runtime_prints_does_not_disturb_an_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing() -> None:
+        print("Failed to load libcublas.so.12")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", failing)
+    preload()
+    assert capsys.readouterr() == ("", "Failed to load libcublas.so.12\n")

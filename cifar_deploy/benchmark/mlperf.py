@@ -20,15 +20,16 @@ import torch
 
 from cifar_deploy.benchmark.flight import slots
 from cifar_deploy.benchmark.sweep import (
+    UNFINISHED,
     Contender,
     Failure,
     Say,
     conditions,
-    out_of_memory,
+    failure,
     remarks,
 )
 from cifar_deploy.data.dataset import Split
-from cifar_deploy.errors import UserError, disk_errors, one_line
+from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
 from cifar_deploy.watch import Watch
 
@@ -82,13 +83,14 @@ class Settings:
 
 @dataclass
 class Runs:
-    """All that LoadGen found."""
+    """All that LoadGen found; `ended` is what made it end early."""
 
     settings: Settings
     facts: Json
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    ended: UserError | None = None
 
 
 def loadgen() -> Any:
@@ -112,8 +114,9 @@ def run_all(
 ) -> Runs:
     """Every contender over the test images of its model in `splits`, one after another.
 
-    LoadGen's logs go to `out`/<model>/<name>/<scenario>/. Raises UserError where LoadGen is missing
-    and where the disk refuses.
+    LoadGen's logs go to `out`/<model>/<name>/<scenario>/. A GPU that fails is left in the answer's
+    `ended`, with what was found before. Raises UserError where LoadGen is missing, where the disk
+    refuses, and where the GPU fails before anything was found.
     """
     with Watch(device) as watch:
         runs = Runs(settings, conditions(device, watch))
@@ -123,11 +126,16 @@ def run_all(
             say(f"{settings.scenario}: {contender.model}, {contender.name}")
             try:
                 runs.results.append(run(contender, splits[contender.model], settings, folder))
-            except torch.OutOfMemoryError as error:
-                reason = out_of_memory(error)
-                runs.failures.append(Failure(contender.model, contender.name, reason))
-            except (UserError, RuntimeError) as error:  # a runtime's own refusal
-                runs.failures.append(Failure(contender.model, contender.name, one_line(error)))
+            except (UserError, RuntimeError) as error:
+                batch, _ = _sizes(settings, splits[contender.model])
+                try:
+                    runs.failures.append(failure(contender, batch, error))
+                except UserError as end:
+                    if not runs.results:
+                        raise
+                    runs.ended = end
+                    runs.remarks.append(UNFINISHED)
+                    break
         runs.remarks += remarks(device, watch)
     return runs
 
@@ -138,10 +146,8 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
     Raises UserError where LoadGen is missing, where the runtime fails and where the disk refuses.
     """
     scenario = settings.scenario
-    batch, in_flight = min(settings.batch, len(split)), settings.in_flight
+    batch, in_flight = _sizes(settings, split)
     lg = loadgen()
-    if scenario == SINGLE_STREAM:
-        batch = in_flight = 1
     system = _System(lg, contender, split, batch, in_flight)
     expected = system.rate()
     sut = lg.ConstructSUT(system.issue, lambda: None)
@@ -168,6 +174,13 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
         lg.DestroyQSL(qsl)
         lg.DestroySUT(sut)
     return _result(contender, scenario, found["performance"], split, batch, out)
+
+
+def _sizes(settings: Settings, split: Split) -> tuple[int, int]:
+    """Images of a batch, and batches in flight."""
+    if settings.scenario == SINGLE_STREAM:
+        return 1, 1
+    return min(settings.batch, len(split)), settings.in_flight
 
 
 def _logs_in(lg: Any, folder: Path) -> Any:

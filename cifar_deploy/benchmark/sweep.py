@@ -276,20 +276,9 @@ def _batch(
             say(f"{who.model}, batch {batch}: {who.name} {what}")
             try:
                 do(turn)
-            except torch.OutOfMemoryError as error:
-                reason = out_of_memory(error)
-            except torch.AcceleratorError as error:  # nothing else will run on it either
-                raise UserError(
-                    f"{who.model}, {who.name}: the GPU failed: {one_line(error)}; see nvidia-smi"
-                ) from error
-            except (UserError, RuntimeError) as error:  # a runtime's own refusal
-                if isinstance(error.__cause__, torch.AcceleratorError):
-                    raise UserError(str(error)) from error
-                reason = one_line(error)
-            else:
-                continue
-            left.remove(turn)
-            result.failures.append(Failure(who.model, who.name, reason, batch))
+            except (UserError, RuntimeError) as error:
+                left.remove(turn)
+                result.failures.append(failure(who, batch, error))
 
     each("warms up", _Turn.warm)
     for _ in range(TURNS):
@@ -305,11 +294,23 @@ def _batch(
         result.rows.append(turn.row(watch, bool(settings.in_flight) and turn in left))
 
 
-def out_of_memory(error: torch.OutOfMemoryError) -> str:
-    """A line for a GPU that is full, with the need, where torch names it."""
-    need = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
-    said = f" (tried to allocate {need[1]})" if need else ""
-    return f"the GPU's memory is exhausted{said}; try a smaller batch or --in-flight 1"
+def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Failure:
+    """What `who` could not do at a batch size, in one line: a full GPU, or a runtime's own refusal.
+
+    Raises UserError where the GPU itself failed: nothing else will run on it either.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        raise UserError(
+            f"{who.model}, {who.name}: the GPU failed: {one_line(error)}; see nvidia-smi"
+        ) from error
+    if isinstance(error.__cause__, torch.AcceleratorError):
+        raise UserError(str(error)) from error
+    reason = one_line(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        need = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+        said = f" (tried to allocate {need[1]})" if need else ""
+        reason = f"the GPU's memory is exhausted{said}; try a smaller batch or --in-flight 1"
+    return Failure(who.model, who.name, reason, batch)
 
 
 def to_json(result: Benchmark, command: str) -> Json:

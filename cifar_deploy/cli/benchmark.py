@@ -118,7 +118,7 @@ def benchmark(
             ran.remarks += stale
             shown = table.scenario_table(ran.results)
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
-            failures = ran.failures
+            failures, ended = ran.failures, ran.ended
         else:
             settings = sweep.Settings(tuple(batch or BATCHES), seconds, at_once)
             result = sweep.run(entered, settings, where, told)

@@ -89,8 +89,31 @@ def test_a_runtime_that_fails_under_loadgen_is_told(small_data: Dataset, tmp_pat
         [Contender("m", "file", runtime)], {"m": small_data.test.first(20)}, settings, tmp_path, CPU
     )
     assert len(started) == 1  # after the first error nothing more is tried
-    assert [failure.reason for failure in runs.failures] == ["the GPU went away"]
+    assert [(failure.reason, failure.batch) for failure in runs.failures] == [
+        ("the GPU went away", 1)
+    ]
     assert runs.results == []
+
+
+def test_a_gpu_that_fails_ends_the_run_and_keeps_what_was_found(
+    small_data: Dataset, tmp_path: Path
+) -> None:
+    good, bad, late = (Sleeper(lambda _: 0.001) for _ in range(3))
+
+    def fail(_: int) -> float:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access\nCompile with")
+
+    bad.seconds = fail
+    splits = {"m": small_data.test.first(20)}
+    settings = mlperf.Settings("Offline", 0.1, 8, 1)
+    entered = [Contender("m", name, one) for name, one in (("a", good), ("b", bad), ("c", late))]
+    runs = mlperf.run_all(entered, splits, settings, tmp_path, CPU)
+    assert [result.contender.name for result in runs.results] == ["a"]
+    assert str(runs.ended).startswith("m, b: the GPU failed: CUDA error: an illegal memory access;")
+    assert sweep.UNFINISHED in mlperf.to_json(runs, "")["remarks"]
+    assert late.calls == 0
+    with pytest.raises(UserError, match=r"^m, b: the GPU failed"):
+        mlperf.run_all(entered[1:], splits, settings, tmp_path, CPU)
 
 
 def test_without_loadgen_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

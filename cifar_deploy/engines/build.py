@@ -86,8 +86,7 @@ def build(
         config.add_optimization_profile(wanted)
     _configure(flavour, config, options)
     if timing_cache:
-        kept = config.create_timing_cache(cache.read(timing_cache))
-        config.set_timing_cache(kept, False)
+        kept = _timings(config, cache.read(timing_cache))
     stop = threading.Event()
     monitor = _monitor(trt, watch, stop)  # the config keeps no reference of its own in version 10
     config.progress_monitor = monitor
@@ -97,7 +96,7 @@ def build(
     if timing_cache:
         # A finished engine is not lost to a cache that cannot be kept.
         with contextlib.suppress(UserError):
-            cache.write(timing_cache, bytes(config.get_timing_cache().serialize()))
+            cache.write(timing_cache, bytes(kept.serialize()))
     inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [_tensor(network.get_output(i)) for i in range(network.num_outputs)]
     return Built(bytes(raw), inputs, outputs, time.perf_counter() - started)
@@ -108,6 +107,18 @@ def layer_information(flavour: Flavour, engine: Any) -> Any:
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(flavour.module.LayerInformationFormat.JSON)
     return json.loads(text)
+
+
+def _timings(config: Any, data: bytes) -> Any:
+    """The timing cache of a build: what was kept, or an empty one where the library refuses it.
+
+    It refuses one of another GPU or of another version.
+    """
+    kept = config.create_timing_cache(data)
+    if kept is None or not config.set_timing_cache(kept, False):
+        kept = config.create_timing_cache(b"")
+        config.set_timing_cache(kept, False)
+    return kept
 
 
 def _configure(flavour: Flavour, config: Any, options: Options) -> None:

@@ -41,7 +41,6 @@ SHARED: dict[str, set[str]] = {
         "progress_monitor",
         "create_timing_cache",
         "set_timing_cache",
-        "get_timing_cache",
     },
     "ITimingCache": {"serialize"},
     "BuilderFlag": {"TF32", "VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL"},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_deploy.engines.build import build, interruptibly
+from cifar_deploy.engines.build import _timings, build, interruptibly
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.manifest import MAGIC_RTX
 from cifar_deploy.engines.options import Options, Profile
@@ -166,3 +166,27 @@ def test_ctrl_c_as_early_as_can_be_leaves_nothing_running(ctrl_c: Callable[[], N
     with pytest.raises(KeyboardInterrupt):
         interruptibly(work, stop)
     assert seen == [True]
+
+
+class Picky:
+    """A builder's configuration as TensorRT's is; that for RTX takes any timing cache."""
+
+    def __init__(self, made: bool) -> None:
+        self.made = made
+        self.kept = b"none"
+
+    def create_timing_cache(self, data: bytes) -> bytes | None:
+        return data if self.made or not data else None
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if cache:
+            return False
+        self.kept = cache
+        return True
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_timing_cache_of_another_gpu_is_begun_anew(made: bool) -> None:
+    config = Picky(made)
+    assert _timings(config, b"of an H100") == config.kept == b""

@@ -16,7 +16,10 @@ KERNELS = 12  # lines in the table
 
 
 class Profile:
-    """Looks at `STEPS` steps and writes a trace of them; after that it does nothing."""
+    """Looks at `STEPS` steps and writes a trace of them; after that it does nothing.
+
+    To be closed in the end: a process that ends with a profiler at work crashes.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -44,6 +47,8 @@ class Profile:
             self.taken += 1
             if self.taken == STEPS or last:
                 self._end(path, say)
+        elif last and not self.taken:
+            say(f"no profile: that needs {FIRST + 1} steps or more, and there were {self.seen}")
         elif self.seen == FIRST and not self.taken:
             activities = [ProfilerActivity.CPU]
             if self.device.type == "cuda":
@@ -51,18 +56,23 @@ class Profile:
             self._profiler = profile(activities=activities)
             self._profiler.start()
 
+    def close(self) -> None:
+        """Stop where a run ends in the middle of the steps that are looked at."""
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
     def _end(self, path: Path, say: Callable[[str], None]) -> None:
         assert self._profiler is not None
         self._wait()
-        self._profiler.stop()
+        profiler = self._profiler
+        self.close()
         with atomic_path(path) as part:
-            self._profiler.export_chrome_trace(str(part))
-        say(f"{self.table()}\ntrace: {path} (open it in ui.perfetto.dev)")
-        self._profiler = None
+            profiler.export_chrome_trace(str(part))
+        say(f"{self.table(profiler)}\ntrace: {path} (open it in ui.perfetto.dev)")
 
-    def table(self) -> str:
+    def table(self, profiler: profile) -> str:
         """Milliseconds a step by part, then by operator or kernel."""
-        assert self._profiler is not None
         whole = sum(self.parts.values()) or 1.0
         lines = [f"{'part of a step':<52}{'ms':>10}{'share':>9}"]
         for name, seconds in sorted(self.parts.items(), key=lambda pair: -pair[1]):
@@ -72,7 +82,7 @@ class Profile:
         wanted = self.device.type.upper()
         rows = [
             (row.key, (row.self_device_time_total if on_device else row.self_cpu_time_total) / 1e6)
-            for row in self._profiler.key_averages()
+            for row in profiler.key_averages()
             if row.device_type.name == wanted and not row.is_user_annotation
             if row.key not in self.parts and not row.key.startswith("ProfilerStep")
         ]

@@ -142,7 +142,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
     the disk refuses (full, read-only, no such folder). A link stays one, and what it names is
     replaced; a device or a pipe is written into.
     """
-    path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_file() and not path.is_dir():
         with disk_errors(path, "write"), tempfile.TemporaryDirectory() as room:
             part = Path(room, path.name)
@@ -150,6 +149,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with path.open("wb") as stream:
                 stream.write(part.read_bytes())
         return
+    path = path.resolve() if path.is_symlink() else path
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with disk_errors(path, "write"):
         try:
@@ -199,6 +199,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
+            shutil.rmtree(part, ignore_errors=True)  # an earlier process had the same number
             part.mkdir()
             new = part / "new"
             new.mkdir()

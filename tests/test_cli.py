@@ -496,7 +496,9 @@ def test_unknown_recipe_key_and_value(refused: Callable[..., str]) -> None:
 
 def test_data_folder_missing(refused: Callable[..., str]) -> None:
     assert "nowhere does not exist" in refused("data", "--data-dir", "nowhere")
-    for command in (("data",), ("train", "cnn9"), ("find-lr", "cnn9")):
+    Path("their.pth").touch()
+    imports = ("import", "cnn9", "their.pth")
+    for command in (("data",), ("train", "cnn9"), ("find-lr", "cnn9"), ("demo",), imports):
         both = (*command, "--data", "synthetic", "--data-dir", "nowhere")
         assert "--data-dir nowhere is a folder; leave one out" in refused(*both)
     Path("empty").mkdir()

@@ -45,6 +45,14 @@ def test_a_link_stays_one_and_a_pipe_is_written_into(tmp_path: Path) -> None:
         assert os.read(reader, 100) == b"down"
     finally:
         os.close(reader)
+    # As /dev/stdout is, and the shell's >(command): a link that leads to no name.
+    reader, writer = os.pipe()
+    try:
+        store.write_text(Path(f"/dev/fd/{writer}"), "down")
+        assert os.read(reader, 100) == b"down"
+    finally:
+        os.close(reader)
+        os.close(writer)
     assert pipe.is_fifo()
 
 

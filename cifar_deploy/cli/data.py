@@ -11,7 +11,6 @@ from cifar_deploy.cli.options import (
     JsonFlag,
     Source,
     SourceOption,
-    one_source,
     print_json,
     say_untested,
 )
@@ -29,7 +28,6 @@ def data(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what data set was found: counts, checksums, class balance, mean and std."""
-    one_source(source, data_dir)
     from cifar_deploy import recipe as recipes
     from cifar_deploy.data import find
 

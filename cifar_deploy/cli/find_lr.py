@@ -18,7 +18,6 @@ from cifar_deploy.cli.options import (
     Source,
     SourceOption,
     WeightsFileOption,
-    one_source,
     print_json,
 )
 from cifar_deploy.cli.train import home
@@ -43,7 +42,6 @@ def find_lr(
     as_json: JsonFlag = False,
 ) -> None:
     """Suggest a peak learning rate: a range test with its curve as a picture."""
-    one_source(data, data_dir)
     from cifar_deploy import recipe as recipes
 
     name = architectures.canonical(model)

@@ -149,14 +149,6 @@ def per_channel(text: str | None, option: str, positive: bool = False) -> list[f
     return values
 
 
-def one_source(source: Source, data_dir: Path | None) -> None:
-    """Raise UserError where a folder is named beside the data set that is in none."""
-    if source is Source.synthetic and data_dir:
-        raise UserError(
-            f"--data synthetic is generated and --data-dir {data_dir} is a folder; leave one out"
-        )
-
-
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 

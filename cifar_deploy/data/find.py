@@ -29,10 +29,15 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
 
     "synthetic" is the generated one. "auto" looks in `data_dir`, else in $CIFAR_DEPLOY_DATA, else
     in `data/`; where none was named and nothing is there, CIFAR-10 is downloaded to `data/`.
-    Raises UserError where a named folder holds no data set, where what is found is damaged, and
-    where there is neither data nor network.
+    Raises UserError where a named folder holds no data set, where what is found is damaged, where
+    there is neither data nor network, and where a folder is named beside the set that is in none.
     """
     if source == "synthetic":
+        if data_dir:
+            raise UserError(
+                f"--data synthetic is generated and --data-dir {data_dir} is a folder; leave one "
+                "out"
+            )
         return synthetic.generate()
     if source != "auto":
         raise UserError(f"--data {source}: it can be {' or '.join(SOURCES)}")
@@ -61,22 +66,25 @@ def trained_on(
     """Where to `load` the data set that a model was trained on, by its card.
 
     A model of one's own images finds them where they were, unless `data_dir` names another folder;
-    `source` asks for another set. Raises UserError where they are not there any more and no other
-    folder is named.
+    one of the generated set has it generated again; `source` asks for another set. Raises UserError
+    where the images are not there any more and no other folder is named.
     """
     data = card["data"]
-    wanted = source or ("synthetic" if data.get("verified") == synthetic.VERIFIED else "auto")
+    if source:
+        return source, data_dir
+    if data.get("verified") == synthetic.VERIFIED:
+        return "synthetic", None
     origin = data.get("origin")
-    if not origin or source or data_dir:
-        return wanted, data_dir
+    if not origin or data_dir:
+        return "auto", data_dir
     if not Path(origin).is_dir():
         if named():
-            return wanted, None
+            return "auto", None
         raise UserError(
             f"the images that the model was trained on are not in {origin} any more; name their "
             "folder with --data-dir"
         )
-    return wanted, Path(origin)
+    return "auto", Path(origin)
 
 
 def _read(place: Path) -> Dataset | None:

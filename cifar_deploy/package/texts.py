@@ -65,10 +65,13 @@ def facts(source: Source) -> dict[str, Any]:
 def _notice(source: Source, vectors: Vectors | None) -> bytes:
     home = architectures.NETWORKS.get(source.network)
     origin = (importlib.import_module(home).__doc__ or "") if home else ""
+    card = read_card(source.folder)
     return render(
         "NOTICE.j2",
         origin=origin.strip().splitlines()[0] if origin.strip() else "",
-        trained_on=read_card(source.folder)["data"]["name"],
+        trained_on=card["data"]["name"],
+        imported=card.get("imported", {}).get("from"),
+        begun=card.get("init", {}).get("from"),
         vectors=vectors,
         **facts(source),
     )

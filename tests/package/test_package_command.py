@@ -126,6 +126,25 @@ def test_the_texts_say_what_is_proved_and_where_things_come_from(run: Run) -> No
     assert (package / "LICENSE").read_text().lstrip().startswith("Apache License")
 
 
+def test_the_notice_says_who_trained(run: Run, model: ModelFolder) -> None:
+    card = json.loads(model.card.read_text())
+    data = card["data"]["name"]
+    for more, said in (
+        ({}, f"Weights: trained with cifar-deploy on {data};"),
+        (
+            {"imported": {"from": "their.pth"}},
+            f"Weights: imported from their.pth, which another program trained; measured on {data};",
+        ),
+        (
+            {"init": {"from": "imagenet"}},
+            f"Weights: begun from imagenet, trained with cifar-deploy on {data};",
+        ),
+    ):
+        model.card.write_text(json.dumps(card | more))
+        assert run("package", NAME, "--force").status == 0
+        assert said in Path("simple_cnn-package/NOTICE").read_text().splitlines()
+
+
 def test_the_same_inputs_give_the_same_bytes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

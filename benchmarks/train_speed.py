@@ -19,6 +19,7 @@ this loop with the usual one, a DataLoader with torchvision's transforms in fp32
 import argparse
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import multiprocessing
 import resource
@@ -38,6 +39,7 @@ from cifar_deploy import architectures, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import SIZE, Dataset
+from cifar_deploy.errors import UserError
 from cifar_deploy.train.cpu_convolution import CONNECTED, CpuConvolutions
 from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.train.memory import keep_freed
@@ -73,6 +75,7 @@ def ours(job: Job, seed: int) -> store.Json:
     """One run: accuracy, seconds of training, and what came before."""
     train = dataclasses.replace(job.recipe.train, seed=seed)
     mine = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, train=train))
+    gc.collect()  # the run before holds its memory until then
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     card = Trainer(mine).run(Silent())
@@ -472,4 +475,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

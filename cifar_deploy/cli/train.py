@@ -20,7 +20,6 @@ from cifar_deploy.cli.options import (
     Source,
     SourceOption,
     WeightsFileOption,
-    one_source,
     print_json,
     say,
     say_untested,
@@ -62,12 +61,11 @@ def train(
 
     With torchrun --nproc-per-node N -m cifar_deploy train, N processes share every batch.
     """
-    one_source(data, data_dir)
     flags = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []
     if hold_out is not None:
-        overrides += [f"data.holdout={hold_out}", "data.test=false"]
+        overrides += [f"data.holdout={hold_out}", *(["data.test=false"] if hold_out else [])]
     overrides += set_ or []
     name = architectures.canonical(model)
     folder = store.ModelFolder(out) if out else home(name, recipe)
@@ -190,7 +188,7 @@ def run(
             if ranks.main:
                 say(
                     f"stopped after step {stop.step}; go on with the same command and --resume "
-                    f"({folder.checkpoint})"
+                    f"({stop.checkpoint})"
                 )
             raise typer.Exit(128 + stop.signal) from None
         return card if ranks.main else None

@@ -3,16 +3,17 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal ended the run after `step`; a checkpoint holds it. `signal` is its number."""
+    """A signal ended the run after `step`; `checkpoint` holds it. `signal` is its number."""
 
-    def __init__(self, number: int, step: int) -> None:
+    def __init__(self, number: int, step: int, checkpoint: Path) -> None:
         super().__init__(f"stopped by signal {number} after step {step}")
-        self.signal, self.step = number, step
+        self.signal, self.step, self.checkpoint = number, step, checkpoint
 
 
 @contextlib.contextmanager

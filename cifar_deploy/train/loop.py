@@ -114,6 +114,7 @@ class Trainer:
             self.network = convert(self.network)
         factors = initial.rates(self.network, self.start, recipe.finetune)
         self.frozen = freeze(self.network, recipe.finetune.freeze)
+        self._check_batch()
         self.network = self.network.to(device).to(memory_format=torch.channels_last)
         self.average = Average(self.network, recipe.train.ema) if recipe.train.ema else None
         ahead = recipe.train.lookahead
@@ -188,6 +189,26 @@ class Trainer:
                 f"small; set a larger one, or 0 for {SIZE}x{SIZE} throughout"
             ) from error
 
+    def _check_batch(self) -> None:
+        """Raise UserError where a batch norm would see a single number a channel."""
+        world = self.ranks.world
+        synchronised = world > 1 and self.job.device.type == "cuda"
+        if self.batches.share > 1 or synchronised:
+            return
+        network, frozen = copy.deepcopy((self.network, self.frozen))
+        network.train()
+        for module in frozen:
+            module.eval()
+        size = self.job.recipe.schedule.first_size or SIZE
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, 3, size, size))
+        except ValueError as error:
+            raise UserError(
+                f"one image at a time is too few for {self.job.network}'s batch norms; set "
+                f"--batch-size {2 * world} or more"
+            ) from error
+
     def _known(self, start: initial.Start) -> initial.Start:
         """Normalise the pixels as those were that the weights are used to."""
         self.mean, self.std = start.mean, start.std
@@ -241,7 +262,9 @@ class Trainer:
         self._prepare()
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
-        with signals(impatient=self.ranks.world == 1) as caught, machine.every_shape():
+        profiling = contextlib.closing(self.profile) if self.profile else contextlib.nullcontext()
+        alone = self.ranks.world == 1
+        with signals(impatient=alone) as caught, machine.every_shape(), profiling:
             while state.step < self.steps:
                 epoch, position = divmod(state.step, self.steps_per_epoch)
                 if position == 0:
@@ -281,11 +304,11 @@ class Trainer:
                     state.bookkeeping += last_checkpoint - now
                     state.seconds = before + last_checkpoint - started
                 if stop:
-                    raise Interrupted(stop, state.step)
+                    raise Interrupted(stop, state.step, job.folder.checkpoint)
             # One that came while the last epoch was judged or its checkpoint written.
             (late,) = self.ranks.agree([caught()])
             if late:
-                raise Interrupted(late, state.step)
+                raise Interrupted(late, state.step, job.folder.checkpoint)
         # A signal may end what follows: the checkpoint is there.
         return self._finish()
 
@@ -423,6 +446,8 @@ class Trainer:
         def fits(size: int) -> bool:
             try:
                 self._try(size)
+            except ValueError:  # a batch norm's, of a single image
+                return False
             except RuntimeError as error:
                 if not exhausted(error):
                     raise

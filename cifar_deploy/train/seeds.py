@@ -1,6 +1,7 @@
 """The same run with several seeds: how far the accuracy is chance."""
 
 import dataclasses
+import gc
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -67,6 +68,7 @@ def _done(job: Job) -> Json | None:
 
 
 def _train(job: Job, watching: Watching) -> Json:
+    gc.collect()  # the run before holds its memory until then
     trainer = Trainer(job)
     with watching(trainer) as watch:
         return trainer.run(watch)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cifar_deploy import __version__, recipe, store
 from cifar_deploy.architectures import weights
@@ -533,6 +535,20 @@ def test_a_batch_larger_than_the_data_is_told(make_job: MakeJob) -> None:
         Trainer(make_job("train.batch_size=601"))
     with pytest.raises(UserError, match="599 training images are fewer than a batch of 600"):
         Trainer(make_job("train.batch_size=600", "data.holdout=1"))
+
+
+def test_one_image_at_a_time_is_too_few_for_some_batch_norms(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    small = ("train.batch_size=1", "model.stem=imagenet")
+    with pytest.raises(UserError, match=r"too few for resnet18's batch norms; set --batch-size 2 "):
+        Trainer(make_job(*small, network="resnet18"))
+    # Frozen, they go by what they know.
+    file = tmp_path / "resnet18.safetensors"
+    save_file(torchvision.models.resnet18().state_dict(), file)
+    frozen = make_job(*small, 'finetune.freeze="all-but-classifier"', network="resnet18")
+    Trainer(dataclasses.replace(frozen, init="imagenet", weights_file=file))
+    Trainer(make_job("train.batch_size=1", network="simple_cnn"))
 
 
 def test_nothing_is_written_before_the_first_step(make_job: MakeJob, tmp_path: Path) -> None:

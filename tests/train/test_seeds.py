@@ -1,10 +1,12 @@
 """Several seeds, what is held out, and a profile: what the command adds to a run."""
 
 import json
+import signal
 import statistics
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from cifar_deploy import store
@@ -157,3 +159,54 @@ def test_a_profile_shows_where_the_time_goes(pictures: Path, models: Path) -> No
     events = json.loads(folder.trace.read_text())["traceEvents"]
     assert {event.get("name") for event in events} >= {"forward", "backward", "aten::conv2d"}
     assert folder.weights.read_bytes() == weights  # to look changes nothing
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_too_short_for_a_profile_says_so(pictures: Path, models: Path, steps: int) -> None:
+    quick = ("--epochs", "1", "--batch-size", str(240 // steps), "--device", "cpu")
+    done = run("train", "simple_cnn", "--data-dir", pictures, *quick, "--profile")
+    assert done.exit_code == 0
+    assert f"no profile: that needs 3 steps or more, and there were {steps}" in done.stderr
+    assert not ModelFolder(models / "simple_cnn").trace.exists()
+    assert not torch._C._autograd._profiler_enabled()  # else the process ends with a crash
+
+
+def test_a_run_that_fails_while_it_is_profiled_stops_the_profiler(
+    pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.step
+
+    def failing(trainer: Trainer) -> None:
+        if trainer.state.step == 4:
+            assert torch._C._autograd._profiler_enabled()
+            raise UserError("no more")
+        real(trainer)
+
+    monkeypatch.setattr(Trainer, "step", failing)
+    with pytest.raises(UserError, match="no more"):
+        run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--profile")
+    assert not torch._C._autograd._profiler_enabled()
+
+
+def test_to_hold_out_nothing_is_to_test(pictures: Path, models: Path) -> None:
+    done = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--hold-out", "0")
+    card = store.read_card(ModelFolder(models / "simple_cnn"))
+    assert f"{100 * card['test_accuracy']:.2f} % of 60 test images" in done.stdout
+
+
+def test_what_stops_a_later_seed_is_told_with_its_own_checkpoint(
+    pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.step
+
+    def stopped(trainer: Trainer) -> None:
+        real(trainer)
+        if trainer.job.recipe.train.seed == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    done = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--seeds", "2")
+    checkpoint = ModelFolder(ModelFolder(models / "simple_cnn").seeds / "1").checkpoint
+    assert done.exit_code == 128 + signal.SIGTERM
+    assert done.stderr.endswith(f"({checkpoint})\n")
+    assert checkpoint.exists()

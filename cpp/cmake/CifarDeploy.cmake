@@ -28,6 +28,9 @@ get_filename_component(_cd_include "${_cd_include}" ABSOLUTE)
 add_library(cifar_deploy::cifar_deploy INTERFACE IMPORTED GLOBAL)
 target_include_directories(cifar_deploy::cifar_deploy INTERFACE "${_cd_include}")
 target_compile_features(cifar_deploy::cifar_deploy INTERFACE cxx_std_17)
+# GCC 8 has std::filesystem in a library of its own.
+target_link_libraries(cifar_deploy::cifar_deploy INTERFACE
+  "$<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,9>>:stdc++fs>")
 set(_cd_found "")
 
 # Says that a runtime is missing and which path to set; an error where it was demanded.

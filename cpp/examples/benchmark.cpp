@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -246,28 +247,35 @@ void print_table(const cifar_deploy::Classifier& classifier, const std::vector<T
     }
 }
 
+void run(int count, char** words) {
+    const Arguments arguments = parse(count, words);
+    if (arguments.help) {
+        std::fputs(usage, stdout);
+        return;
+    }
+    auto classifier = cifar_deploy::Classifier::load(arguments.folder, arguments.options);
+    if (arguments.on_request) {
+        serve(classifier, arguments.batches.front());
+        return;
+    }
+    std::vector<Timing> timings;
+    for (const std::size_t batch : arguments.batches) {
+        timings.push_back(measure(classifier, batch, arguments.seconds));
+    }
+    if (arguments.json) {
+        print_json(classifier, timings);
+    } else {
+        print_table(classifier, timings);
+    }
+}
+
 }  // namespace
 
 int main(int count, char** words) {
     try {
-        const Arguments arguments = parse(count, words);
-        if (arguments.help) {
-            std::fputs(usage, stdout);
-            return 0;
-        }
-        auto classifier = cifar_deploy::Classifier::load(arguments.folder, arguments.options);
-        if (arguments.on_request) {
-            serve(classifier, arguments.batches.front());
-            return 0;
-        }
-        std::vector<Timing> timings;
-        for (const std::size_t batch : arguments.batches) {
-            timings.push_back(measure(classifier, batch, arguments.seconds));
-        }
-        if (arguments.json) {
-            print_json(classifier, timings);
-        } else {
-            print_table(classifier, timings);
+        run(count, words);
+        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0 || !std::cout) {
+            throw std::runtime_error("cannot write standard output");
         }
         return 0;
     } catch (const std::exception& error) {

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -474,7 +475,11 @@ int run(int count, char** words) {
 #ifndef CLASSIFY_WITHOUT_MAIN
 int main(int count, char** words) {
     try {
-        return classify::run(count, words);
+        const int status = classify::run(count, words);
+        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+            throw std::runtime_error("cannot write standard output");
+        }
+        return status;
     } catch (const std::exception& error) {
         std::fprintf(stderr, "classify: %s\n", error.what());
         return 2;

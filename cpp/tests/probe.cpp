@@ -3,7 +3,10 @@
 //   probe resize W H                  an RGB image W x H to 32 x 32
 //   probe logits FOLDER BACKEND N     images of 32 x 32, N at a time, to float32 logits
 //   probe allocations FOLDER BACKEND  heap allocations of classify_batch once warm
+//   probe signal FOLDER BACKEND       whether a signal is survived when two classifiers are gone
 #include <cifar_deploy/classifier.hpp>
+
+#include <signal.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -115,6 +118,22 @@ int report_allocations(const std::string& folder, const std::string& backend) {
     return 0;
 }
 
+void wake(int) {}
+
+// Of two classifiers the older goes first; then a handler runs on the thread's stack for signals.
+int survive(const std::string& folder, const std::string& backend) {
+    std::vector<Classifier> two;
+    for (int i = 0; i < 2; ++i) two.push_back(Classifier::load(folder, options_for(backend)));
+    two.erase(two.begin());
+    two.clear();
+    struct sigaction action = {};
+    action.sa_handler = wake;
+    action.sa_flags = SA_ONSTACK;
+    if (sigaction(SIGUSR1, &action, nullptr) != 0 || raise(SIGUSR1) != 0) return 2;
+    std::printf("alive\n");
+    return 0;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -133,6 +152,9 @@ int main(int count, char** words) {
         }
         if (what == "allocations" && count == 4) {
             return report_allocations(arguments[1], arguments[2]);
+        }
+        if (what == "signal" && count == 4) {
+            return survive(arguments[1], arguments[2]);
         }
     } catch (const std::exception& error) {
         std::fprintf(stderr, "probe: %s\n", error.what());

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,13 @@ def test_classify_batch_allocates_nothing(built: Path, packed: Callable[[str], P
         assert counted[what] == {"program": 0, "others": 0}
     for what in ("batches", "batches_resized"):
         assert counted[what]["program"] == 0, what
+
+
+def test_classifiers_that_are_gone_leave_signals_alone(
+    built: Path, packed: Callable[[str], Packed]
+) -> None:
+    # OpenVINO's Cores would leave the thread a stack for signals that is freed.
+    assert run(built / "probe", "signal", packed("fp32").folder, "openvino").stdout == b"alive\n"
 
 
 # --- classify -----------------------------------------------------------------------------------
@@ -244,6 +252,24 @@ def test_load_names_what_is_not_compiled_in(built: Path, copied: Path) -> None:
     engine += "tensorrt 1.7.1.116\ncompute_capability any\nprofiles 1:128:1024\n"
     manifest.write_text(engine)
     assert "-DCIFAR_DEPLOY_WITH_TENSORRT_RTX=ON" in refused(built, copied)
+
+
+def test_openvinos_refusal_is_one_line(built: Path, copied: Path) -> None:
+    said = refused(built, copied, "--device", "MULTI:CPU(X)")
+    assert "OpenVINO cannot load model.onnx on MULTI:CPU(X): " in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told(built: Path, packed: Callable[[str], Packed]) -> None:
+    folder = packed("fp32").folder
+    quick = ("--batch", "1", "--seconds", "0.01", "--json")
+    for name, words in (("classify", ("--self-test",)), ("benchmark", quick)):
+        with Path("/dev/full").open("wb") as full:
+            command = (built / name, folder, *words)
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+        assert done.returncode == 2
+        assert done.stderr == f"{name}: cannot write standard output\n".encode()
 
 
 def test_wrong_options_are_told(built: Path, copied: Path) -> None:

@@ -62,7 +62,7 @@ namespace detail {
 constexpr std::uintmax_t largest_manifest = 64 * 1024;  // bytes
 constexpr std::size_t largest_side = 4096;              // pixels, of the network's input
 constexpr std::size_t most_classes = 100'000;
-constexpr std::size_t largest_batch = 1'000'000;
+constexpr std::size_t largest_batch = std::size_t{1} << 20;
 
 // Reads one manifest; every refusal names the manifest and the line's key.
 class ManifestParser {

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,7 +34,7 @@ public:
             load(manifest, model, options);
         } catch (const ov::Exception& error) {
             fail(ErrorCode::runtime, "OpenVINO cannot load " + manifest.file + " on " + device_ +
-                                         ": " + trimmed(error.what()));
+                                         ": " + said(error));
         }
     }
 
@@ -62,15 +61,29 @@ public:
         } catch (const ov::Exception& error) {
             current_ = 0;
             fail(ErrorCode::runtime, "OpenVINO cannot run a batch of " + std::to_string(batch) +
-                                         ": " + trimmed(error.what()));
+                                         ": " + said(error));
         }
         return logits_.data();
     }
 
 private:
+    // What OpenVINO says: its last line; before it stands where in its sources that was.
+    static std::string said(const ov::Exception& error) {
+        const std::string text = trimmed(error.what());
+        return text.substr(text.rfind('\n') + 1);
+    }
+
+    // The one Core of this process, which is never let go. The first model that a Core compiles gives
+    // the thread a stack for signals, and the Core's end puts the stack before it back: of two Cores,
+    // or on another thread, that may be one already freed, on which the next signal ends the process
+    // (seen with OpenVINO 2026.4).
+    static ov::Core& core() {
+        static ov::Core& kept = *new ov::Core;
+        return kept;
+    }
+
     void load(const Manifest& manifest, const std::string& bytes, const LoadOptions& options) {
-        core_.emplace();
-        const auto model = core_->read_model(bytes, ov::Tensor());
+        const auto model = core().read_model(bytes, ov::Tensor());
         check(manifest, *model);
         ov::AnyMap properties{
             ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
@@ -80,7 +93,7 @@ private:
             properties.insert(
                 ov::inference_num_threads(static_cast<std::int32_t>(options.threads)));
         }
-        request_ = core_->compile_model(model, device_, properties).create_infer_request();
+        request_ = core().compile_model(model, device_, properties).create_infer_request();
     }
 
     void check(const Manifest& manifest, const ov::Model& model) const {
@@ -118,7 +131,6 @@ private:
     std::size_t image_[3];
     std::size_t classes_;
     std::string device_;
-    std::optional<ov::Core> core_;  // made where its exceptions are caught
     ov::InferRequest request_;
     std::vector<std::uint8_t> images_;
     std::vector<float> logits_;

@@ -47,10 +47,13 @@ public:
         return first_[0] == '\0' ? "it gave no reason" : trimmed(first_);
     }
 
-    // Whether the error is that the GPU's memory is full.
+    // Whether the error is that the GPU's memory is full; "an illegal memory access" is another.
     bool memory() const {
         const std::string said = first();
-        return said.find("emory") != std::string::npos || said.find("lloc") != std::string::npos;
+        for (const char* words : {"ut of memory", "utOfMemory", "ut of Memory", "lloc"}) {
+            if (said.find(words) != std::string::npos) return true;
+        }
+        return false;
     }
 
 private:

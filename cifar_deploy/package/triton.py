@@ -4,11 +4,14 @@ The configuration's fields: the server's docs/user_guide/model_configuration.md,
 message of its model_config.proto, with which the tests parse it.
 """
 
+import re
+from pathlib import Path
+
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import texts
 from cifar_deploy.package.manifest import text
-from cifar_deploy.package.source import Source
+from cifar_deploy.package.source import Engine, Source
 from cifar_deploy.package.write import Contents
 from cifar_deploy.runtimes.protocol import BATCH
 
@@ -32,6 +35,8 @@ def contents(source: Source) -> Contents:
             f"{source.path} takes batches from {smallest} on, Triton sends single images too; "
             "export an engine whose profile begins at 1"
         )
+    if source.engine and not source.fixed_batch:
+        _check_gaps(source.path, source.engine)
     name = source.folder.name
     text([("model", name), *(("class", label) for label in source.classes)])  # refuses line breaks
     platform, backend = PLATFORMS[source.backend]
@@ -40,6 +45,7 @@ def contents(source: Source) -> Contents:
     said = {
         **texts.facts(source),
         "engine": source.engine,
+        "kserve_name": _kserve_name(name),
         "platform": platform,
         "backend": backend,
         "file": FILES[source.backend],
@@ -55,3 +61,27 @@ def contents(source: Source) -> Contents:
         "README.md": texts.render("triton.README.md.j2", **said),
         **texts.common(source, None),
     }
+
+
+def _check_gaps(path: Path, engine: Engine) -> None:
+    """Raise UserError for an engine that refuses some batch between those it takes.
+
+    The server merges requests to batches of any size up to the largest.
+    """
+    reached = 0
+    for profile in sorted(engine.profiles, key=lambda p: p.min):
+        if profile.min > reached + 1:
+            raise UserError(
+                f"{path} takes no batch of {reached + 1}, which Triton may put together; "
+                "export an engine whose profiles leave none out"
+            )
+        reached = max(reached, profile.max)
+
+
+def _kserve_name(name: str) -> str:
+    """`name` as KServe allows it: small letters, digits and hyphens, a letter first.
+
+    Its webhook's IsvcNameFmt is [a-z]([-a-z0-9]*[a-z0-9])?.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return plain if plain[:1].isalpha() else f"model-{plain}".rstrip("-")

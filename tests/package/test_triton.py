@@ -9,9 +9,10 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 from test_package_command import fix_batch
-from workshop import NAME, Run
+from workshop import NAME, Refused, Run
 
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.package import triton
 from cifar_deploy.runtimes.protocol import BATCH
 from cifar_deploy.store import ModelFolder
 
@@ -84,6 +85,22 @@ def test_an_engine(run: Run, engine: Callable[..., Path]) -> None:
     readme = (REPOSITORY / "README.md").read_text()
     assert "10.13.3.9" in readme
     assert "**This file is not proved.**" in readme
+
+
+def test_an_engine_that_leaves_batches_out_is_refused(
+    refused: Refused, engine: Callable[..., Path]
+) -> None:
+    engine(profiles=[{"min": 8, "opt": 8, "max": 8}, {"min": 1, "opt": 2, "max": 4}])
+    command = ("package", NAME, "--target", "triton", "--format", "trt", "--precision", "fp16")
+    assert "takes no batch of 5, which Triton may put" in refused(*command, "--unproved")
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("simple_cnn", "simple-cnn"), ("ResNet18-v2.1", "resnet18-v2-1"), ("18_", "model-18")],
+)
+def test_kserve_gets_a_name_that_it_takes(name: str, allowed: str) -> None:
+    assert triton._kserve_name(name) == allowed
 
 
 def test_a_fixed_batch_is_a_plain_shape(run: Run, model: ModelFolder) -> None:

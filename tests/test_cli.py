@@ -307,6 +307,18 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
     assert "folder: Thumbs.db and 1 more left out" in done.err
 
 
+def test_a_picture_may_have_a_name_that_is_no_utf8(run: Run, workshop: Path) -> None:
+    picture = next((workshop / "pictures" / "test").rglob("*.png"))
+    shutil.copy(picture, "caf\udce9.png")
+    command = [sys.executable, "-m", "cifar_deploy", "predict", str(FILE), "caf\udce9.png"]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as where the language is English
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], capture_output=True, env=strict)
+        assert done.returncode == 0
+    (answer,) = json.loads(done.stdout)
+    assert answer["image"] == "caf\udce9.png"
+
+
 def test_doctor_tells_what_works(run: Run) -> None:
     checks = {c["name"]: c for c in json.loads(run("doctor", "--json").out)["checks"]}
     assert checks["onnxruntime cpu"]["works"]

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -67,6 +68,9 @@ def _run() -> None:
         sys.argv.remove("--debug")
     # Large pages for large tensors: training on a CPU spends less time on page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # A file's name need not be UTF-8; in JSON what comes out is an escape that it knows.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except (KeyboardInterrupt, typer.Abort):

@@ -324,8 +324,9 @@ def _way_to_weights(folder: ModelFolder) -> str:
     card = read_json(folder.card) if folder.card.exists() else {}
     if command := card.get("command"):
         return f"its card says how to {'make' if 'imported' in card else 'train'} it: {command}"
-    run = f"run: cifar-deploy train {folder.name}"
-    if folder.path.parent != models_root():
+    known = packaged_recipe(folder.name) is not None
+    run = f"run: cifar-deploy train {folder.name if known else 'NETWORK'}"
+    if not known or folder.path.parent != models_root():
         return f"{run} --out {folder.path}"
     return run if models_root().is_dir() else f"{run}\nThe models are sought in {models_place()}"
 

@@ -104,7 +104,10 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         if "TorchScript" in str(error):
             raise UserError(f"{path} is TorchScript; save its state dict alone") from error
-        raise UserError(f"{path} cannot be read: {one_line(error)[:MOST_SAID]}") from error
+        raise UserError(
+            f"{path} is damaged or no file of weights, as .safetensors or torch.save of a state "
+            f"dict is: {one_line(error)[:MOST_SAID]}"
+        ) from error
     except Exception as error:  # torch's unpickler: an UnpicklingError for what it will not run
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(

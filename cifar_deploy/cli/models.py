@@ -69,7 +69,7 @@ def _top1(entry: store.Json) -> str:
         return "-"
     if entry["epochs"] is None:
         return f"{100 * accuracy:.2f} % (imported)"
-    length = f"{entry['epochs']} epochs"
+    length = f"{entry['epochs']} epoch{'s' if entry['epochs'] > 1 else ''}"
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))

@@ -125,7 +125,7 @@ def _data(dataset: Dataset, sha256: str, mean: list[float], std: list[float]) ->
         "classes": list(dataset.classes),
     }
     if dataset.verified == OWN_FOLDER:  # where export and validate find the images again
-        facts["origin"] = dataset.origin
+        facts["origin"] = str(Path(dataset.origin).resolve())
     return facts
 
 

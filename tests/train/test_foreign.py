@@ -118,6 +118,9 @@ def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_p
     refused("resnet18", cut, r"another network: missing layer1\.0\.conv1\.weight")
     hundred = models.resnet18(num_classes=100).state_dict()
     refused("resnet18", hundred, r"answers with 100 classes, .* has 10; name the data set")
+    # What answers is the last layer, whatever else does not fit.
+    narrow = {**cifar_resnet18, "layer1.0.bn1.bias": torch.zeros(5)}
+    refused("resnet18", narrow, r"another network: misshapen layer1\.0\.bn1\.bias")
     twice = {**cifar_resnet18, "linear.weight": cifar_resnet18["fc.weight"] + 1}
     refused("resnet18", twice, r"another network: extra linear\.weight")
     broken = {**cifar_resnet18, "fc.bias": torch.full((10,), torch.nan)}

@@ -191,7 +191,8 @@ def test_some_of_a_models_files_are_judged_and_timed(run: Run, refused: Callable
     timing = ("benchmark", "simple_cnn", "--batch", "1", "--seconds", "0.02")
     assert files(*timing, "--precision", "fp32") == ["simple_cnn.fp32.onnx"]
     said = refused("validate", "simple_cnn", "--format", "trt")
-    assert "simple_cnn has no exported trt file; run: cifar-deploy export" in said
+    way = "run: cifar-deploy export simple_cnn --format trt"
+    assert f"simple_cnn has no exported trt file; {way}\n" in said
     file = "models/simple_cnn/simple_cnn.fp32.onnx"
     for command in ("validate", "benchmark"):
         assert "among a model's files" in refused(command, file, "--format", "onnx")

@@ -122,6 +122,12 @@ class Kind:
                 f"--format and --precision choose among a model's files, not {files[0]}"
             )
 
+    def command(self, model: str) -> str:
+        """What exports files of this kind."""
+        asked = {"--format": self.format, "--precision": self.precision}
+        chosen = [f"{option} {word.value}" for option, word in asked.items() if word]
+        return " ".join(["cifar-deploy export", model, *chosen])
+
     def __str__(self) -> str:
         asked = [word.value for word in (self.format, self.precision) if word]
         return " ".join(["exported", *asked, "file"])

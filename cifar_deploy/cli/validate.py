@@ -126,7 +126,7 @@ def _targets(
     for folder in named:
         store.read_card(folder)
         if not kind.files(folder):
-            raise UserError(f"{folder.path} has no {kind}; run: cifar-deploy export {folder.name}")
+            raise UserError(f"{folder.path} has no {kind}; run: {kind.command(folder.name)}")
     if not named:
         raise UserError(
             f"no model with an {kind} in {store.models_place()}; run: cifar-deploy train MODEL, "

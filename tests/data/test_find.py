@@ -44,7 +44,9 @@ def test_order_of_places(
     monkeypatch.setenv(find.DATA_VARIABLE, str(variable))
     assert find.load().name == "variable"
     assert find.load(data_dir=flag).name == "flag"
-    assert find.load("synthetic", data_dir=flag).name == "synthetic"
+    assert find.load("synthetic").name == "synthetic"
+    with pytest.raises(UserError, match=r"flag is a folder; leave one out"):
+        find.load("synthetic", data_dir=flag)
     monkeypatch.setenv(find.DATA_VARIABLE, "")
     assert find.load().origin == "data"
 

@@ -45,6 +45,7 @@ def test_a_link_stays_one_and_a_pipe_is_written_into(tmp_path: Path) -> None:
         assert os.read(reader, 100) == b"down"
     finally:
         os.close(reader)
+    assert pipe.is_fifo()
     # As /dev/stdout is, and the shell's >(command): a link that leads to no name.
     reader, writer = os.pipe()
     try:
@@ -53,7 +54,6 @@ def test_a_link_stays_one_and_a_pipe_is_written_into(tmp_path: Path) -> None:
     finally:
         os.close(reader)
         os.close(writer)
-    assert pipe.is_fifo()
 
 
 def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:

@@ -120,22 +120,21 @@ def run_all(
     """
     with Watch(device) as watch:
         runs = Runs(settings, conditions(device, watch))
-        for contender in entered:
-            name = contender.name.replace(" ", "-")
-            folder = out / contender.model / name / settings.scenario
-            say(f"{settings.scenario}: {contender.model}, {contender.name}")
-            try:
-                runs.results.append(run(contender, splits[contender.model], settings, folder))
-            except (UserError, RuntimeError) as error:
-                batch, _ = _sizes(settings, splits[contender.model])
+        try:
+            for contender in entered:
+                split, name = splits[contender.model], contender.name.replace(" ", "-")
+                folder = out / contender.model / name / settings.scenario
+                say(f"{settings.scenario}: {contender.model}, {contender.name}")
                 try:
+                    runs.results.append(run(contender, split, settings, folder))
+                except (UserError, RuntimeError) as error:
+                    batch, _ = _sizes(settings, split)
                     runs.failures.append(failure(contender, batch, error))
-                except UserError as end:
-                    if not runs.results:
-                        raise
-                    runs.ended = end
-                    runs.remarks.append(UNFINISHED)
-                    break
+        except UserError as end:
+            if not runs.results:
+                raise
+            runs.ended = end
+            runs.remarks.append(UNFINISHED)
         runs.remarks += remarks(device, watch)
     return runs
 

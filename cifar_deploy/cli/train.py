@@ -65,7 +65,9 @@ def train(
     overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []
     if hold_out is not None:
-        overrides += [f"data.holdout={hold_out}", *(["data.test=false"] if hold_out else [])]
+        overrides += [f"data.holdout={hold_out}"]
+    if hold_out:
+        overrides += ["data.test=false"]
     overrides += set_ or []
     name = architectures.canonical(model)
     folder = store.ModelFolder(out) if out else home(name, recipe)

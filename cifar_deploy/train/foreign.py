@@ -111,11 +111,12 @@ def _classes(state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
     others = {
         k: state[k].shape for k, v in wanted.items() if k in state and state[k].shape != v.shape
     }
-    last = list(wanted)[-1].rpartition(".")[0]
-    if any(key.rpartition(".")[0] != last for key in others):
-        return None
+    last = list(wanted)[-1].rpartition(".")[0]  # the layer that answers
     counts = {shape[0] for shape in others.values() if len(shape)}
-    same = all(shape[1:] == wanted[key].shape[1:] for key, shape in others.items())
+    same = all(
+        key.rpartition(".")[0] == last and shape[1:] == wanted[key].shape[1:]
+        for key, shape in others.items()
+    )
     return counts.pop() if len(counts) == 1 and same else None
 
 

@@ -195,10 +195,8 @@ class Trainer:
         synchronised = world > 1 and self.job.device.type == "cuda"
         if self.batches.share > 1 or synchronised:
             return
-        network, frozen = copy.deepcopy((self.network, self.frozen))
-        network.train()
-        for module in frozen:
-            module.eval()
+        self._train_mode()
+        network = copy.deepcopy(self.network)  # its batch norms remember what they see
         size = self.job.recipe.schedule.first_size or SIZE
         try:
             with torch.no_grad():

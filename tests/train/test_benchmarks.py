@@ -152,7 +152,9 @@ def test_the_convolutions_are_compared(
 def test_kept_memory_is_compared(tmp_path: Path) -> None:
     # As it is called: each step has a process of its own, which reads the script again.
     to = tmp_path / "memory.json"
-    size = ("--network", "cnn9", "--batch-size", "32", "--rounds", "1")
+    # Its tensors are over 32 MiB, and glibc gives those back at once. Of smaller ones it keeps some
+    # or all by itself, as the run before left its heap.
+    size = ("--network", "simple_cnn", "--batch-size", "4096", "--rounds", "1")
     command = (
         sys.executable,
         ROOT / "benchmarks" / "train_speed.py",
@@ -164,7 +166,7 @@ def test_kept_memory_is_compared(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     found = json.loads(to.read_text())
     (given_back,), (kept,) = found["steps"]["given back"], found["steps"]["kept"]
-    assert kept["faults"] < given_back["faults"]
+    assert kept["faults"] < given_back["faults"] / 2
     assert found["ratio"] == round(given_back["seconds"] / kept["seconds"], 2)
 
 

@@ -23,7 +23,7 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Diverged, Job, Trainer
-from cifar_deploy.train.memory import keep_freed
+from cifar_deploy.train.process import prepare
 from cifar_deploy.train.progress import Bar
 
 WHOLE = "the recipe"
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=Path("build/ablate"))
     options = parser.parse_args()
-    keep_freed(machine.pick(options.device))
+    prepare(machine.pick(options.device))
     print(table(run(options, find.load(options.data, options.data_dir))))
 
 

@@ -6,6 +6,7 @@
     python benchmarks/train_speed.py precisions [--network resnet18]
     python benchmarks/train_speed.py convolutions [--fp32]
     python benchmarks/train_speed.py memory [--network resnet50]
+    python benchmarks/train_speed.py subnormals [--dead 36]
 
 `gpu` trains custom_resnet's speed recipe with several seeds, and after each run airbench's where
 the path of its script is given (it is not part of this project): on the same card, in turns.
@@ -13,12 +14,14 @@ Warm-up, compilation and data loading stand apart from the training time, for bo
 this loop with the usual one, a DataLoader with torchvision's transforms in fp32, in turns, and
 `compiled` with itself under torch.compile, `precisions` itself in fp32 and bf16.
 `convolutions` times the kinds that `train.cpu_convolution` does its own way, there and in torch's.
-`memory` times steps on a CPU in processes that keep what they freed, and in others.
+`memory` times steps on a CPU in processes that keep what they freed, and in others; `subnormals`
+Muon's steps in processes that take numbers next to zero for zero, and in others.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib.util
 import multiprocessing
@@ -42,8 +45,9 @@ from cifar_deploy.data.dataset import SIZE, Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.train.cpu_convolution import CONNECTED, CpuConvolutions
 from cifar_deploy.train.loop import Job, Trainer
-from cifar_deploy.train.memory import keep_freed
+from cifar_deploy.train.muon import Muon
 from cifar_deploy.train.objective import Objective
+from cifar_deploy.train.process import flush_subnormals, keep_freed, prepare
 
 NETWORK = "custom_resnet"
 
@@ -251,7 +255,7 @@ def this(trainer: Trainer) -> Callable[[int], float]:
 
 def cpu(options: argparse.Namespace) -> store.Json:
     """Images a second of this loop and the usual one, in turns."""
-    keep_freed(torch.device("cpu"))  # as a training does; the usual loop has it, too
+    prepare(torch.device("cpu"))  # as a training does; the usual loop has it, too
     dataset = find.load("auto", options.data_dir)
     loops = {
         "this": this(ready(dataset, options.network, options.batch_size)),
@@ -282,7 +286,7 @@ def precisions(options: argparse.Namespace) -> store.Json:
 
 def varied(options: argparse.Namespace, changes: dict[str, str]) -> dict[str, Trainer]:
     """By name, a run that is `ready` with each change of the recipe."""
-    keep_freed(torch.device("cpu"))  # as a training does
+    prepare(torch.device("cpu"))  # as a training does
     dataset = find.load("auto", options.data_dir)
     return {
         name: ready(dataset, options.network, options.batch_size, change)
@@ -312,31 +316,15 @@ def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespa
     }
 
 
-# --- CPU: what is kept --------------------------------------------------------------------------
+# --- CPU: what a process sets for itself --------------------------------------------------------
 
 
 def memory(options: argparse.Namespace) -> store.Json:
     """Seconds and page faults of a training step, with `keep_freed` and without, in turns."""
-    found: dict[str, list[store.Json]] = {"given back": [], "kept": []}
-    for turn in range(options.rounds):
-        for name, kept in (("given back", False), ("kept", True)):
-            # A process each: what is set holds for a whole one.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                step = pool.submit(one_step, options.network, options.batch_size, kept).result()
-            found[name].append(step)
-            print(f"round {turn + 1}, {name}: {step['seconds']:.2f} s, {step['faults']:,} faults")
-    medians = {
-        name: statistics.median(step["seconds"] for step in steps) for name, steps in found.items()
-    }
-    ratio = round(medians["given back"] / medians["kept"], 2)
-    print(f"{options.network}, batch {options.batch_size}: {ratio} times as fast")
-    return {
-        "network": options.network,
-        "batch_size": options.batch_size,
-        "steps": found,
-        "median_seconds": medians,
-        "ratio": ratio,
-    }
+    step = functools.partial(one_step, options.network, options.batch_size)
+    result = apart(options.rounds, ("given back", "kept"), step)
+    print(f"{options.network}, batch {options.batch_size}: {result['ratio']} times as fast")
+    return {"network": options.network, "batch_size": options.batch_size, **result}
 
 
 def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
@@ -360,6 +348,55 @@ def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
             "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
         }
     return step
+
+
+def subnormals(options: argparse.Namespace) -> store.Json:
+    """Seconds of Muon's step where filters died, with `flush_subnormals` and without, in turns."""
+    step = functools.partial(one_update, options.dead)
+    result = apart(options.rounds, ("computed", "flushed"), step)
+    print(f"{options.dead} of 512 filters dead: {result['ratio']} times as fast")
+    return {"dead": options.dead, **result}
+
+
+def one_update(dead: int, flushed: bool) -> store.Json:
+    """Muon's step for 512 filters of 512 channels after another: its seconds.
+
+    `dead` filters have no gradient, and a momentum that has decayed into subnormal numbers.
+    """
+    if flushed:
+        flush_subnormals(torch.device("cpu"))
+    filters = torch.nn.Parameter(torch.randn(512, 512, 3, 3))
+    optimizer = Muon([{"params": [filters], "muon": True}], lr=0.01, momentum=0.9, nesterov=True)
+    alive = (torch.arange(512) >= dead).float().view(-1, 1, 1, 1)
+    gradient = 1e-3 * torch.randn_like(filters) * alive
+    decayed = 1e-40 * torch.rand_like(filters) * (1 - alive)
+    optimizer.state[filters]["momentum_buffer"] = gradient + decayed
+    seconds = 0.0
+    for _ in range(2):
+        filters.grad = gradient.clone()
+        started = time.perf_counter()
+        optimizer.step()
+        seconds = time.perf_counter() - started
+    return {"seconds": round(seconds, 4)}
+
+
+def apart(
+    rounds: int, names: tuple[str, str], step: Callable[[bool], store.Json]
+) -> dict[str, Any]:
+    """What `step` measures in processes without a setting and with it, in turns."""
+    found: dict[str, list[store.Json]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name, its in zip(names, (False, True), strict=True):
+            # A process each: what is set holds for a whole one.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found[name].append(pool.submit(step, its).result())
+            figures = ", ".join(f"{n:,} {what}" for what, n in found[name][-1].items())
+            print(f"round {turn + 1}, {name}: {figures}")
+    medians = {
+        name: statistics.median(step["seconds"] for step in steps) for name, steps in found.items()
+    }
+    without, having = medians.values()
+    return {"steps": found, "median_seconds": medians, "ratio": round(without / having, 2)}
 
 
 # --- CPU: single convolutions -------------------------------------------------------------------
@@ -394,7 +431,7 @@ IN_FP32 = (
 
 def convolutions(options: argparse.Namespace) -> store.Json:
     """Milliseconds of a forward and backward pass, torch's way and this project's."""
-    keep_freed(torch.device("cpu"))  # as a training does
+    prepare(torch.device("cpu"))  # as a training does
     results = []
     for inputs, outputs, plane, side, groups, stride in IN_FP32 if options.fp32 else IN_BF16:
         layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=False)
@@ -466,9 +503,12 @@ def main() -> None:
     kept.add_argument("--network", type=architectures.canonical, default="resnet50")
     kept.add_argument("--batch-size", type=int, default=128)
     kept.add_argument("--rounds", type=int, default=3)
+    tiny = kinds.add_parser("subnormals")
+    tiny.add_argument("--dead", type=int, default=36, help="filters of 512 that get no gradient")
+    tiny.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     options.command = " ".join(sys.argv)  # airbench changes it
-    ways = (gpu, cpu, compiled, precisions, convolutions, memory)
+    ways = (gpu, cpu, compiled, precisions, convolutions, memory, subnormals)
     measures = {function.__name__: function for function in ways}
     result = measures[options.kind](options)
     keep(options, torch.device("cuda" if options.kind == "gpu" else "cpu"), result)

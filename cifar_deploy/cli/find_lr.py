@@ -52,11 +52,11 @@ def find_lr(
     from cifar_deploy.device import pick
     from cifar_deploy.train import find_lr as finder
     from cifar_deploy.train.loop import Job
-    from cifar_deploy.train.memory import keep_freed
+    from cifar_deploy.train.process import prepare
 
     finder.check(low, high)
     where = pick(device)
-    keep_freed(where)
+    prepare(where)
     job = Job(name, found, find.load(data.value, data_dir), where, folder)
     job = dataclasses.replace(job, init=init, weights_file=weights_file)
     curve = finder.find(job, low, high, steps)

@@ -160,12 +160,12 @@ def run(
     from cifar_deploy.train import seeds as several
     from cifar_deploy.train.interrupt import Interrupted
     from cifar_deploy.train.loop import Job, Trainer
-    from cifar_deploy.train.memory import keep_freed
+    from cifar_deploy.train.process import prepare
     from cifar_deploy.train.progress import Bar
     from cifar_deploy.train.ranks import launched, own_device, together
 
     where = pick(own_device(device) if launched() else device)
-    keep_freed(where)
+    prepare(where)
     with together(where) as ranks:
         started = time.perf_counter()
         with ranks.one_after_the_other():  # only one of a machine's processes downloads

@@ -179,13 +179,15 @@ def _contestants(
         raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
     folders = [architectures.folder(t) for t in named]
     if not targets:
-        folders = store.trained_models()
+        folders = kind.trained() if kind.chosen else store.trained_models()
     if not folders and not files:
         raise UserError(
             f"nothing in {store.models_place()} is trained; run: cifar-deploy train MODEL"
         )
     for folder in folders:
         store.read_card(folder)
+        if kind.chosen:
+            kind.needed(folder)
     return [(folder, kind.files(folder), True) for folder in folders] + [
         (store.ModelFolder(file.absolute().parent), [file], False) for file in files
     ]

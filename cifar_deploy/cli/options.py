@@ -109,15 +109,35 @@ class Kind:
     format: Format | None = None
     precision: Precision | None = None
 
+    @property
+    def chosen(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.format or self.precision)
+
     def files(self, folder: store.ModelFolder) -> list[Path]:
         """The files of `folder` that are of this kind."""
         suffix = SUFFIXES[self.format] if self.format else ""
         part = f".{self.precision.value}." if self.precision else ""
         return [f for f in folder.exported() if f.name.endswith(suffix) and part in f.name]
 
+    def needed(self, folder: store.ModelFolder) -> list[Path]:
+        """The same. Raises UserError where there is none."""
+        if found := self.files(folder):
+            return found
+        raise UserError(f"{folder.path} has no {self}; run: {self.command(folder.name)}")
+
+    def trained(self) -> list[store.ModelFolder]:
+        """The trained models that have such a file. Raises UserError where there is none."""
+        if found := [folder for folder in store.trained_models() if self.files(folder)]:
+            return found
+        raise UserError(
+            f"no model with an {self} in {store.models_place()}; run: cifar-deploy train MODEL, "
+            "then cifar-deploy export"
+        )
+
     def of_models(self, files: list[Path]) -> None:
         """Raise UserError where files are named and some of a model's are asked for."""
-        if files and (self.format or self.precision):
+        if files and self.chosen:
             raise UserError(
                 f"--format and --precision choose among a model's files, not {files[0]}"
             )

@@ -121,18 +121,10 @@ def _targets(
         return [(owner, files)]
     if reference:
         raise UserError("--reference goes with files; a model's own files need none")
-    if not named:
-        named = [folder for folder in store.trained_models() if kind.files(folder)]
+    named = named or kind.trained()
     for folder in named:
         store.read_card(folder)
-        if not kind.files(folder):
-            raise UserError(f"{folder.path} has no {kind}; run: {kind.command(folder.name)}")
-    if not named:
-        raise UserError(
-            f"no model with an {kind} in {store.models_place()}; run: cifar-deploy train MODEL, "
-            "then cifar-deploy export"
-        )
-    return [(folder, kind.files(folder)) for folder in named]
+    return [(folder, kind.needed(folder)) for folder in named]
 
 
 def _beside(file: Path, folder: store.ModelFolder) -> bool:

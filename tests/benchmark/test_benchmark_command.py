@@ -99,6 +99,8 @@ def test_a_scenario_keeps_loadgens_logs(
         (("nothing.onnx",), "nothing.onnx"),
         (("/nowhere/file.onnx",), "/nowhere/file.onnx"),
         (("vgg19",), "run: cifar-deploy train vgg19"),
+        (("simple_cnn", "--format", "trt"), "run: cifar-deploy export simple_cnn --format trt"),
+        (("--format", "trt"), "no model with an exported trt file"),
         (("simple_cnn", "--device", "cuda:99"), "use --device cpu"),
         (("simple_cnn", "--scenario", "Server"), "Server"),
         (

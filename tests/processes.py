@@ -1,6 +1,7 @@
 """Python in a process of its own, and the command line in this one."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,14 @@ def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedPr
             **environment,
         },
     )
+
+
+def may_mount() -> bool:
+    """Whether a namespace with a disk of its own is to be had here."""
+    if not shutil.which("unshare"):
+        return False
+    trial = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=16k t /mnt"]
+    return subprocess.run(trial, capture_output=True, check=False).returncode == 0
 
 
 def command_line(

@@ -1,12 +1,12 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import may_mount
 
 import cifar_deploy
 from cifar_deploy import store
@@ -170,14 +170,6 @@ WITH_LIBRARIES = """
     lambda: weights.save(Path("old.bin"), {"x": torch.zeros(100_000)}, {}),
     lambda: curves.draw(Path("new.png"), "x", [record]),
 """
-
-
-def may_mount() -> bool:
-    """Whether a namespace with a disk of its own is to be had here."""
-    if not shutil.which("unshare"):
-        return False
-    trial = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=16k t /mnt"]
-    return subprocess.run(trial, capture_output=True, check=False).returncode == 0
 
 
 def on_disk(kind: str, folder: Path, setup: str, writes: str) -> tuple[list[str], dict[str, str]]:

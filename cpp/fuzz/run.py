@@ -88,7 +88,7 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def run(target: str, work: Path, seconds: int) -> dict[str, object]:
+def run(target: str, work: Path, seconds: int, seed: int) -> dict[str, object]:
     """One target for `seconds`: executions, coverage, and whether it crashed."""
     corpus = work / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,7 @@ def run(target: str, work: Path, seconds: int) -> dict[str, object]:
         (corpus / name).write_bytes(data)
     command = [str(work / "bin" / f"fuzz_{target}"), str(corpus), f"-max_total_time={seconds}"]
     command += [f"-max_len={LONGEST[target]}", "-timeout=20", "-print_final_stats=1"]
+    command += [f"-seed={seed}"] if seed else []
     command += [f"-dict={HERE / 'manifest.dict'}"] if target == "manifest" else []
     start = time.monotonic()
     done = subprocess.run(
@@ -125,6 +126,7 @@ def main() -> None:
     """Parse, build, run, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=660, help="a target (660)")
+    parser.add_argument("--seed", type=int, default=0, help="of its chance (0: another each time)")
     parser.add_argument("--work", type=Path, default=Path("build/fuzz"), help="(build/fuzz)")
     parser.add_argument("--json", type=Path, help="write the results here as well")
     given = parser.parse_args()
@@ -133,7 +135,7 @@ def main() -> None:
         sys.exit("the fuzz targets need clang++ with libFuzzer (Debian: clang-14)")
     work = given.work.resolve()
     build(work, clang)
-    results = [run(target, work, given.seconds) for target in TARGETS]
+    results = [run(target, work, given.seconds, given.seed) for target in TARGETS]
     version = subprocess.run([clang, "--version"], capture_output=True, text=True, check=True)
     report = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

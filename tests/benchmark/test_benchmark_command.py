@@ -139,7 +139,7 @@ def test_a_file_that_cannot_run_is_told_and_ends_with_1(
 
 def test_ctrl_c_keeps_what_was_measured(models: Path, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    arguments = ("simple_cnn", "--device", "cpu", "--seconds", "0.1", "--json", str(file))
+    arguments = ("simple_cnn", "--device", "cpu", "--seconds", "0.5", "--json", str(file))
     with subprocess.Popen(
         [sys.executable, "-m", "cifar_deploy", "benchmark", *arguments],
         stdout=subprocess.PIPE,

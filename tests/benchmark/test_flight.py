@@ -67,7 +67,7 @@ def test_an_error_in_flight_comes_out() -> None:
     runtime = Sleeper(fail)
     made = flight(runtime, Pool(blank(4), CPU), 1, 2)
     with pytest.raises(RuntimeError, match="broken"):
-        made.fly(0.1)
+        made.fly(30.0)
 
 
 def test_a_slot_answers_what_it_was_sent(measured: ModelFolder, small_data: Dataset) -> None:

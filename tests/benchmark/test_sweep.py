@@ -153,7 +153,10 @@ def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().bind(images)
 
-    entered = [Contender("m", "narrow", Narrow(lambda _: 0.0)), Contender("m", "b", Sleeper(float))]
+    entered = [
+        Contender("m", "narrow", Narrow(lambda _: 0.0)),
+        Contender("m", "b", Sleeper(lambda _: 0.0)),
+    ]
     result = sweep.run(entered, Settings((8,), 0.01, 2), CPU)
     assert [row.contender.name for row in result.rows] == ["narrow", "b"]
     narrow, other = result.rows

@@ -144,7 +144,7 @@ def test_ctrl_c_stops_a_build_at_its_next_step(
         def step(self, phase: str, done: int) -> None:
             if not self.done:
                 ctrl_c()
-                time.sleep(0.5)  # the main thread, which Python tells of signals, gets its turn
+                time.sleep(2)  # the main thread, which Python tells of signals, gets its turn
             super().step(phase, done)
 
     whole, stopped = Notes(), Impatient()

@@ -50,7 +50,9 @@ def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return python(
         *("-m", "torch.distributed.run", "--nproc-per-node", "2"),
         *("--master-addr", "127.0.0.1", "--master-port", "0", "--rdzv-backend", "c10d"),
-        *("--rdzv-endpoint", "127.0.0.1:0", *arguments),
+        *("--rdzv-endpoint", "127.0.0.1:0"),
+        # Time for the other to say that one has died before torchrun ends it, too.
+        *("--monitor-interval", "1", *arguments),
         OMP_NUM_THREADS="1",
     )
 

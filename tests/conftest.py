@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,13 @@ from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
 
 NO_DATA = "the real CIFAR-10 is not here: set CIFAR_DEPLOY_DATA or put it under data/"
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """There are some again after a training in a test's own process, which flushes them."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ def test_kept_memory_is_compared(tmp_path: Path) -> None:
     to = tmp_path / "memory.json"
     # Its tensors are over 32 MiB, and glibc gives those back at once. Of smaller ones it keeps some
     # or all by itself, as the run before left its heap.
-    size = ("--network", "simple_cnn", "--batch-size", "2048", "--rounds", "1")
+    size = ("--network", "simple_cnn", "--batch-size", "4096", "--rounds", "1")
     command = (
         sys.executable,
         ROOT / "benchmarks" / "train_speed.py",

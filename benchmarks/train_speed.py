@@ -384,9 +384,7 @@ def one_update(dead: int, flushed: bool) -> store.Json:
     return {"seconds": round(seconds, 4)}
 
 
-def apart(
-    rounds: int, names: tuple[str, str], step: Callable[[bool], store.Json]
-) -> dict[str, Any]:
+def apart(rounds: int, names: tuple[str, str], step: Callable[[bool], store.Json]) -> store.Json:
     """What `step` measures in processes without a setting and with it, in turns."""
     found: dict[str, list[store.Json]] = {name: [] for name in names}
     for turn in range(rounds):

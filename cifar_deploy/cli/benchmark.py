@@ -186,8 +186,7 @@ def _contestants(
         )
     for folder in folders:
         store.read_card(folder)
-        if kind.chosen:
-            kind.needed(folder)
-    return [(folder, kind.files(folder), True) for folder in folders] + [
+    those = kind.needed if kind.chosen else kind.files
+    return [(folder, those(folder), True) for folder in folders] + [
         (store.ModelFolder(file.absolute().parent), [file], False) for file in files
     ]

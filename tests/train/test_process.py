@@ -1,15 +1,16 @@
 """What a process that trains on a CPU sets for itself. Each has one here: it holds to its end."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 
 def said(code: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = python("-c", code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")

@@ -95,13 +95,15 @@ def mix(
     """Mix every image of a batch with another one of it, by mixup or by cutmix.
 
     The other one is the batch's in reverse. `images` is uint8 [n, h, w, 3]; returns them (float
-    after mixup) and, where they were mixed, the share of the first one, a 0-dimensional float32;
-    the labels' shares are the same. Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019,
+    after mixup) and the share of the first one, a 0-dimensional float32; the labels' shares are the
+    same. Where only some batches are mixed the others' share is 1, so that one compiled step does
+    for both; where none is, it is None. Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019,
     arXiv:1905.04899.
     """
     name = mixes(options, seed)
     if not name:
-        return images, None
+        some = ways_to_mix(options) != {""}
+        return images, torch.ones((), device=images.device) if some else None
     chance = random.Random(seed + 1)
     alpha = getattr(options, name)
     share = chance.betavariate(alpha, alpha)

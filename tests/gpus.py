@@ -8,7 +8,7 @@ import pytest
 
 from cifar_deploy.errors import UserError
 
-UNSUPPORTED = r"unsupported cc|does not support this compute capability|cannot run on this GPU"
+UNSUPPORTED = r"does not support this (GPU's )?compute capability|cannot run on this GPU"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # What another export mends; the rest is this machine's.
 OF_THE_FILE = {"VERSION_MISMATCH", "MALFORMED_ENGINE"}
+UNSUPPORTED = "UNSUPPORTED_CC"
 
 
 class Opened:
@@ -87,6 +88,11 @@ def _check_validity(flavour: Flavour, runtime: Any, raw: bytes, path: Path) -> N
         return
     members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, member in members.items() if int(bits) & int(member)]
+    if UNSUPPORTED in found:  # it says no more about that
+        raise UserError(
+            f"{path}: {flavour} does not support this GPU's compute capability; run the ONNX file "
+            "on it, or an engine of --flavour tensorrt"
+        )
     said = ", ".join(name.lower().replace("_", " ") for name in found) or flavour.log.reason()
     way_out = "export it again"
     if set(found) - OF_THE_FILE:

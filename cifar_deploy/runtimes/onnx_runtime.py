@@ -15,6 +15,7 @@ from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+FATAL = 4  # of ONNX Runtime's severities
 
 
 def preload() -> None:
@@ -77,11 +78,14 @@ class OnnxRuntime:
         if stream in self._sessions:
             return self._sessions[stream]
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # fatal; errors reach the user through the exception
+        options.log_severity_level = FATAL  # errors reach the user through the exception
         options.intra_op_num_threads = torch.get_num_threads()
         providers: list[Any] = [CPU]
         if device.type == "cuda":
             preload()
+            # The provider tells of each plan that cuDNN does not have, as an error, and not to the
+            # session's own logger.
+            onnxruntime.set_default_logger_severity(FATAL)
             # A node that only the CPU can run is then an error and not a hidden copy.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             # A stream 0 means one of ONNX Runtime's own.

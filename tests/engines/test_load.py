@@ -80,22 +80,35 @@ def test_a_stripped_engine_wants_the_onnx_file_it_was_built_from(
         refit(opened(sha256_of(onnx)), path)
 
 
-def test_what_another_export_does_not_mend_is_told_in_the_librarys_words(
-    kept: Path, engine: bytes, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("diagnostic", "logged", "told"),
+    [
+        # As version 1.7.1.116 answered on an H200, compute capability 9.0.
+        ("UNSUPPORTED_CC", "", r"does not support this GPU's compute capability; run the ONNX"),
+        ("OLD_CUDA_DRIVER", "driver 570", r"here: old cuda driver; it says: driver 570$"),
+    ],
+)
+def test_what_another_export_does_not_mend_is_told(
+    kept: Path,
+    engine: bytes,
+    rtx: Flavour,
+    monkeypatch: pytest.MonkeyPatch,
+    diagnostic: str,
+    logged: str,
+    told: str,
 ) -> None:
-    unsupported = int(rtx.module.EngineInvalidityDiagnostics.UNSUPPORTED_CC)
+    bits = int(getattr(rtx.module.EngineInvalidityDiagnostics, diagnostic))
 
     class Runtime(rtx.module.Runtime):  # type: ignore[misc, name-defined]
-        """The library's, on a GPU that it does not support."""
+        """The library's, on a machine that it does not support."""
 
         def get_engine_validity(self, _: bytes) -> Any:
-            rtx.log.log(rtx.module.ILogger.ERROR, "compute capability 9.0 is not supported")
-            return rtx.module.EngineValidity.INVALID, unsupported
+            if logged:
+                rtx.log.log(rtx.module.ILogger.ERROR, logged)
+            return rtx.module.EngineValidity.INVALID, bits
 
     monkeypatch.setattr(rtx.module, "Runtime", Runtime)
-    with pytest.raises(
-        UserError, match=r"here: unsupported cc; it says: .*9.0 is not supported$"
-    ) as caught:
+    with pytest.raises(UserError, match=told) as caught:
         deserialise(rtx, engine, kept, {})
     assert "export it again" not in str(caught.value)
 

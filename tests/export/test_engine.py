@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from gpus import supported
 
 from cifar_deploy import architectures
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.load import open_engine
 from cifar_deploy.engines.options import Options, Profile
 from cifar_deploy.errors import UserError
 from cifar_deploy.export import engine
@@ -184,8 +186,9 @@ def test_layers_are_written(small: ModelFolder, rtx: Flavour) -> None:
 def test_a_stripped_engine_is_small(shelf: "Shelf", rtx: Flavour) -> None:
     shelf.exported("resnet18", "fp32")
     folder = shelf.folder("resnet18")
-    with supported():
-        path = export_engine(folder, "fp32", rtx, Options(strip_weights=True))
+    with supported():  # where it is not, stripping fails in words that do not say so
+        open_engine(export_engine(folder, "fp32", rtx, Options()), torch.device("cuda", 0))
+    path = export_engine(folder, "fp32", rtx, Options(strip_weights=True))
     assert path.stat().st_size < 0.2 * folder.onnx("fp32").stat().st_size
 
 

@@ -26,6 +26,12 @@ def on_gpu(job: Job) -> Job:
     return dataclasses.replace(job, device=torch.device("cuda", 0))
 
 
+def all_weights(folder: ModelFolder) -> torch.Tensor:
+    """One after another, with the batch norms' statistics."""
+    state = weights.load(folder).network.state_dict()
+    return torch.cat([value.flatten() for value in state.values() if value.is_floating_point()])
+
+
 @pytest.mark.parametrize("compiled", ["off", "on"])
 @pytest.mark.parametrize(
     "options", [(), ALL, ("optimizer.name=adamw",)], ids=["sgd", "all", "adamw"]
@@ -52,14 +58,21 @@ def test_a_step_does_not_make_the_host_wait(
 def test_compilation_comes_before_the_clock_and_changes_little(
     make_job: MakeJob, recorder: Any
 ) -> None:
+    class Warm(Trainer):
+        def _prepare(self) -> None:
+            super()._prepare()
+            torch.compiler.set_stance("fail_on_recompile")
+
     cards = []
     for compiled in ("off", "on"):
         options = (f"train.compile={compiled}", "train.epochs=2", "optimizer.lr=0.02")
         job = on_gpu(make_job(*options, network="custom_resnet", folder=compiled))
-        cards.append(Trainer(job).run(recorder))
+        try:
+            cards.append(Warm(job).run(recorder))
+        finally:
+            torch.compiler.set_stance("default")
     plain, fast = cards
     assert (plain["compiled"], fast["compiled"]) == (False, True)
-    assert fast["warmup_seconds"] > fast["train_seconds"]
     for mine, theirs in zip(plain["history"], fast["history"], strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=0.02)
 
@@ -68,10 +81,14 @@ def test_compilation_comes_before_the_clock_and_changes_little(
 def test_a_run_goes_on_where_it_was_stopped(
     make_job: MakeJob, recorder: Any, optimizer: str
 ) -> None:
-    """On a GPU sums are not in a fixed order, so the weights are near and not the same."""
+    """On a GPU sums are not in a fixed order, so the weights are near and not the same.
+
+    How near two runs come is what the same run shows that is made twice.
+    """
     options = (f"optimizer.name={optimizer}", "optimizer.lr=0.01", "train.lookahead=4")
-    whole = on_gpu(make_job(*options, network="cnn9", folder="whole"))
+    whole, twin = (on_gpu(make_job(*options, network="cnn9", folder=f)) for f in ("whole", "twin"))
     card = Trainer(whole).run(recorder)
+    Trainer(twin).run(recorder)
 
     class Stopped(Trainer):
         def step(self) -> None:
@@ -86,11 +103,8 @@ def test_a_run_goes_on_where_it_was_stopped(
     again = Trainer(dataclasses.replace(stopped, resume=True)).run(recorder)
     for mine, theirs in zip(card["history"], again["history"], strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=0.01)
-    mine, theirs = (weights.load(f).network.state_dict() for f in (whole.folder, stopped.folder))
-    for key, value in mine.items():
-        if value.is_floating_point():
-            distance = (theirs[key] - value).norm() / (value.norm() + 1e-6)
-            assert distance < 0.05, key
+    mine, same, resumed = (all_weights(job.folder) for job in (whole, twin, stopped))
+    assert (resumed - mine).norm() <= 3 * (same - mine).norm() + 1e-4 * mine.norm()
 
 
 def test_a_profile_names_kernels(make_job: MakeJob, recorder: Any, capsys: Any) -> None:

@@ -249,3 +249,10 @@ def test_a_batch_gets_one_way_of_mixing() -> None:
     same, share = mix(images, Augment(), 3)
     assert same is images
     assert share is None
+    # Among mixed batches, one that is not has a share as well: all make the same graph.
+    seldom_mixed = Augment(cutmix=1.0, mix_rate=0.25)
+    seed = next(seed for seed in range(200) if not mixes(seldom_mixed, seed))
+    same, share = mix(images, seldom_mixed, seed)
+    assert same is images
+    assert share is not None
+    assert float(share) == 1

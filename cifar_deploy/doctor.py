@@ -99,7 +99,7 @@ def _onnxruntime(provider: str) -> str:
         _gpu()
         onnx_runtime.preload()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = onnx_runtime.FATAL
     session = onnxruntime.InferenceSession(
         _negation([1]), options, providers=[provider], enable_fallback=0
     )

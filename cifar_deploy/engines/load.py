@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # What another export mends; the rest is this machine's.
 OF_THE_FILE = {"VERSION_MISMATCH", "MALFORMED_ENGINE"}
-UNSUPPORTED = "UNSUPPORTED_CC"
 
 
 class Opened:
@@ -88,7 +87,7 @@ def _check_validity(flavour: Flavour, runtime: Any, raw: bytes, path: Path) -> N
         return
     members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, member in members.items() if int(bits) & int(member)]
-    if UNSUPPORTED in found:  # it says no more about that
+    if "UNSUPPORTED_CC" in found:  # it says no more about that
         raise UserError(
             f"{path}: {flavour} does not support this GPU's compute capability; run the ONNX file "
             "on it, or an engine of --flavour tensorrt"

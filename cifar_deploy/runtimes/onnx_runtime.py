@@ -83,9 +83,6 @@ class OnnxRuntime:
         providers: list[Any] = [CPU]
         if device.type == "cuda":
             preload()
-            # The provider tells of each plan that cuDNN does not have, as an error, and not to the
-            # session's own logger.
-            onnxruntime.set_default_logger_severity(FATAL)
             # A node that only the CPU can run is then an error and not a hidden copy.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             # A stream 0 means one of ONNX Runtime's own.
@@ -108,6 +105,10 @@ class OnnxRuntime:
             raise UserError(
                 f"{self._path}: ONNX Runtime cannot load it: {one_line(error)}{where}"
             ) from error
+        if device.type == "cuda":
+            # While it runs, the provider tells the default logger of each plan that cuDNN does not
+            # have, as an error. Not before: why the provider did not load is told there, too.
+            onnxruntime.set_default_logger_severity(FATAL)
         self._sessions[stream] = session
         return session
 

@@ -26,12 +26,6 @@ def on_gpu(job: Job) -> Job:
     return dataclasses.replace(job, device=torch.device("cuda", 0))
 
 
-def all_weights(folder: ModelFolder) -> torch.Tensor:
-    """One after another, with the batch norms' statistics."""
-    state = weights.load(folder).network.state_dict()
-    return torch.cat([value.flatten() for value in state.values() if value.is_floating_point()])
-
-
 @pytest.mark.parametrize("compiled", ["off", "on"])
 @pytest.mark.parametrize(
     "options", [(), ALL, ("optimizer.name=adamw",)], ids=["sgd", "all", "adamw"]
@@ -103,8 +97,13 @@ def test_a_run_goes_on_where_it_was_stopped(
     again = Trainer(dataclasses.replace(stopped, resume=True)).run(recorder)
     for mine, theirs in zip(card["history"], again["history"], strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=0.01)
-    mine, same, resumed = (all_weights(job.folder) for job in (whole, twin, stopped))
-    assert (resumed - mine).norm() <= 3 * (same - mine).norm() + 1e-4 * mine.norm()
+    mine, same, theirs = (
+        weights.load(job.folder).network.state_dict() for job in (whole, twin, stopped)
+    )
+    for key, value in mine.items():
+        if value.is_floating_point():
+            distance, chance = ((other[key] - value).norm() for other in (theirs, same))
+            assert distance < max(0.05 * (value.norm() + 1e-6), 3 * chance), key
 
 
 def test_a_profile_names_kernels(make_job: MakeJob, recorder: Any, capsys: Any) -> None:

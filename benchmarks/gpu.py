@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ PART = 15 << 20  # bytes of a packed part
 # How a command is asked to stop, and the seconds it then has. On Ctrl-C `train` writes its
 # checkpoint, `benchmark` what it has measured and pytest its summary.
 ASKING = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))
+POLL = 0.05  # seconds between two looks at what runs
 INTERRUPTED = 130  # the exit status after Ctrl-C
 SPEED_SEEDS = 3  # at least
 PATIENCE = 180.0  # seconds for the doctor, who compiles engines
@@ -99,6 +100,11 @@ class Session:
         return Path(self.asked.out)
 
     @property
+    def log(self) -> Path:
+        """What all commands print."""
+        return self.out / "gpu.log"
+
+    @property
     def work(self) -> Path:
         """The folder for models and what is kept between calls."""
         return Path(self.asked.work)
@@ -117,6 +123,17 @@ class Session:
 # --- running ------------------------------------------------------------------------------------
 
 
+@dataclass
+class Running:
+    """A command that has begun, and where in which file its output is."""
+
+    step: Step
+    process: subprocess.Popen[bytes]
+    log: Path
+    start: int
+    begin: float  # time.monotonic
+
+
 def run(
     session: Session,
     stage: str,
@@ -130,20 +147,75 @@ def run(
     `explain` makes status and error of a bad exit status and of what it printed; by default it
     failed, and `first_error` is the error.
     """
-    shown = " ".join(command).replace(sys.executable, "python")
-    step = Step(stage, name, shown)
+    return run_all(session, stage, {name: command}, end, explain=explain)[0]
+
+
+def run_all(
+    session: Session,
+    stage: str,
+    commands: Mapping[str, Sequence[str]],
+    end: float,
+    jobs: int = 1,
+    explain: "Explain | None" = None,
+    ended: Callable[[], None] = lambda: None,
+) -> list[Step]:
+    """The same for commands by their names, `jobs` at a time; `ended` is called after each.
+
+    What several print at a time goes to the log as each ends.
+    """
+    waiting, active = list(commands.items()), list[Running]()
+    steps = [Step(stage, name, _shown(command)) for name, command in waiting]
+    unbegun = iter(steps)
+    try:
+        while waiting or active:
+            if waiting and len(active) < jobs:
+                step, (_, command) = next(unbegun), waiting.pop(0)
+                begun = _start(session, step, command, end, jobs > 1)
+                active += [begun] if begun else []
+                continue
+            over = time.monotonic() >= end
+            done = [one for one in active if over or one.process.poll() is not None]
+            if not done:
+                time.sleep(POLL)
+                continue
+            _stopped(done, "stopped at its limit")
+            _end(done)
+            for one in done:
+                active.remove(one)
+                _finish(session, one, explain or _failure)
+                ended()
+    except KeyboardInterrupt:
+        _stopped(active, "this script was told to end")
+        save(session)  # before the commands take their time to end
+        raise
+    finally:
+        _end(active)
+        for one in active:
+            _finish(session, one, explain or _failure)
+    return steps
+
+
+def _shown(command: Sequence[str]) -> str:
+    return " ".join(command).replace(sys.executable, "python")
+
+
+def _start(
+    session: Session, step: Step, command: Sequence[str], end: float, own_log: bool
+) -> Running | None:
+    """Begin a command, if there is time."""
     session.steps.append(step)
-    print(f"{stage:<10}{name:<34}", end="", flush=True)
-    log = session.out / "gpu.log"
     begin = time.monotonic()
+    title = f"{step.stage:<10}{step.name:<34}"
     if begin >= end:
         step.status = "not started"
-        print("not started: the time is up")
-        return step
+        print(f"{title}not started: the time is up")
+        return None
+    print(title, end="began\n" if own_log else "", flush=True)
     step.status = "running"
     save(session)  # this script, too, may be killed
+    log = session.work / f"{step.stage}.{step.name}.log" if own_log else session.log
     with log.open("ab") as file:
-        file.write(f"\n=== {stage} {name}\n$ {shown}\n".encode())
+        file.write(f"\n=== {step.stage} {step.name}\n$ {step.command}\n".encode())
         file.flush()
         start = file.tell()
         # A group of its own, so that all of it can be ended; not a session, which would outlive
@@ -157,40 +229,54 @@ def run(
             cwd=ROOT,
             process_group=0,
         )
-        try:
-            process.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            step.status, step.error = "stopped", "stopped at its limit"
-        except KeyboardInterrupt:
-            step.status, step.error = "stopped", "this script was told to end"
-            save(session)  # before the command takes its time to end
-            raise
-        finally:
-            _end(process)
-            step.seconds = round(time.monotonic() - begin, 1)
-            step.rc = process.returncode
-    output = log.read_bytes()[start:].decode(errors="replace")
+    return Running(step, process, log, start, begin)
+
+
+def _stopped(some: list[Running], why: str) -> None:
+    """Write down of those that still run why they are about to be ended."""
+    for one in some:
+        if one.process.poll() is None:
+            one.step.status, one.step.error = "stopped", why
+
+
+def _end(some: list[Running]) -> None:
+    """Ask what still runs of the processes' groups to stop, all at once, then make it."""
+    processes = [one.process for one in some]
+    try:
+        for number, seconds in ASKING:
+            until = time.monotonic() + seconds
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+            for process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+    finally:  # also what they have left behind, and where somebody is impatient
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _finish(session: Session, one: Running, explain: "Explain") -> None:
+    """Write down what came of a command that has ended."""
+    step = one.step
+    step.seconds = round(time.monotonic() - one.begin, 1)
+    step.rc = one.process.returncode
+    printed = one.log.read_bytes()
+    if one.log != session.log:
+        with session.log.open("ab") as file:
+            file.write(printed)
+        one.log.unlink()
     if step.status == "running":
         step.status = "ok"
         if step.rc:
-            step.status, step.error = (explain or _failure)(step.rc, output)
+            output = printed[one.start :].decode(errors="replace")
+            step.status, step.error = explain(step.rc, output)
     save(session)  # what comes after may be killed
-    print(f"{step.status:<8}{step.seconds:8.1f} s  {step.error}"[:160].rstrip(), flush=True)
-    return step
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask what still runs of the process's group to stop, then make it."""
-    try:
-        for number, seconds in ASKING:
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(seconds)
-    finally:  # also what it has left behind, and where somebody is impatient
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    title = f"{step.stage:<10}{step.name:<34}" if one.log != session.log else ""
+    result = f"{step.status:<8}{step.seconds:8.1f} s  {step.error}"[:160].rstrip()
+    print(title + result, flush=True)
 
 
 Explain = Callable[[int, str], tuple[str, str]]
@@ -239,6 +325,7 @@ def tests(session: Session, names: list[str], end: float) -> None:
 
 def train(session: Session, names: list[str], end: float) -> None:
     """Train every network that has a recipe and is not trained in the work folder yet."""
+    commands = {}
     for name in names or recipes():
         folder = session.work / "models" / name
         if trained_here(session, name):
@@ -249,14 +336,11 @@ def train(session: Session, names: list[str], end: float) -> None:
         begun = ["--resume"] if any(path.exists() for path in unfinished) else []
         begun += ["--seeds", str(session.asked.seeds)] if session.asked.seeds > 1 else []
         source = ["--device", session.asked.device, "--data", session.asked.data]
-        run(
-            session,
-            "train",
-            name,
-            program("train", name, *source, *overrides(session), *begun),
-            end,
-        )
-        write_cards(session)  # each time: what comes after may be killed
+        commands[name] = program("train", name, *source, *overrides(session), *begun)
+    # The cards after each training: what comes next may be killed.
+    run_all(
+        session, "train", commands, end, session.asked.jobs, ended=partial(write_cards, session)
+    )
     write_cards(session)
 
 
@@ -705,6 +789,7 @@ def main() -> int:
     parser.add_argument("--data", default="auto", help="auto or synthetic")
     parser.add_argument("--set", action="append", default=[], help="override recipes")
     parser.add_argument("--seeds", type=int, default=1, help="train with so many seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time on the device")
     parser.add_argument("--airbench", default="", help="airbench94_muon.py, for the speed stage")
     parser.add_argument("--format", action="append", default=[], help="export only these")
     parser.add_argument("--precision", action="append", default=[], help="export only these")
@@ -716,6 +801,8 @@ def main() -> int:
     parser.add_argument("--benchmark-args", default="", help="more options, as one text")
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
     session = Session(parser.parse_args(), begun=now())
+    if session.asked.jobs < 1:
+        parser.error("--jobs: at least 1")
     session.end = session.until(session.asked.total)
     stages = chosen_stages(session.asked.stages)
     session.asked.out = str(session.out.absolute())

@@ -210,6 +210,41 @@ def test_a_command_over_its_limit_is_stopped_and_may_save(
     assert late.status == "not started"
 
 
+def test_commands_at_a_time_run_together_and_are_logged_one_by_one(
+    gpu: ModuleType, session: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    met = (
+        "import pathlib, sys, time\n"
+        "mine, other = (pathlib.Path({folder!r}, name) for name in {names!r})\n"
+        "print('here is', mine.name, flush=True)\n"
+        "mine.touch()\n"
+        "while not other.exists(): time.sleep(0.01)\n"
+        "print('error: of', mine.name, flush=True)\n"
+        "sys.exit(mine.name == 'b')\n"
+    )
+    folder = str(session.work)
+    commands = {
+        "a": python(met.format(folder=folder, names=("a", "b"))),
+        "b": python(met.format(folder=folder, names=("b", "a"))),
+        "late": python("import time; print('waits', flush=True); time.sleep(300)"),
+    }
+    ended: list[int] = []
+    steps = gpu.run_all(
+        session, "train", commands, time.monotonic() + 5, 2, ended=lambda: ended.append(1)
+    )
+    assert [step.status for step in steps] == ["ok", "failed", "stopped"]
+    assert steps[1].error == "error: of b"
+    assert len(ended) == 3
+    log = session.log.read_text()
+    assert log.index("here is a") < log.index("error: of a")
+    assert not log[log.index("here is a") : log.index("error: of a")].count("of b")
+    assert "waits" in log
+    assert not list(session.work.glob("*.log"))
+    printed = capsys.readouterr().out
+    assert printed.count("began") == 3
+    assert printed.count("error: of b") == 1
+
+
 def measuring(session: Any) -> None:
     """What the script has when it is called to measure on a CPU."""
     more = {"device": "cpu", "seconds": 0.02, "batch": ["1"], "benchmark_args": "--in-flight 0"}

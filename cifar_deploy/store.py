@@ -321,7 +321,7 @@ def stale(file: Path, card: Json) -> bool:
 def _way_to_weights(folder: ModelFolder) -> str:
     if folder.checkpoint.exists():
         return f"its training has not ended: give its command again, with --resume ({folder.path})"
-    card = read_json(folder.card) if folder.card.exists() else {}
+    card = card_of(folder)
     if command := card.get("command"):
         return f"its card says how to {'make' if 'imported' in card else 'train'} it: {command}"
     known = packaged_recipe(folder.name) is not None
@@ -331,15 +331,43 @@ def _way_to_weights(folder: ModelFolder) -> str:
     return run if models_root().is_dir() else f"{run}\nThe models are sought in {models_place()}"
 
 
+# What a card's values are, where it has them: sections, then what is in them.
+NUMBER = (int, float)
+CARD_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("weights", "data", "recipe", "init", "imported"), dict),
+    **dict.fromkeys(("network", "command", "device", "data.name", "weights.sha256"), str),
+    **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
+    **dict.fromkeys(("epochs", "wall_seconds"), NUMBER),
+    **dict.fromkeys(("runs", "history", "data.classes"), list),
+}
+
+
+def card_of(folder: ModelFolder) -> Json:
+    """What the folder's card says; empty where there is none.
+
+    Raises UserError where it cannot be read or a value is of another kind.
+    """
+    if not folder.card.exists():
+        return {}
+    card = read_json(folder.card)
+    for name, kind in CARD_KINDS.items():
+        value: Any = card
+        for key in name.split("."):
+            value = value.get(key) if value is not None else None
+        if value is not None and not isinstance(value, kind):
+            said = f"{name} cannot be {json.dumps(value)[:40]}"
+            raise UserError(f"{folder.card}: {said}; restore it or train again")
+    return card
+
+
 def read_card(folder: ModelFolder) -> Json:
     """The card of a trained model. Raises UserError where the weights are not those it names."""
     if not folder.weights.exists():
         raise UserError(f"{folder.path} has no trained weights; {_way_to_weights(folder)}")
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
-    card = read_json(folder.card)
-    named = card.get("weights")
-    if not isinstance(named, dict) or named.get("sha256") != sha256_of(folder.weights):
+    card = card_of(folder)
+    if card.get("weights", {}).get("sha256") != sha256_of(folder.weights):
         raise UserError(
             f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
             "the weights were changed or cut short; train again or restore them"

@@ -262,6 +262,31 @@ def test_models_shows_those_of_other_names_and_what_is_stale(run: Run) -> None:
     assert "62,006" in run("models", "mine").out
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"network":', "card.json is not JSON"),
+        ('{"data": 3}', "card.json: data cannot be 3; restore it"),
+        ('{"data": {"classes": "cat"}}', 'card.json: data.classes cannot be "cat"; restore it'),
+        ('{"runs": {"seed": 1}}', 'card.json: runs cannot be {"seed": 1}; restore it'),
+    ],
+)
+def test_a_damaged_card_ends_no_list_of_the_others(run: Run, text: str, said: str) -> None:
+    own = Path("models/mine")
+    shutil.copytree("models/simple_cnn", own)
+    (own / "card.json").write_text(text)
+    answer = run("models")
+    assert answer.status == 2
+    assert f"error: models/mine/{said}" in answer.err
+    assert "mine " in answer.out
+    assert "damaged card" in answer.out
+    assert "\nsimple_cnn: cifar-deploy train" in answer.out
+    entries = json.loads(run("models", "--json").out)
+    assert [e["model"] for e in entries if e["damaged"]] == ["mine"]
+    for command in (("validate", "mine"), ("export", "mine"), ("benchmark", "mine")):
+        assert said in run(*command).err
+
+
 def test_models_prints_the_layers_of_one(run: Run) -> None:
     text = run("models", "resnet9").out
     assert "mult-adds (M): 379" in text

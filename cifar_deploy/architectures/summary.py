@@ -6,6 +6,7 @@ from torchinfo.enums import Units
 
 from cifar_deploy import architectures, store
 from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.errors import UserError
 
 CLASSES = range(10)  # of a network that nobody has trained: CIFAR-10's
 
@@ -48,33 +49,33 @@ def layers(name: str) -> store.Json:
 def overview() -> list[store.Json]:
     """Every network, then every other model: what its card says of its training, exported files.
 
-    `model` is the folder's name, `stale` are the exported files of other weights than its own.
+    `model` is the folder's name, `stale` are the exported files of other weights than its own,
+    `damaged` is what is wrong with the card, whose values are then missing.
     """
     root = store.models_root()
-    entries = [_entry(store.ModelFolder(root / name), name) for name in architectures.NETWORKS]
-    for folder in store.trained_models():
-        if folder.name not in architectures.NETWORKS:
-            name = _card(folder).get("network")
-            if name in architectures.NETWORKS:
-                entries.append(_entry(folder, name))
-    return entries
+    others = [f for f in store.trained_models() if f.name not in architectures.NETWORKS]
+    return [
+        *(_entry(store.ModelFolder(root / name), name) for name in architectures.NETWORKS),
+        *(one for one in map(_entry, others) if one["network"] or one["damaged"]),
+    ]
 
 
-def _card(folder: store.ModelFolder) -> store.Json:
-    return store.read_json(folder.card) if folder.card.exists() else {}
-
-
-def _entry(folder: store.ModelFolder, name: str) -> store.Json:
-    card = _card(folder)
+def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
+    card: store.Json = {}
+    damaged = None
+    try:
+        card = store.card_of(folder)
+    except UserError as error:
+        damaged = str(error)
+    named = name or card.get("network")
+    known = named if named in architectures.NETWORKS else None
     data = card.get("data", {})
-    with torch.device("meta"):
-        network = architectures.build(name, len(data.get("classes", CLASSES)))
     exported = folder.exported()
     return {
         "model": folder.name,
-        "network": name,
+        "network": known,
         "aliases": [a for a, target in architectures.ALIASES.items() if target == folder.name],
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": _parameters(known, len(data.get("classes", CLASSES))) if known else None,
         "data": data.get("name"),
         "test_accuracy": card.get("test_accuracy"),
         "test_accuracy_mean": card.get("test_accuracy_mean"),
@@ -84,7 +85,13 @@ def _entry(folder: store.ModelFolder, name: str) -> store.Json:
         "wall_seconds": card.get("wall_seconds"),
         "device": card.get("device"),
         "command": card.get("command"),
+        "damaged": damaged,
         "weights": folder.weights.exists(),
         "exported": [path.name for path in exported],
         "stale": [path.name for path in exported if store.stale(path, card)],
     }
+
+
+def _parameters(name: str, classes: int) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in architectures.build(name, classes).parameters())

@@ -1,5 +1,6 @@
 """`cifar-deploy benchmark`."""
 
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -41,8 +42,11 @@ def benchmark(
     format: FormatOption = None,
     precision: PrecisionOption = None,
     batch: Annotated[
-        list[int] | None,
-        typer.Option(help="Images a call; may be repeated. [default: 1 8 32 128 256 1024]", min=1),
+        list[str] | None,
+        typer.Option(
+            metavar="N[,N...]",
+            help="Images a call; may be repeated. [default: 1,8,32,128,256,1024]",
+        ),
     ] = None,
     seconds: Annotated[
         float, typer.Option(help="Of measuring, for each file and batch.", min=0.0)
@@ -79,6 +83,7 @@ def benchmark(
 
     Exit status 1 if something could not be measured.
     """
+    sizes = _batches(batch or [])
     work = _contestants(targets or [], Kind(format, precision))
     stale = _stale(work)  # now: nothing may come between what was measured and its table
     from cifar_deploy.benchmark import mlperf, sweep, table
@@ -109,7 +114,7 @@ def benchmark(
             ran = mlperf.run_all(
                 entered,
                 _test_images(folders, data.value if data else None, data_dir, images),
-                mlperf.Settings(scenario.value, seconds, max(batch or [256]), max(at_once, 1)),
+                mlperf.Settings(scenario.value, seconds, max(sizes or [256]), max(at_once, 1)),
                 out or store.models_root() / "mlperf",
                 where,
                 told,
@@ -120,7 +125,7 @@ def benchmark(
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures, ended = ran.failures, ran.ended
         else:
-            settings = sweep.Settings(tuple(batch or BATCHES), seconds, at_once)
+            settings = sweep.Settings(sizes or BATCHES, seconds, at_once)
             result = sweep.run(entered, settings, where, told)
             result.failures[:0] = failures
             result.remarks += stale
@@ -132,6 +137,15 @@ def benchmark(
         raise ended
     if failures:
         raise typer.Exit(1)
+
+
+def _batches(texts: list[str]) -> tuple[int, ...]:
+    """The batch sizes, each option's one or several with commas between. Raises UserError."""
+    parts = [part for text in texts for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"0*[1-9]\d*", part):
+            raise UserError(f"--batch {part}: images a call, 1 or more, as 8 or 1,8,32")
+    return tuple(map(int, parts))
 
 
 def _test_images(
@@ -162,7 +176,7 @@ def _stale(work: "list[tuple[store.ModelFolder, list[Path], bool]]") -> list[str
         f"{file.name} was exported from other weights than {folder.name} has now; export it again"
         for folder, files, whole in work
         if whole
-        for card in [store.read_json(folder.card)]
+        for card in [store.card_of(folder)]
         for file in files
         if store.stale(file, card)
     ]

@@ -6,6 +6,7 @@ import typer
 
 from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import JsonFlag, print_json, wide
+from cifar_deploy.errors import UserError
 
 
 def models(
@@ -29,7 +30,14 @@ def models(
     entries = overview()
     if as_json:
         print_json(entries)
-        return
+    else:
+        _show(entries)
+    damaged = [entry["damaged"] for entry in entries if entry["damaged"]]
+    if damaged:  # after the others
+        raise UserError("\n".join(damaged))
+
+
+def _show(entries: list[store.Json]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -42,7 +50,7 @@ def models(
         cells = (
             _name(entry),
             ", ".join(entry["aliases"]),
-            f"{entry['parameters']:,}",
+            f"{entry['parameters']:,}" if entry["parameters"] else "-",
             _top1(entry),
             f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
             ", ".join(f + " (stale)" * (f in entry["stale"]) for f in entry["exported"]) or "-",
@@ -59,11 +67,13 @@ def models(
 
 def _name(entry: store.Json) -> str:
     model, network = entry["model"], entry["network"]
-    return str(model) if model == network else f"{model} ({network})"
+    return str(model) if network in (model, None) else f"{model} ({network})"
 
 
 def _top1(entry: store.Json) -> str:
     """Accuracy, spread and length of training, as a cell."""
+    if entry["damaged"]:
+        return "damaged card"
     accuracy = entry["test_accuracy"]
     if accuracy is None:
         return "-"

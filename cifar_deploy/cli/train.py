@@ -205,26 +205,43 @@ def _plan(trainer: "Trainer") -> str:
     begun = f", from step {state.step} on" if state.step else ""
     return (
         f"{job.network}: {len(trainer.train_split):,} images, {trainer.steps:,} steps in "
-        f"{options.epochs} epoch{'s' if options.epochs > 1 else ''}{begun}, seed {options.seed}, "
+        f"{_epochs(options.epochs)}{begun}, seed {options.seed}, "
         f"{'bf16' if trainer.bf16 else 'fp32'} on {describe(job.device)}; "
         f"checkpoints in {job.folder.path}"
     )
 
 
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'s' if number > 1 else ''}"
+
+
 def _replaced(trainer: "Trainer") -> str:
     """What is told of weights in the run's folder that its command would not give again."""
-    folder = trainer.job.folder
+    job = trainer.job
+    folder = job.folder
     if not (folder.weights.exists() and folder.card.exists()):
         return ""
     try:
-        card = store.read_json(folder.card)
+        card = store.card_of(folder)
         data, imported = card["data"], card.get("imported")
-        if not imported and data["sha256"] == trainer.data_sha256:
+        if imported or data["sha256"] != trainer.data_sha256:
+            told = f"of {imported['from'] if imported else data['name']}"
+        elif _differs(trainer, card):
+            told = f"{_accuracy(card)} after {_epochs(card['epochs'])} on {card['device']}"
+        else:
             return ""
-        origin = imported["from"] if imported else data["name"]
     except (UserError, KeyError, TypeError):  # nobody's, or damaged
         return ""
-    return f"{folder.weights}, of {origin}, is replaced at the end; --out NEW-FOLDER keeps it"
+    return f"{folder.weights}, {told}, is replaced at the end; --out NEW-FOLDER keeps it"
+
+
+def _differs(trainer: "Trainer", card: store.Json) -> bool:
+    """Whether the run that made `card` was another one, by its recipe, device or beginning."""
+    from cifar_deploy.device import describe
+
+    start = trainer.start.sha256 if trainer.start else None
+    mine = (trainer.job.recipe.to_dict(), describe(trainer.job.device), start)
+    return mine != (card["recipe"], card["device"], card.get("init", {}).get("sha256"))
 
 
 def _command(processes: int) -> str:

@@ -33,14 +33,15 @@ QUICK = ("--device", "cpu", "--seconds", "0.02")
 
 def test_a_model_with_all_its_files(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    status, out, err = run("simple_cnn", *QUICK, "--batch", "2", "--json", str(file))
+    batches = ("--batch", "2,3", "--batch", "1")
+    status, out, err = run("simple_cnn", *QUICK, *batches, "--json", str(file))
     assert status == 0
     told = err.splitlines()
     assert "simple_cnn, batch 2: PyTorch eager fp32 latency" in told
     assert len(told) == len(set(told))  # not once for every turn
     value = json.loads(file.read_text())
-    assert value["settings"]["batches"] == [2]
-    assert [row["name"] for row in value["rows"]] == [
+    assert value["settings"]["batches"] == [2, 3, 1]
+    assert [row["name"] for row in value["rows"] if row["batch"] == 3] == [
         "PyTorch eager fp32",
         "simple_cnn.fp16.onnx",
         "simple_cnn.fp32.onnx",
@@ -95,7 +96,9 @@ def test_a_scenario_keeps_loadgens_logs(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("simple_cnn", "--batch", "0"), "--batch"),
+        (("simple_cnn", "--batch", "0"), "--batch 0: images a call"),
+        (("simple_cnn", "--batch", "8,-1"), "--batch -1: images a call"),
+        (("simple_cnn", "--batch", "8,"), "--batch : images a call"),
         (("nothing.onnx",), "nothing.onnx"),
         (("/nowhere/file.onnx",), "/nowhere/file.onnx"),
         (("vgg19",), "run: cifar-deploy train vgg19"),

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def test_weights_of_other_data_are_replaced_with_a_word(pictures: Path, models: 
     run("simple_cnn", "--data-dir", pictures, *QUICK)
     again = run("simple_cnn", "--data-dir", pictures, *QUICK)
     assert "is replaced" not in again.stderr
+    longer = run("simple_cnn", "--data-dir", pictures, *QUICK, "--lr", "0.01")
+    assert re.search(
+        r"model\.safetensors, [\d.]+ % of 60 test images after 1 epoch on ", longer.stderr
+    )
+    assert "is replaced at the end" in longer.stderr
     card = ModelFolder(models / "simple_cnn").card
     store.write_json(card, {**store.read_json(card), "data": {"name": "CIFAR-10", "sha256": "0"}})
     done = run("simple_cnn", "--data-dir", pictures, *QUICK)

@@ -26,6 +26,7 @@ from cifar_deploy.train import batches, loop
 from cifar_deploy.train.batches import split_holdout
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Job, Trainer
+from cifar_deploy.train.optim import make_optimizer
 
 # The fixtures are conftest's.
 MakeJob = Callable[..., Job]
@@ -270,9 +271,28 @@ def test_batches_that_were_augmented_together_are_the_same_after_resuming(
 
 
 @pytest.mark.parametrize("at", [0, 8])
+@pytest.mark.parametrize(
+    ("optimizer", "fused"), [(MUON, False), (MUON, True), (SGD, True), (ADAMW, True)]
+)
 def test_warming_up_leaves_no_trace(
-    make_job: MakeJob, recorder: Watching, normed: str, at: int
+    make_job: MakeJob,
+    recorder: Watching,
+    monkeypatch: pytest.MonkeyPatch,
+    normed: str,
+    optimizer: tuple[str, ...],
+    fused: bool,
+    at: int,
 ) -> None:
+    """Nor with one kernel for all parameters, as on a GPU: AdamW then keeps its steps elsewhere."""
+
+    def made(*arguments: Any) -> torch.optim.Optimizer:
+        found = make_optimizer(*arguments)
+        for options in (found.defaults, *found.param_groups):
+            options["fused"] = fused or None
+        return found
+
+    monkeypatch.setattr(loop, "make_optimizer", made)
+
     class Warmed(Trainer):
         def _prepare(self) -> None:
             super()._prepare()
@@ -280,7 +300,7 @@ def test_warming_up_leaves_no_trace(
             self._warm_up()
             assert self.state.step == before
 
-    options = (*MUON, "augment.mixup=0.4", "augment.cutmix=1.0", "train.lookahead=4")
+    options = (*optimizer, "augment.mixup=0.4", "augment.cutmix=1.0", "train.lookahead=4")
     plain = make_job(*options, network=normed, folder="plain")
     Trainer(plain).run(recorder)
     job = make_job(*options, network=normed, folder="warmed")

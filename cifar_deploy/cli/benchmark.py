@@ -19,6 +19,7 @@ from cifar_deploy.cli.options import (
     PrecisionOption,
     Source,
     TrustFlag,
+    all_trained,
     doing,
     show,
 )
@@ -193,11 +194,7 @@ def _contestants(
         raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
     folders = [architectures.folder(t) for t in named]
     if not targets:
-        folders = kind.trained() if kind.chosen else store.trained_models()
-    if not folders and not files:
-        raise UserError(
-            f"nothing in {store.models_place()} is trained; run: cifar-deploy train MODEL"
-        )
+        folders = kind.trained() if kind.chosen else all_trained()
     for folder in folders:
         store.read_card(folder)
     those = kind.needed if kind.chosen else kind.files

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from cifar_deploy import architectures, store
-from cifar_deploy.cli.options import Format, JsonFlag, Models, Precision, print_json, say
+from cifar_deploy.cli.options import (
+    Format,
+    JsonFlag,
+    Models,
+    Precision,
+    all_trained,
+    print_json,
+    say,
+)
 from cifar_deploy.errors import UserError
 
 CAPABILITY = re.compile(r"\d+\.\d")  # of a GPU, as 8.6
@@ -63,11 +71,7 @@ def export(
         raise UserError(f"{versions[0]} is no model; a compute capability follows its option")
     named = [name for name in models or [] if name not in versions]
     targets = [target for text in compute_capability or [] for target in text.split(",")]
-    folders = [architectures.folder(m) for m in named] or store.trained_models()
-    if not folders:
-        raise UserError(
-            f"nothing in {store.models_place()} is trained; run: cifar-deploy train MODEL"
-        )
+    folders = [architectures.folder(m) for m in named] or all_trained()
     precisions = [p.value for p in precision or [Precision.fp32]]
     asked: dict[str, Any] = {
         "workspace": workspace,

@@ -35,8 +35,9 @@ def orthogonal(
 
 def _by_matrices(x: torch.Tensor, steps: int) -> torch.Tensor:
     for _ in range(steps):
-        square = x @ x.mT
-        x = A * x + (B * square + C * (square @ square)) @ x
+        square = torch.bmm(x, x.mT)
+        factor = torch.baddbmm(square, square, square, beta=B, alpha=C)
+        x = torch.baddbmm(x, factor, x, beta=A)
     return x
 
 
@@ -45,15 +46,15 @@ def _by_squares(x: torch.Tensor, steps: int) -> torch.Tensor:
 
     Each step multiplies from the left by a polynomial of x x', and such polynomials commute.
     """
-    square = x @ x.mT
-    one = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    product = one
+    square = torch.bmm(x, x.mT)
+    product = square  # of the factors, from the first on
     for step in range(steps):
-        factor = A * one + B * square + C * (square @ square)
-        product = factor @ product if step else factor
+        factor = torch.baddbmm(square, square, square, beta=B, alpha=C)
+        factor.diagonal(dim1=1, dim2=2).add_(A)
+        product = torch.bmm(factor, product) if step else factor
         if step < steps - 1:
-            square = factor @ square @ factor
-    return product @ x
+            square = torch.bmm(torch.bmm(factor, square), factor)
+    return torch.bmm(product, x)
 
 
 class Muon(torch.optim.SGD):
@@ -75,28 +76,47 @@ class Muon(torch.optim.SGD):
         return super().step()
 
     def _orthogonalise(self, filters: list[torch.Tensor], group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+        if not filters:
+            return
         for parameter in filters:
-            by_shape[parameter.shape].append(parameter)
             state = self.state[parameter]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
         buffers = [self.state[p]["momentum_buffer"] for p in filters]
         gradients = [p.grad for p in filters if p.grad is not None]
-        if not filters:
-            return
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         ahead = torch._foreach_add(gradients, buffers, alpha=group["momentum"])  # Nesterov's
-        moved = dict(zip(map(id, filters), ahead, strict=True))
         norms = torch._foreach_norm(filters)
-        targets = [len(p) ** 0.5 for p in filters]
-        factors = [target / norm for target, norm in zip(targets, norms, strict=True)]
-        torch._foreach_mul_(filters, factors)
+        torch._foreach_mul_(norms, [len(p) ** -0.5 for p in filters])
+        torch._foreach_div_(filters, norms)
         dtype = torch.bfloat16 if has_bf16(filters[0].device) else torch.float32
-        for shape, members in by_shape.items():  # one batch of matrices a shape: fewer kernels
-            stacked = torch.stack([moved[id(p)].reshape(shape[0], -1) for p in members])
-            updates = orthogonal(stacked, dtype=dtype).view(-1, *shape).unbind()
-            torch._foreach_add_(members, list(updates), alpha=-group["lr"])
+        # One batch of matrices a shape, either way up: fewer kernels.
+        by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        for parameter, move in zip(filters, ahead, strict=True):
+            matrix = _matrix(move, parameter)
+            wide = matrix if len(matrix) <= matrix.shape[1] else matrix.mT
+            by_shape[wide.shape].append((parameter, wide))
+        members, updates = [], []
+        for alike in by_shape.values():
+            found = orthogonal(torch.stack([wide for _, wide in alike]), dtype=dtype)
+            for (parameter, _), update in zip(alike, found, strict=True):
+                rows = len(parameter)
+                back = update if len(update) == rows else update.mT.contiguous()
+                members.append(parameter)
+                updates.append(back.as_strided(parameter.shape, parameter.stride()))
+        torch._foreach_add_(members, updates, alpha=-group["lr"])
         for parameter in filters:  # what remains is SGD's
             parameter.grad = None
+
+
+def _matrix(values: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """`values`, of the shape of `filters` [out, in, h, w], as the matrix [out, in * h * w].
+
+    Its columns are in the order in which those of `filters` lie (channels-last or not), of no
+    account for orthogonality: nothing is copied.
+    """
+    if values.stride() != filters.stride():
+        values = torch.empty_like(filters).copy_(values)
+    columns = filters[0].numel()
+    return values.as_strided((len(filters), columns), (columns, 1))

@@ -87,6 +87,28 @@ def test_a_step_by_hand() -> None:
     torch.testing.assert_close(moved / first, torch.full_like(first, float((moved / first).mean())))
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_filters_of_a_shape_move_together_as_each_alone(memory: torch.memory_format) -> None:
+    """Among them 1x1 ones, whose matrices are one another's transposed."""
+    torch.manual_seed(0)
+    kinds = [(3, 4, 3), (4, 8, 3), (8, 24, 1), (24, 8, 1), (8, 24, 1), (24, 24, 1), (24, 24, 3)]
+    network = nn.Sequential(*(nn.Conv2d(*kind, bias=False) for kind in kinds))
+    network.to(memory_format=memory)
+    filters = [network[i].weight for i in range(1, len(kinds))]
+    before = [f.detach().clone() for f in filters]
+    optimizer = make_optimizer(network, Optimizer("muon", muon_lr=0.3, muon_momentum=0.0))
+    # As they come from elsewhere: their numbers lie in another order than the filters' own.
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    gradients = [f.grad.clone() for f in filters]
+    optimizer.step()
+    for after, weight, gradient in zip(filters, before, gradients, strict=True):
+        exact = orthogonal(gradient.flatten(1)[None]).view(weight.shape)
+        expected = weight * (len(weight) ** 0.5 / weight.norm()) - 0.3 * exact
+        near = 3e-2 if has_bf16(weight.device) else 1e-5
+        assert (after - expected).norm() < near * (0.3 * exact).norm()
+
+
 def test_whose_filters_are_muons() -> None:
     with torch.device("meta"):
         network = architectures.build("mobilenet_v3_small")

@@ -314,7 +314,7 @@ def stale(file: Path, card: Json) -> bool:
     named = None
     with contextlib.suppress(UserError):
         named = read_json(manifest_path(file)).get("weights_sha256")
-    made = card.get("weights", {}).get("sha256")
+    made = _named_weights(card)
     return bool(named and made) and named != made
 
 
@@ -334,8 +334,8 @@ def _way_to_weights(folder: ModelFolder) -> str:
 # What a card's values are, where it has them: sections, then what is in them.
 NUMBER = (int, float)
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("weights", "data", "recipe", "init", "imported"), dict),
-    **dict.fromkeys(("network", "command", "device", "data.name", "weights.sha256"), str),
+    **dict.fromkeys(("data", "recipe", "init", "imported"), dict),
+    **dict.fromkeys(("network", "command", "device", "data.name"), str),
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
     **dict.fromkeys(("epochs", "wall_seconds"), NUMBER),
     **dict.fromkeys(("runs", "history", "data.classes"), list),
@@ -360,6 +360,12 @@ def card_of(folder: ModelFolder) -> Json:
     return card
 
 
+def _named_weights(card: Json) -> Any:
+    """The sha256 of the weights that a card names; None where it names none."""
+    named = card.get("weights")
+    return named.get("sha256") if isinstance(named, dict) else None
+
+
 def read_card(folder: ModelFolder) -> Json:
     """The card of a trained model. Raises UserError where the weights are not those it names."""
     if not folder.weights.exists():
@@ -367,7 +373,7 @@ def read_card(folder: ModelFolder) -> Json:
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = card_of(folder)
-    if card.get("weights", {}).get("sha256") != sha256_of(folder.weights):
+    if _named_weights(card) != sha256_of(folder.weights):
         raise UserError(
             f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
             "the weights were changed or cut short; train again or restore them"

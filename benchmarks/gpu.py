@@ -163,14 +163,13 @@ def run_all(
 
     What several print at a time goes to the log as each ends.
     """
-    waiting, active = list(commands.items()), list[Running]()
-    steps = [Step(stage, name, _shown(command)) for name, command in waiting]
-    unbegun = iter(steps)
+    steps = [Step(stage, name, _shown(command)) for name, command in commands.items()]
+    waiting = list(zip(steps, commands.values(), strict=True))
+    active: list[Running] = []
     try:
         while waiting or active:
             if waiting and len(active) < jobs:
-                step, (_, command) = next(unbegun), waiting.pop(0)
-                begun = _start(session, step, command, end, jobs > 1)
+                begun = _start(session, *waiting.pop(0), end, jobs > 1)
                 active += [begun] if begun else []
                 continue
             over = time.monotonic() >= end

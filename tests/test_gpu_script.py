@@ -230,7 +230,7 @@ def test_commands_at_a_time_run_together_and_are_logged_one_by_one(
     }
     ended: list[int] = []
     steps = gpu.run_all(
-        session, "train", commands, time.monotonic() + 5, 2, ended=lambda: ended.append(1)
+        session, "train", commands, time.monotonic() + 10, 2, ended=lambda: ended.append(1)
     )
     assert [step.status for step in steps] == ["ok", "failed", "stopped"]
     assert steps[1].error == "error: of b"

@@ -78,6 +78,11 @@ class Step:
     status: str = "skipped"  # ok, failed, running, stopped (before its end), not started, skipped
     error: str = ""
 
+    @property
+    def title(self) -> str:
+        """How a line about it begins."""
+        return f"{self.stage:<10}{self.name:<34}"
+
 
 @dataclass
 class Session:
@@ -163,7 +168,10 @@ def run_all(
 
     What several print at a time goes to the log as each ends.
     """
-    steps = [Step(stage, name, _shown(command)) for name, command in commands.items()]
+    steps = [
+        Step(stage, name, " ".join(command).replace(sys.executable, "python"))
+        for name, command in commands.items()
+    ]
     waiting = list(zip(steps, commands.values(), strict=True))
     active: list[Running] = []
     try:
@@ -194,22 +202,17 @@ def run_all(
     return steps
 
 
-def _shown(command: Sequence[str]) -> str:
-    return " ".join(command).replace(sys.executable, "python")
-
-
 def _start(
     session: Session, step: Step, command: Sequence[str], end: float, own_log: bool
 ) -> Running | None:
     """Begin a command, if there is time."""
     session.steps.append(step)
     begin = time.monotonic()
-    title = f"{step.stage:<10}{step.name:<34}"
     if begin >= end:
         step.status = "not started"
-        print(f"{title}not started: the time is up")
+        print(f"{step.title}not started: the time is up")
         return None
-    print(title, end="began\n" if own_log else "", flush=True)
+    print(step.title, end="began\n" if own_log else "", flush=True)
     step.status = "running"
     save(session)  # this script, too, may be killed
     log = session.work / f"{step.stage}.{step.name}.log" if own_log else session.log
@@ -273,7 +276,7 @@ def _finish(session: Session, one: Running, explain: "Explain") -> None:
             output = printed[one.start :].decode(errors="replace")
             step.status, step.error = explain(step.rc, output)
     save(session)  # what comes after may be killed
-    title = f"{step.stage:<10}{step.name:<34}" if one.log != session.log else ""
+    title = step.title if one.log != session.log else ""
     result = f"{step.status:<8}{step.seconds:8.1f} s  {step.error}"[:160].rstrip()
     print(title + result, flush=True)
 

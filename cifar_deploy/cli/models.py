@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cifar_deploy import architectures, store
-from cifar_deploy.cli.options import JsonFlag, print_json, wide
+from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
 
 
@@ -79,7 +79,7 @@ def _top1(entry: store.Json) -> str:
         return "-"
     if entry["epochs"] is None:
         return f"{100 * accuracy:.2f} % (imported)"
-    length = f"{entry['epochs']} epoch{'s' if entry['epochs'] > 1 else ''}"
+    length = in_epochs(entry["epochs"])
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))

@@ -182,6 +182,11 @@ def per_channel(text: str | None, option: str, positive: bool = False) -> list[f
     return values
 
 
+def in_epochs(number: int) -> str:
+    """So many epochs, in words."""
+    return f"{number} epoch{'s' if number > 1 else ''}"
+
+
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 

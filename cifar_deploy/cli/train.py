@@ -20,6 +20,7 @@ from cifar_deploy.cli.options import (
     Source,
     SourceOption,
     WeightsFileOption,
+    in_epochs,
     print_json,
     say,
     say_untested,
@@ -205,20 +206,15 @@ def _plan(trainer: "Trainer") -> str:
     begun = f", from step {state.step} on" if state.step else ""
     return (
         f"{job.network}: {len(trainer.train_split):,} images, {trainer.steps:,} steps in "
-        f"{_epochs(options.epochs)}{begun}, seed {options.seed}, "
+        f"{in_epochs(options.epochs)}{begun}, seed {options.seed}, "
         f"{'bf16' if trainer.bf16 else 'fp32'} on {describe(job.device)}; "
         f"checkpoints in {job.folder.path}"
     )
 
 
-def _epochs(number: int) -> str:
-    return f"{number} epoch{'s' if number > 1 else ''}"
-
-
 def _replaced(trainer: "Trainer") -> str:
     """What is told of weights in the run's folder that its command would not give again."""
-    job = trainer.job
-    folder = job.folder
+    folder = trainer.job.folder
     if not (folder.weights.exists() and folder.card.exists()):
         return ""
     try:
@@ -227,7 +223,7 @@ def _replaced(trainer: "Trainer") -> str:
         if imported or data["sha256"] != trainer.data_sha256:
             told = f"of {imported['from'] if imported else data['name']}"
         elif _differs(trainer, card):
-            told = f"{_accuracy(card)} after {_epochs(card['epochs'])} on {card['device']}"
+            told = f"{_accuracy(card)} after {in_epochs(card['epochs'])} on {card['device']}"
         else:
             return ""
     except (UserError, KeyError, TypeError):  # nobody's, or damaged

@@ -114,7 +114,7 @@ def _matrix(values: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
     """`values`, of the shape of `filters` [out, in, h, w], as the matrix [out, in * h * w].
 
     Its columns are in the order in which those of `filters` lie (channels-last or not), of no
-    account for orthogonality: nothing is copied.
+    account for orthogonality: where `values` lie alike, nothing is copied.
     """
     if values.stride() != filters.stride():
         values = torch.empty_like(filters).copy_(values)

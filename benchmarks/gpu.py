@@ -638,6 +638,8 @@ def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
     for kind in kinds:
         for flavour in there if kind == Format.trt else [""]:
             for precision in precisions:
+                if kind == Format.onnx and precision == Precision.int8:
+                    continue  # it is for CPUs; that of an engine comes with the engine
                 options = ["--format", kind.value, "--precision", precision.value]
                 options += ["--flavour", flavour] if flavour else []
                 yield " ".join(filter(None, [kind.value, flavour, precision.value])), options

@@ -77,9 +77,10 @@ class ModelFolder:
         """The learning-rate finder's curve, a picture."""
         return self.path / "find-lr.png"
 
-    def onnx(self, precision: str) -> Path:
-        """The ONNX file of a precision."""
-        return self.path / f"{self.name}.{precision}.onnx"
+    def onnx(self, precision: str, engine: bool = False) -> Path:
+        """The ONNX file of a precision. An int8 `engine` is built from another than CPUs run."""
+        variant = f"{precision}.trt" if engine and precision == "int8" else precision
+        return self.path / f"{self.name}.{variant}.onnx"
 
     def engine(self, precision: str, flavour: str) -> Path:
         """The TensorRT engine of a precision and a flavour."""

@@ -19,6 +19,7 @@ from PIL import Image
 from processes import may_mount
 
 from cifar_deploy import cli
+from cifar_deploy.data import synthetic
 from cifar_deploy.data.dataset import Dataset, Split
 
 FILE = "models/simple_cnn/simple_cnn.fp32.onnx"
@@ -228,6 +229,44 @@ def test_a_broken_file_from_elsewhere_fails(run: Run, tmp_path: Path) -> None:
     assert "FAIL" in answer.out
 
 
+def test_int8_is_calibrated_on_training_images_and_judged(run: Run, small_data: Dataset) -> None:
+    options = ("--precision", "int8", "--calibration-images", "100")
+    answer = run("export", "simple_cnn", *options, "--json")
+    assert answer.status == 0, answer.err
+    (manifest,) = json.loads(answer.out)
+    assert manifest["file"] == "simple_cnn.int8.onnx"
+    assert manifest["calibration"]["images"] == 100
+    assert f", calibrated on 100 training images of {manifest['calibration']['data']}" in answer.err
+    judging = ("validate", "simple_cnn", "--precision", "int8", "--no-latency", "--json", "-")
+    answer = run(*judging, "--max-drop", "5")
+    assert answer.status == 0, answer.err
+    (row,) = json.loads(answer.out)["models"][0]["rows"][1:]
+    assert (row["precision"], row["verdict"]) == ("int8", "PASS")
+    (row,) = json.loads(run(*judging).out)["models"][0]["rows"][1:]
+    assert row["margin_points"] == pytest.approx(0.5)
+    package = ("package", "simple_cnn", "--precision", "int8", "--unproved")
+    assert run(*package).status == 0
+    assert "precision int8" in Path("simple_cnn-package/manifest.txt").read_text()
+    # Packaging exports what is missing, as in the other precisions.
+    Path("models/simple_cnn/simple_cnn.int8.onnx").unlink()
+    assert run(*package, "--force").status == 0
+
+
+def test_what_int8_cannot_be_calibrated_on(run: Run, refused: Callable[..., str]) -> None:
+    for option in (("--calibration-images", "9"), ("--data-dir", "pictures")):
+        said = refused("export", "simple_cnn", "--precision", "fp16", *option)
+        assert "go with --precision int8" in said
+    int8 = ("export", "simple_cnn", "--precision", "int8")
+    assert "nowhere does not exist" in refused(*int8, "--data-dir", "nowhere")
+    write_folder(synthetic.generate(train=100, test=100), Path("few"))
+    for split in ("train", "test"):  # a class less
+        shutil.rmtree(min((Path("few") / split).iterdir()))
+    said = refused(*int8, "--data-dir", "few")
+    assert "simple_cnn was trained on the classes" in said
+    assert run(*int8, "--calibration-images", "0").status == 2
+    assert not Path("models/simple_cnn/simple_cnn.int8.onnx").exists()
+
+
 def test_models_shows_what_is_trained(run: Run) -> None:
     entries = {e["network"]: e for e in json.loads(run("models", "--json").out)}
     assert len(entries) == 7
@@ -410,6 +449,20 @@ def test_engines_are_built_without_a_gpu_and_the_choice_is_told(run: Run) -> Non
     assert manifest["targets"] == ["8.6", "8.9", "12.0"]
     assert manifest["precision"] == "fp16"
     assert Path("models/simple_cnn", manifest["file"]).is_file()
+
+
+@no_gpu
+def test_an_int8_engine_has_an_onnx_file_of_its_own(run: Run) -> None:
+    answer = run("export", "simple_cnn", "--format", "trt", "--precision", "int8", "--json")
+    assert answer.status == 0, answer.err
+    (manifest,) = json.loads(answer.out)
+    assert manifest["onnx"]["file"] == "simple_cnn.int8.trt.onnx"
+    assert manifest["calibration"]["images"] == 512
+    judging = ("validate", "simple_cnn", "--precision", "int8", "--images", "50", "--no-latency")
+    rows = json.loads(run(*judging, "--json", "-").out)["models"][0]["rows"]
+    assert [row["verdict"] for row in rows[2:]] == ["UNUSABLE"]
+    # What the engine computes is judged without a GPU, in its graph.
+    assert rows[1]["file"].endswith("simple_cnn.int8.trt.onnx")
 
 
 @no_gpu

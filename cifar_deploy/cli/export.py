@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
+    DataDirOption,
     Format,
     JsonFlag,
     Models,
@@ -18,6 +19,10 @@ from cifar_deploy.cli.options import (
 )
 from cifar_deploy.errors import UserError
 
+if TYPE_CHECKING:
+    from cifar_deploy.data.dataset import Dataset
+    from cifar_deploy.export.quantise import Calibration
+
 CAPABILITY = re.compile(r"\d+\.\d")  # of a GPU, as 8.6
 
 
@@ -25,7 +30,8 @@ def export(
     models: Models = None,
     format: Annotated[Format, typer.Option(help="The format.")] = Format.onnx,
     precision: Annotated[
-        list[Precision] | None, typer.Option(help="fp32 (default), fp16, or both: give it twice.")
+        list[Precision] | None,
+        typer.Option(help="fp32 (default), fp16, int8; for several give it several times."),
     ] = None,
     flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     batch_profile: Annotated[
@@ -59,6 +65,10 @@ def export(
         bool, typer.Option("--export-layer-info", help="Also write the layers as JSON.")
     ] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32 in fp32 engines.")] = False,
+    calibration_images: Annotated[
+        int | None, typer.Option(help="int8: so many training images; 512.", min=1)
+    ] = None,
+    data_dir: DataDirOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Export trained models; without a name, all that have weights.
@@ -84,8 +94,13 @@ def export(
         "layer_info": export_layer_info,
         "tf32": tf32,
     }
+    if Precision.int8 not in precisions and (calibration_images or data_dir):
+        raise UserError("--calibration-images and --data-dir go with --precision int8")
     if format is Format.trt:
-        manifests = _export_engines(folders, precisions, flavour, batch_profile or [], asked)
+        manifests = _export_engines(
+            *(folders, precisions, flavour, batch_profile or [], asked),
+            *(calibration_images, data_dir),
+        )
     elif (
         flavour != "auto"
         or batch_profile
@@ -93,19 +108,50 @@ def export(
     ):
         raise UserError("options of engines were given; they go with --format trt")
     else:
-        manifests = write_onnx(folders, precisions)
+        manifests = write_onnx(folders, precisions, calibration_images, data_dir)
     if as_json:
         print_json(manifests)
 
 
-def write_onnx(folders: list[store.ModelFolder], precisions: list[str]) -> list[store.Json]:
+def write_onnx(
+    folders: list[store.ModelFolder],
+    precisions: list[str],
+    calibration_images: int | None = None,
+    data_dir: Path | None = None,
+) -> list[store.Json]:
     for folder in folders:
         store.read_card(folder)  # a missing model is told before anything is written
+    calibrations = _calibrations(folders, precisions, calibration_images, data_dir)
     from cifar_deploy.export.onnx_file import export_onnx
 
     return [
-        _exported(export_onnx(folder, precision)) for folder in folders for precision in precisions
+        _exported(export_onnx(folder, precision, calibration))
+        for folder, calibration in zip(folders, calibrations, strict=True)
+        for precision in precisions
     ]
+
+
+def _calibrations(
+    folders: list[store.ModelFolder],
+    precisions: list[str],
+    images: int | None,
+    data_dir: Path | None,
+) -> "list[Calibration | None]":
+    """What the models' int8 files are calibrated on: images that each was trained on."""
+    if Precision.int8 not in precisions:
+        return [None] * len(folders)
+    from cifar_deploy.data import find
+    from cifar_deploy.export.quantise import COUNT, Calibration
+
+    loaded: dict[tuple[str, Path | None], Dataset] = {}
+    found: list[Calibration | None] = []
+    for folder in folders:
+        card = store.read_card(folder)
+        key = find.trained_on(card, None, data_dir)
+        dataset = loaded[key] = loaded.get(key) or find.load(*key)
+        dataset.expect_classes(folder.name, tuple(card["data"]["classes"]))
+        found.append(Calibration.of(dataset, images or COUNT))
+    return found
 
 
 def _export_engines(
@@ -114,6 +160,8 @@ def _export_engines(
     flavour: str,
     profiles: list[str],
     asked: dict[str, Any],
+    calibration_images: int | None,
+    data_dir: Path | None,
 ) -> list[store.Json]:
     from cifar_deploy.engines import flavour as flavours
     from cifar_deploy.engines.options import Options, Profile, check
@@ -129,12 +177,13 @@ def _export_engines(
     check(options, chosen, gpu is not None)
     for folder in folders:
         store.read_card(folder)
+    calibrations = _calibrations(folders, precisions, calibration_images, data_dir)
     say(f"{chosen}: {reason}")
     manifests = []
-    for folder in folders:
+    for folder, calibration in zip(folders, calibrations, strict=True):
         for precision in precisions:
             with Bars() as bars:
-                path = export_engine(folder, precision, chosen, options, bars)
+                path = export_engine(folder, precision, chosen, options, bars, calibration)
             manifests.append(_exported(path))
     return manifests
 
@@ -142,6 +191,11 @@ def _export_engines(
 def _exported(path: Path) -> store.Json:
     """Say what was written; its manifest."""
     manifest = store.read_json(store.manifest_path(path))
-    took = f", built in {manifest['build_seconds']:.1f} s" if "build_seconds" in manifest else ""
-    say(f"{path}  {manifest['bytes'] / 1e6:.1f} MB{took}")
+    said = f"{path}  {manifest['bytes'] / 1e6:.1f} MB"
+    if "build_seconds" in manifest:
+        said += f", built in {manifest['build_seconds']:.1f} s"
+    if calibration := manifest.get("calibration"):
+        images = f"{calibration['images']:,} training images"
+        said += f", calibrated on {images} of {calibration['data']}"
+    say(said)
     return manifest

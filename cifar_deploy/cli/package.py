@@ -56,7 +56,7 @@ def package(
     from cifar_deploy.package import cpp, source, triton
 
     if format is Format.onnx and source.is_stale(folder, precision.value):
-        write_onnx([folder], [precision.value])
+        write_onnx([folder], [precision.value], data_dir=data_dir)
     found = source.find(folder, format.value, precision.value, flavour)
     if not unproved:
         source.require_proof(found)

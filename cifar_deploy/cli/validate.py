@@ -47,7 +47,9 @@ def validate(
     precision: PrecisionOption = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Margin in points; by default fp32 0.05, fp16 0.10.", min=0.0, max=100.0),
+        typer.Option(
+            help="Margin in points; by default fp32 0.05, fp16 0.10, int8 0.50.", min=0.0, max=100.0
+        ),
     ] = None,
     images: Annotated[
         int | None, typer.Option(help="Only the first so many test images.", min=1)
@@ -150,7 +152,7 @@ def prove(
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.validate import proof
-    from cifar_deploy.validate.judge import Options, check_classes, judge
+    from cifar_deploy.validate.judge import Options, judge
 
     where = pick(device)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
@@ -170,7 +172,7 @@ def prove(
             if key not in loaded:
                 loaded[key] = find.load(*key)
                 say_untested(loaded[key])
-            check_classes(trained.name, trained.classes, loaded[key])
+            loaded[key].expect_classes(trained.name, trained.classes)
         for (folder, files), trained in zip(work, models, strict=True):
             dataset = loaded[find.trained_on(trained.card, source, data_dir)]
             judgement = judge(trained, files, dataset, where, options, images, told, folder.name)

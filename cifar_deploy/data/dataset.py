@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json
 
 Images = npt.NDArray[np.uint8]  # [n, 32, 32, 3], RGB
@@ -27,6 +28,12 @@ class Split:
     def first(self, count: int) -> "Split":
         """The first `count` images and labels."""
         return Split(self.images[:count], self.labels[:count])
+
+    def spread(self, count: int) -> "Split":
+        """`count` images and labels, evenly spread over all; all where there are fewer."""
+        count = min(count, len(self))
+        chosen = np.arange(count) * len(self) // count
+        return Split(self.images[chosen], self.labels[chosen])
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,14 @@ class Dataset:
             mean.append(round(average, 4))
             std.append(round(max(spread, 1e-3), 4))
         return mean, std
+
+    def expect_classes(self, model: str, classes: tuple[str, ...]) -> None:
+        """Raise UserError where `model` knows other classes than the data set."""
+        if self.classes != classes:
+            raise UserError(
+                f"{model} was trained on the classes {', '.join(classes)}; "
+                f"{self.origin} has {', '.join(self.classes)}"
+            )
 
     def untested(self) -> tuple[str, ...]:
         """The classes of which there is no test image."""

@@ -15,6 +15,7 @@ from cifar_deploy.engines.manifest import Gpu
 from cifar_deploy.engines.options import Options, check
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import (
     Json,
     ModelFolder,
@@ -45,17 +46,19 @@ def export_engine(
     flavour: Flavour,
     options: Options,
     watch: builder.Watch | None = None,
+    calibration: Calibration | None = None,
 ) -> Path:
     """Build `<name>.<precision>.<flavour>.engine` and write its manifest. Returns the path.
 
-    The ONNX file of that precision is exported first where it is missing or of other weights.
+    The ONNX file of that precision is exported first where it is missing or of other weights; in
+    int8, which needs a `calibration`, also where it is of another one.
     Nothing is written before the engine is whole. Raises UserError without trained weights, for
     options that the flavour does not have (`options.check`), and where the build fails
     (`build.build`).
     """
     gpu = cuda_device()
     check(options, flavour, gpu is not None)
-    onnx = _onnx(folder, precision)
+    onnx = _onnx(folder, precision, calibration)
     source = read_manifest(onnx)
     assert source
     timing_cache = options.timing_cache
@@ -70,7 +73,7 @@ def export_engine(
         "flavour": flavour.name,
         "tensorrt": flavour.version,
         "cuda": torch.version.cuda,
-        **{key: source[key] for key in INHERITED},
+        **{key: source[key] for key in (*INHERITED, "calibration") if key in source},
         "onnx": {"file": onnx.name, "sha256": source["sha256"]},
         "inputs": built.inputs,
         "outputs": built.outputs,
@@ -112,19 +115,24 @@ def cuda_device() -> Gpu | None:
     return gpu_of(torch.device("cuda", torch.cuda.current_device()))
 
 
-def _onnx(folder: ModelFolder, precision: str) -> Path:
+def _onnx(folder: ModelFolder, precision: str, calibration: Calibration | None) -> Path:
     """The model's ONNX file, exported anew where it is missing, damaged or of other weights.
 
     Also where its manifest lacks something, being another version's.
     """
     weights = read_card(folder)["weights"]["sha256"]
-    path = folder.onnx(precision)
+    path = folder.onnx(precision, engine=True)
+    facts = calibration.facts if calibration and precision == "int8" else None
     if path.exists() and manifest_path(path).exists():
         try:
             manifest = read_manifest(path)
         except UserError:  # changed or cut short: its source is at hand
             manifest = None
-        whole = manifest and manifest.keys() >= set(INHERITED)
-        if manifest and whole and manifest["weights_sha256"] == weights:
+        if (
+            manifest
+            and manifest.keys() >= set(INHERITED)
+            and manifest["weights_sha256"] == weights
+            and manifest.get("calibration") == facts
+        ):
             return path
-    return export_onnx(folder, precision)
+    return export_onnx(folder, precision, calibration, engine=True)

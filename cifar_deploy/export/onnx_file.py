@@ -18,25 +18,34 @@ from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.fold import fold_batch_norms
 from cifar_deploy.export.pools import plain_pools
+from cifar_deploy.export.quantise import Calibration, quantise
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import Json, ModelFolder, atomic_path, manifest_path, write_manifest
 
 if TYPE_CHECKING:
     import onnx
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+# What an int8 graph does not do in 8 bits, it does in fp32.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
 PRECISIONS = tuple(DTYPES)
 # The opset that torch's translations are written in: a later one goes through a converter and
 # gives these graphs nothing. TensorRT from 10 on and every ONNX Runtime in bounds read it.
 OPSET = 18
 
 
-def export_onnx(folder: ModelFolder, precision: str) -> Path:
+def export_onnx(
+    folder: ModelFolder,
+    precision: str,
+    calibration: Calibration | None = None,
+    engine: bool = False,
+) -> Path:
     """Write the trained network in `folder` as `<name>.<precision>.onnx` and its manifest.
 
     The graph takes `images`, uint8 [batch, 32, 32, 3] RGB, and gives `logits`, float32
-    [batch, classes]; between them the network runs in `precision` ("fp32" or "fp16"), its batch
-    norms folded. The same weights and libraries give the same bytes. Nothing appears under the
+    [batch, classes]; between them the network runs in `precision` ("fp32", "fp16" or "int8"), its
+    batch norms folded. "int8" needs a `calibration`, and is for CPUs; for an `engine` it is
+    `<name>.int8.trt.onnx` (`quantise.quantise` tells how they differ). The same weights and
+    libraries give the same bytes; in int8 on the same kind of processor. Nothing appears under the
     final name before onnx's checker with full shape inference has passed. Returns the path.
 
     Raises UserError for another precision, without trained weights, where a weight does not fit
@@ -46,7 +55,7 @@ def export_onnx(folder: ModelFolder, precision: str) -> Path:
 
     if precision not in DTYPES:
         raise UserError(f"--precision {precision}: it can be {' or '.join(PRECISIONS)}")
-    path = folder.onnx(precision)
+    path = folder.onnx(precision, engine)
     _keep_foreign(path)
     trained = weights.load(folder)
     network = fold_batch_norms(trained.network)
@@ -54,6 +63,10 @@ def export_onnx(folder: ModelFolder, precision: str) -> Path:
     _check_range(network, precision, folder.weights)
     model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
     _strip(model)
+    if precision == "int8":
+        assert calibration, "int8 is calibrated on images"
+        model = quantise(model, calibration, symmetric=engine)
+        _strip(model)
     facts: Json = {
         "model": folder.name,
         "network": trained.name,
@@ -77,6 +90,7 @@ def export_onnx(folder: ModelFolder, precision: str) -> Path:
         "inputs": found["inputs"],
         "outputs": found["outputs"],
         **facts,
+        **({"calibration": calibration.facts} if precision == "int8" and calibration else {}),
         "versions": device.versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

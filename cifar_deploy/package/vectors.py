@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.device import pick
@@ -33,10 +31,7 @@ def make(source: Source, dataset: Dataset) -> Vectors:
     the CPU, where the same file gives the same bits, an engine on the GPU. Where the engine cannot
     run here they are those of the PyTorch reference.
     """
-    count = min(COUNT, len(dataset.test))
-    images = np.ascontiguousarray(
-        dataset.test.images[np.arange(count) * len(dataset.test) // count]
-    )
+    images = dataset.test.spread(COUNT).images
     runtime: Runtime
     try:
         runtime = open_runtime(source.path, pick("cpu" if source.backend == "onnx" else "auto"))

@@ -10,6 +10,7 @@ from building import CPP, ROOT, RUNTIMES, Packed, cmake, openvino_options, witho
 
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import ModelFolder, read_json
 
 
@@ -43,7 +44,7 @@ def packed(real_data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Call
 
     @cache
     def write(precision: str) -> Packed:
-        file = export_onnx(model, precision)
+        file = export_onnx(model, precision, Calibration.of(real_data, 128))
         folder = tmp_path_factory.mktemp("package") / precision
         return write_package(file, folder, real_data.test.images[:64])
 

@@ -19,6 +19,7 @@ import pytest
 from building import CPP, RUNTIMES, Packed, cmake, need, run, without
 
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.export.onnx_file import PRECISIONS
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Werror"]
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
@@ -42,7 +43,7 @@ def onnxruntime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build / "bin"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_onnx_runtime_from_cpp_is_onnx_runtime_from_python(
     precision: str, onnxruntime: Path, packed: Callable[[str], Packed], real_data: Dataset
 ) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.image import read_image, to_array
+from cifar_deploy.export.onnx_file import PRECISIONS
 
 # TBB would load a library in a way that ASan forbids.
 LENIENT = {"ASAN_OPTIONS": "detect_leaks=0", "TBB_ENABLE_SANITIZERS": "1"}
@@ -46,12 +47,28 @@ def test_cpp_and_python_agree_on_1000_real_images(
     assert np.abs(found - wanted).max() < (1e-3 if precision == "fp32" else 0.05)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_self_test_passes(precision: str, built: Path, packed: Callable[[str], Packed]) -> None:
     done = run(built / "classify", packed(precision).folder, "--self-test")
-    assert done.stdout.startswith(b"PASS: 64 images, logits within 0.0")
+    within = b"0." if precision == "int8" else b"0.0"
+    assert done.stdout.startswith(b"PASS: 64 images, logits within " + within)
     assert b"ONNX Runtime" in done.stdout  # the vectors' runtime
     assert b"OpenVINO" in done.stdout  # the one that ran
+
+
+def test_int8_agrees_on_1000_real_images(
+    built: Path, packed: Callable[[str], Packed], real_data: Dataset
+) -> None:
+    package = packed("int8")
+    images = real_data.test.images[-1000:]
+    command = (built / "probe", "logits", package.folder, "auto", 64)
+    raw = run(*command, given=images.tobytes()).stdout
+    found = np.frombuffer(raw, np.float32).reshape(1000, 10)
+    wanted, exact = package.logits(images), packed("fp32").logits(images)
+    assert (found.argmax(1) == real_data.test.labels[-1000:]).mean() > 0.9
+    # OpenVINO and ONNX Runtime round at different places, and so are one another's peers.
+    assert 0 < np.abs(found - wanted).max() < 0.5
+    assert np.abs(found - exact).mean() < 1.5 * np.abs(wanted - exact).mean()
 
 
 def test_self_test_names_the_image_that_differs(built: Path, copied: Path) -> None:

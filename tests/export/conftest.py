@@ -20,6 +20,7 @@ from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data import cifar10
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import ModelFolder, sha256_of, write_json
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
@@ -104,13 +105,17 @@ class Shelf:
     folder: Callable[[str], ModelFolder]
     trained: Callable[[str], Trained]
     exported: Callable[[str, str], Exported]
+    calibration: Calibration
 
 
 @pytest.fixture(scope="session")
 def shelf(
-    trained_like: Callable[[str], nn.Module], tmp_path_factory: pytest.TempPathFactory
+    trained_like: Callable[[str], nn.Module],
+    data: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Shelf:
     root = tmp_path_factory.mktemp("models")
+    calibration = Calibration.of(data, 40)  # a whole batch of them and a part
 
     @functools.cache
     def folder(name: str) -> ModelFolder:
@@ -126,7 +131,8 @@ def shelf(
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                path = export_onnx(place, precision)
+                path = export_onnx(place, precision, calibration)
         return Exported(place, path, printed.getvalue(), [str(w.message) for w in warned])
 
-    return Shelf(folder, functools.cache(lambda name: weights.load(folder(name))), exported)
+    trained = functools.cache(lambda name: weights.load(folder(name)))
+    return Shelf(folder, trained, exported, calibration)

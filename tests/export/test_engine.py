@@ -38,9 +38,9 @@ def small(shelf: "Shelf", tmp_path: Path) -> ModelFolder:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", architectures.NETWORKS)
 def test_every_network_builds(name: str, precision: str, shelf: "Shelf", rtx: Flavour) -> None:
-    onnx = shelf.exported(name, precision).path
-    folder = shelf.folder(name)
-    path = export_engine(folder, precision, rtx, Options())
+    folder, calibration = shelf.folder(name), shelf.calibration
+    path = export_engine(folder, precision, rtx, Options(), calibration=calibration)
+    onnx = folder.onnx(precision, engine=True)
     assert path == folder.path / f"{name}.{precision}.tensorrt-rtx.engine"
     manifest = read_manifest(path)
     assert manifest
@@ -61,6 +61,7 @@ def test_every_network_builds(name: str, precision: str, shelf: "Shelf", rtx: Fl
     assert manifest["gpu"] is None  # it is built for every GPU that the library supports
     assert manifest["targets"] == []
     assert manifest["build_seconds"] > 0
+    assert manifest.get("calibration") == (calibration.facts if precision == "int8" else None)
     assert path in folder.exported()
 
 

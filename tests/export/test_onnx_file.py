@@ -33,6 +33,9 @@ SHAPE_ARITHMETIC = {"Shape", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze"
 every_file = pytest.mark.parametrize(
     ("name", "precision"), [(n, p) for n in architectures.NETWORKS for p in PRECISIONS]
 )
+every_float_file = pytest.mark.parametrize(
+    ("name", "precision"), [(n, p) for n in architectures.NETWORKS for p in ELEMENTS]
+)
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -41,7 +44,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@every_file
+@every_float_file
 def test_agrees_with_pytorch(name: str, precision: str, shelf: "Shelf", images: Images) -> None:
     run = session(shelf.exported(name, precision).path)
     with torch.inference_mode():
@@ -60,7 +63,7 @@ def test_agrees_with_pytorch(name: str, precision: str, shelf: "Shelf", images: 
         )
 
 
-@every_file
+@every_float_file
 def test_graph(name: str, precision: str, shelf: "Shelf") -> None:
     path = shelf.exported(name, precision).path
     onnx.checker.check_model(path, full_check=True)
@@ -89,7 +92,7 @@ def interface(values: "list[onnx.ValueInfoProto]") -> list[tuple[str, int, list[
     ]
 
 
-@every_file
+@every_float_file
 def test_precision_is_in_the_graph(name: str, precision: str, shelf: "Shelf") -> None:
     path = shelf.exported(name, precision).path
     model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
@@ -125,6 +128,8 @@ def test_metadata_and_manifest(name: str, precision: str, shelf: "Shelf") -> Non
     manifest = read_manifest(exported.path)
     assert manifest is not None
     assert manifest.pop("created").endswith("+00:00")
+    calibration = shelf.calibration.facts if precision == "int8" else None
+    assert manifest.pop("calibration", None) == calibration
     assert manifest == {
         "file": exported.path.name,
         "bytes": exported.path.stat().st_size,
@@ -237,7 +242,7 @@ def test_another_programs_file_is_not_written_over(shelf: "Shelf", tmp_path: Pat
 
 
 def test_unknown_precision(shelf: "Shelf") -> None:
-    with pytest.raises(UserError, match="--precision int4: it can be fp32 or fp16"):
+    with pytest.raises(UserError, match="--precision int4: it can be fp32 or fp16 or int8"):
         export_onnx(shelf.folder("simple_cnn"), "int4")
 
 

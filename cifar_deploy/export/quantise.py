@@ -1,0 +1,141 @@
+"""An ONNX graph in 8 bits: QDQ pairs around its layers, their scales calibrated on images.
+
+The method is Jacob et al. 2018, arXiv:1712.05877; the work is done by ONNX Runtime's quantizer,
+https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+"""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.errors import disk_errors
+from cifar_deploy.store import Json
+
+if TYPE_CHECKING:
+    import onnx
+
+COUNT = 512  # images to calibrate with
+BATCH = 32  # of them at a time: what every layer gives for these is held in memory
+# Of a layer's values so many percent stay within its range: the few beyond would make it coarse.
+PERCENTILE = 99.999
+# What ONNX Runtime's own preparation notes in a graph: batch norms are folded here already.
+PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Training images, uint8 [n, 32, 32, 3], and whose they are."""
+
+    images: Images
+    facts: Json
+
+    @classmethod
+    def of(cls, dataset: Dataset, count: int = COUNT) -> "Calibration":
+        """`count` training images, evenly spread over the training set; all where there are fewer.
+
+        No test image is among them: the file is judged on those.
+        """
+        chosen = dataset.train.spread(count).images
+        facts = {
+            "images": len(chosen),
+            "method": f"percentile {PERCENTILE:g}",
+            "data": dataset.name,
+            "data_sha256": dataset.sha256(),
+        }
+        return cls(chosen, facts)
+
+
+class _Reader:
+    """A calibration set as ONNX Runtime reads it: one batch after another."""
+
+    def __init__(self, images: Images) -> None:
+        self._batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+        self.set_range(0, len(self))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._next = iter(self._batches[start_index:end_index])
+
+    def get_next(self) -> dict[str, Images] | None:
+        batch = next(self._next, None)
+        return None if batch is None else {"images": batch}
+
+
+def kept(graph: "onnx.GraphProto") -> list[str]:
+    """The nodes that stay in fp32.
+
+    The convolution that meets the pixels, and depthwise ones: few of the multiplications, and much
+    of what 8 bits cost. And a max pool before a ReLU, which is no part of a layer then: quantised,
+    it would have a pair on either side of that ReLU.
+    """
+    taken = {name for node in graph.node if node.op_type == "Relu" for name in node.input}
+    pools = [n for n in graph.node if n.op_type == "MaxPool" and n.output[0] in taken]
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    grouped = [n for n in convolutions if any(a.name == "group" and a.i > 1 for a in n.attribute)]
+    return [node.name for node in (*convolutions[:1], *grouped, *pools)]
+
+
+def quantise(
+    model: "onnx.ModelProto",
+    calibration: Calibration,
+    symmetric: bool,
+    keep: Callable[["onnx.GraphProto"], list[str]] = kept,
+    percentile: float = PERCENTILE,
+) -> "onnx.ModelProto":
+    """The fp32 deployment graph `model` with its layers in 8 bits, but for a few.
+
+    Weights are int8, a scale for each output channel. Activations are uint8 with a zero point, and
+    biases int32, which is what CPUs are quick with; or, `symmetric`, activations are int8 around
+    zero and biases stay fp32, as TensorRT wants it. For CPUs weights have 7 bits: sums of two
+    products of 8 bits overflow in silence on those without VNNI. The nodes that `keep` names, and
+    all that is no layer, stay in fp32; `benchmarks/int8.py` shows what they and `percentile` do.
+
+    Raises UserError where the disk refuses.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    for key, value in PREPARED.items():
+        model.metadata_props.add(key=key, value=value)
+    linear = ["Gemm", "MatMul"]
+    layers = ["Conv", *linear]
+    extra: dict[str, Any] = {
+        "CalibPercentile": percentile,
+        "CalibStridedMinMax": 1,
+        # 256 steps are few for logits: two of them would often be equal.
+        "OpTypesToExcludeOutputQuantization": linear,
+    }
+    others = ["Relu", "MaxPool"]  # what stays in 8 bits between two layers
+    if symmetric:
+        others = []
+        extra |= {
+            "ActivationSymmetric": True,
+            "QuantizeBias": False,
+            # TensorRT fuses what follows a layer, which a pair in between would prevent.
+            "OpTypesToExcludeOutputQuantization": layers,
+        }
+    with tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room:
+        path = Path(room) / "model.onnx"
+        with disk_errors(path, "write"), contextlib.redirect_stdout(io.StringIO()):
+            quantize_static(
+                model,
+                path,
+                _Reader(calibration.images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=layers + others,
+                nodes_to_exclude=keep(model.graph),
+                per_channel=True,
+                reduce_range=not symmetric,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options=extra,
+            )
+            return onnx.load(path)

@@ -252,6 +252,27 @@ def test_int8_is_calibrated_on_training_images_and_judged(run: Run, small_data: 
     assert run(*package, "--force").status == 0
 
 
+def test_the_script_that_shows_what_int8s_choices_are_worth(run: Run) -> None:
+    script = Path(cli.__file__).parents[2] / "benchmarks" / "int8.py"
+    command = [sys.executable, str(script), "simple_cnn", "--json", "int8.json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(Path("int8.json").read_text())["rows"]
+    exported = [row for row in rows if row["variation"] == "as exported"]
+    assert [row["graph"] for row in exported] == ["for CPUs", "for an engine"]
+    # It has no depthwise convolution and no pool before a ReLU: those variations are none.
+    assert len(rows) == 1 + 2 * 5
+    assert rows[0]["same_top1"] == 1
+    for row in rows[1:]:
+        assert 0.5 < row["same_top1"] <= 1
+        assert row["mean_logit_difference"] > 0
+        assert row["images_per_s"] > 0
+    assert done.stdout.count("| `simple_cnn` |") == len(rows)
+    done = subprocess.run([*command[:2], "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+
+
 def test_what_int8_cannot_be_calibrated_on(run: Run, refused: Callable[..., str]) -> None:
     for option in (("--calibration-images", "9"), ("--data-dir", "pictures")):
         said = refused("export", "simple_cnn", "--precision", "fp16", *option)

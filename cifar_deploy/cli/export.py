@@ -140,6 +140,7 @@ def _calibrations(
     """What the models' int8 files are calibrated on: images that each was trained on."""
     if Precision.int8 not in precisions:
         return [None] * len(folders)
+    from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
     from cifar_deploy.export.quantise import COUNT, Calibration
 
@@ -149,7 +150,7 @@ def _calibrations(
         card = store.read_card(folder)
         key = find.trained_on(card, None, data_dir)
         dataset = loaded[key] = loaded.get(key) or find.load(*key)
-        dataset.expect_classes(folder.name, tuple(card["data"]["classes"]))
+        dataset.expect_classes(folder.name, weights.load(folder).classes)
         found.append(Calibration.of(dataset, images or COUNT))
     return found
 

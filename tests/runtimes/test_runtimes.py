@@ -21,7 +21,8 @@ from cifar_deploy.data import cifar10
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.device import pick
 from cifar_deploy.errors import UserError
-from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.onnx_file import PRECISIONS, export_onnx
+from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.runtimes.load import (
     ONNX,
     ONNXRUNTIME,
@@ -56,8 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     weights.save(made.weights, architectures.build("simple_cnn").state_dict(), facts)
     card = {"network": "simple_cnn", "weights": {"sha256": sha256_of(made.weights)}}
     write_json(made.card, card)
-    for precision in ("fp32", "fp16"):
-        export_onnx(made, precision)
+    generator = np.random.default_rng(6)
+    seen = generator.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    for precision in PRECISIONS:
+        export_onnx(made, precision, Calibration(seen, {}))
     return made
 
 
@@ -88,7 +91,7 @@ def by(request: pytest.FixtureRequest) -> str:
 
 def test_onnx_files_agree_and_say_what_ran(folder: ModelFolder, images: Images, by: str) -> None:
     reference = PyTorch(weights.load(folder), CPU).logits(images)
-    for precision, tolerance in (("fp32", 1e-4), ("fp16", 2e-2)):
+    for precision, tolerance in (("fp32", 1e-4), ("fp16", 2e-2), ("int8", 2e-2)):
         runtime = open_runtime(folder.onnx(precision), CPU, onnx=by)
         said = {ONNXRUNTIME: "CPUExecutionProvider", OPENVINO: "CPU"}
         assert runtime.provider == said[by]

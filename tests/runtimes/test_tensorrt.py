@@ -20,6 +20,7 @@ from cifar_deploy.engines.options import Options, Profile
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.engine import export_engine
 from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.runtimes.load import check_file, open_file, open_runtime
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.tensorrt import TensorRT, _aside, _Lane, _Own, _preparing, _Threads
@@ -162,6 +163,27 @@ def test_logits_are_those_of_the_onnx_file(
     answer = runtime.logits(images[:count])
     assert answer.dtype == np.float32
     np.testing.assert_allclose(answer, expected[:count], atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", names())
+def test_an_int8_engine_answers_as_its_graph(
+    name: str, trained: ModelFolder, small_data: Dataset, images: Images
+) -> None:
+    chosen, _ = flavour.choose(name, True)
+    calibration = Calibration.of(small_data, 64)
+    with supported():
+        path = export_engine(trained, "int8", chosen, Options(), calibration=calibration)
+        runtime = TensorRT(path, torch.device("cuda", 0))
+    graph = trained.onnx("int8", engine=True)
+    expected, whole = (
+        OnnxRuntime(file, CPU).logits(images) for file in (graph, trained.onnx("fp32"))
+    )
+    answer = runtime.logits(images)
+    assert runtime.precision == "int8"
+    # Roundings fall to another side here and there.
+    assert np.abs(answer - expected).max() < 0.05 * np.ptp(expected)
+    assert np.abs(answer - whole).max() > 0
 
 
 @pytest.mark.gpu

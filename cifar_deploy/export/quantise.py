@@ -121,21 +121,24 @@ def quantise(
             # TensorRT fuses what follows a layer, which a pair in between would prevent.
             "OpTypesToExcludeOutputQuantization": layers,
         }
-    with tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room:
+    with (
+        disk_errors(Path("to a temporary folder ($TMPDIR can name another)"), "write"),
+        tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         path = Path(room) / "model.onnx"
-        with disk_errors(path, "write"), contextlib.redirect_stdout(io.StringIO()):
-            quantize_static(
-                model,
-                path,
-                _Reader(calibration.images),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=layers + others,
-                nodes_to_exclude=keep(model.graph),
-                per_channel=True,
-                reduce_range=not symmetric,
-                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.Percentile,
-                extra_options=extra,
-            )
-            return onnx.load(path)
+        quantize_static(
+            model,
+            path,
+            _Reader(calibration.images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=layers + others,
+            nodes_to_exclude=keep(model.graph),
+            per_channel=True,
+            reduce_range=not symmetric,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options=extra,
+        )
+        return onnx.load(path)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import io
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +107,14 @@ class Shelf:
     trained: Callable[[str], Trained]
     exported: Callable[[str, str], Exported]
     calibration: Calibration
+
+    def copied(self, name: str, to: Path) -> ModelFolder:
+        """The weights and the card of a network in a folder of one's own, without its exports."""
+        there, made = self.folder(name), ModelFolder(to)
+        made.path.mkdir()
+        for file in (there.weights, there.card):
+            shutil.copy(file, made.path)
+        return made
 
 
 @pytest.fixture(scope="session")

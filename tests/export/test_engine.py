@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 def small(shelf: "Shelf", tmp_path: Path) -> ModelFolder:
     """A trained simple_cnn with its fp32 ONNX file, to be changed by the test."""
     onnx = shelf.exported("simple_cnn", "fp32").path
-    there, copied = shelf.folder("simple_cnn"), ModelFolder(tmp_path / "simple_cnn")
-    copied.path.mkdir()
-    for file in (there.weights, there.card, onnx, manifest_path(onnx)):
+    copied = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
+    for file in (onnx, manifest_path(onnx)):
         shutil.copy(file, copied.path)
     return copied
 

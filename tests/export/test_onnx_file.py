@@ -168,7 +168,7 @@ def test_says_nothing_and_names_no_local_path(name: str, precision: str, shelf: 
 
 def test_the_same_weights_give_the_same_bytes(shelf: "Shelf", tmp_path: Path) -> None:
     first = shelf.exported("custom_resnet", "fp16")
-    folder = copied(first.folder, tmp_path / "custom_resnet")
+    folder = shelf.copied("custom_resnet", tmp_path / "custom_resnet")
     code = (
         "import sys, pathlib; from cifar_deploy.export.onnx_file import export_onnx;"
         "from cifar_deploy.store import ModelFolder;"
@@ -189,18 +189,9 @@ def test_the_same_weights_give_the_same_bytes(shelf: "Shelf", tmp_path: Path) ->
     assert sha256_of(folder.onnx("fp16")) == sha256_of(first.path)
 
 
-def copied(folder: ModelFolder, to: Path) -> ModelFolder:
-    """The weights and the card of `folder`, without its exports."""
-    made = ModelFolder(to)
-    made.path.mkdir()
-    for path in (folder.weights, folder.card):
-        (made.path / path.name).write_bytes(path.read_bytes())
-    return made
-
-
 def with_weight(shelf: "Shelf", to: Path, value: float) -> ModelFolder:
     """simple_cnn with `value` as one of its weights."""
-    folder = copied(shelf.folder("simple_cnn"), to)
+    folder = shelf.copied("simple_cnn", to)
     tensors, facts = weights.read_tensors(folder.weights)
     tensors["3.weight"] = tensors["3.weight"].float()
     tensors["3.weight"][0, 0, 0, 0] = value
@@ -227,7 +218,7 @@ def test_weight_that_is_no_number(shelf: "Shelf", tmp_path: Path) -> None:
 
 
 def test_another_programs_file_is_not_written_over(shelf: "Shelf", tmp_path: Path) -> None:
-    folder = copied(shelf.folder("simple_cnn"), tmp_path / "simple_cnn")
+    folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
     mine = export_onnx(folder, "fp32")
     manifest_path(mine).unlink()
     assert export_onnx(folder, "fp32") == mine  # but our own that lost its manifest is
@@ -258,7 +249,7 @@ def names(folder: ModelFolder) -> set[str]:
 def test_failed_check_leaves_nothing(
     shelf: "Shelf", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = copied(shelf.folder("simple_cnn"), tmp_path / "simple_cnn")
+    folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
     before = names(folder)
     seen = []
 
@@ -275,7 +266,7 @@ def test_failed_check_leaves_nothing(
 
 
 def test_full_disk_keeps_the_old_file(shelf: "Shelf", tmp_path: Path) -> None:
-    folder = copied(shelf.folder("simple_cnn"), tmp_path / "simple_cnn")
+    folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
     path = export_onnx(folder, "fp32")
     before = {p.name: sha256_of(p) for p in folder.path.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,6 +1,7 @@
 """What an int8 graph is made of, and that ONNX Runtime takes its layers as 8-bit ones."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -18,10 +19,11 @@ from cifar_deploy import architectures
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options
+from cifar_deploy.errors import UserError
 from cifar_deploy.export.engine import export_engine
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
-from cifar_deploy.store import ModelFolder, manifest_path, read_manifest, sha256_of
+from cifar_deploy.store import manifest_path, read_manifest, sha256_of
 
 if TYPE_CHECKING:
     from conftest import Shelf
@@ -143,10 +145,7 @@ def test_agrees_with_pytorch(
 
 def test_the_same_images_give_the_same_bytes(shelf: "Shelf", tmp_path: Path, data: Dataset) -> None:
     there = shelf.exported("custom_resnet", "int8")
-    folder = ModelFolder(tmp_path / "custom_resnet")
-    folder.path.mkdir()
-    for file in (there.folder.weights, there.folder.card):
-        (folder.path / file.name).write_bytes(file.read_bytes())
+    folder = shelf.copied("custom_resnet", tmp_path / "custom_resnet")
     np.save(tmp_path / "images.npy", shelf.calibration.images)
     code = (
         "import sys, pathlib, numpy; from cifar_deploy.export.onnx_file import export_onnx;"
@@ -169,6 +168,26 @@ def test_the_same_images_give_the_same_bytes(shelf: "Shelf", tmp_path: Path, dat
     assert sha256_of(folder.onnx("int8")) != sha256_of(there.path)
 
 
+def test_a_full_temporary_folder_leaves_nothing(
+    shelf: "Shelf", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
+    room = tmp_path / "room"
+    room.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(room))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*: File too large"):
+            export_onnx(folder, "int8", shelf.calibration)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert folder.exported() == []
+    assert list(room.iterdir()) == []
+    assert export_onnx(folder, "int8", shelf.calibration).exists()
+    assert list(room.iterdir()) == []
+
+
 def test_no_test_image_calibrates(small_data: Dataset) -> None:
     calibration = Calibration.of(small_data, 100)
     assert calibration.images.shape == (100, 32, 32, 3)
@@ -187,10 +206,7 @@ def test_no_test_image_calibrates(small_data: Dataset) -> None:
 def test_another_calibration_makes_the_engines_graph_anew(
     shelf: "Shelf", tmp_path: Path, data: Dataset, rtx: Flavour
 ) -> None:
-    folder = ModelFolder(tmp_path / "simple_cnn")
-    folder.path.mkdir()
-    for file in (shelf.folder("simple_cnn").weights, shelf.folder("simple_cnn").card):
-        (folder.path / file.name).write_bytes(file.read_bytes())
+    folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
 
     def graph(calibration: Calibration) -> str:
         path = export_engine(folder, "int8", rtx, Options(), calibration=calibration)

@@ -148,6 +148,8 @@ def test_a_pass_with_other_logits_is_told(
     softmax = dataclasses.replace(row, largest_difference=7.2)
     (said,) = table.remarks([dataclasses.replace(judgement, rows=(reference, softmax))])
     assert said.startswith("a.onnx: its classes are right, its logits differ by up to 7.2")
+    eight = dataclasses.replace(softmax, precision="int8")  # which always has others
+    assert table.remarks([dataclasses.replace(judgement, rows=(reference, eight))]) == []
 
 
 def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:

@@ -34,22 +34,24 @@ Keep = Callable[[onnx.GraphProto], list[str]]
 
 def others(graph: onnx.GraphProto) -> list[str]:
     """What `kept` keeps and is no convolution."""
-    return [node.name for node in graph.node if node.op_type != "Conv" and node.name in kept(graph)]
+    convolutions = {node.name for node in graph.node if node.op_type == "Conv"}
+    return [name for name in kept(graph) if name not in convolutions]
 
 
 def first(graph: onnx.GraphProto) -> list[str]:
     """Of the convolutions only the one that meets the pixels is kept."""
-    return [next(n.name for n in graph.node if n.op_type == "Conv"), *others(graph)]
+    return [kept(graph)[0], *others(graph)]
 
 
 def depthwise(graph: onnx.GraphProto) -> list[str]:
     """Of the convolutions only the depthwise ones are kept."""
-    return [name for name in kept(graph) if name != first(graph)[0]]
+    return kept(graph)[1:]
 
 
 def no_pool(graph: onnx.GraphProto) -> list[str]:
     """Every max pool is quantised."""
-    return [name for name in kept(graph) if name not in others(graph)]
+    left_out = others(graph)
+    return [name for name in kept(graph) if name not in left_out]
 
 
 VARIATIONS: dict[str, tuple[Keep, float]] = {

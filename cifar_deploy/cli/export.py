@@ -98,8 +98,7 @@ def export(
         raise UserError("--calibration-images and --data-dir go with --precision int8")
     if format is Format.trt:
         manifests = _export_engines(
-            *(folders, precisions, flavour, batch_profile or [], asked),
-            *(calibration_images, data_dir),
+            folders, precisions, flavour, batch_profile or [], asked, calibration_images, data_dir
         )
     elif (
         flavour != "auto"
@@ -144,14 +143,17 @@ def _calibrations(
     from cifar_deploy.data import find
     from cifar_deploy.export.quantise import COUNT, Calibration
 
-    loaded: dict[tuple[str, Path | None], Dataset] = {}
+    loaded: dict[tuple[str, Path | None], tuple[Dataset, Calibration]] = {}
     found: list[Calibration | None] = []
     for folder in folders:
-        card = store.read_card(folder)
-        key = find.trained_on(card, None, data_dir)
-        dataset = loaded[key] = loaded.get(key) or find.load(*key)
-        dataset.expect_classes(folder.name, weights.load(folder).classes)
-        found.append(Calibration.of(dataset, images or COUNT))
+        trained = weights.load(folder)
+        key = find.trained_on(trained.card, None, data_dir)
+        if key not in loaded:
+            dataset = find.load(*key)
+            loaded[key] = dataset, Calibration.of(dataset, images or COUNT)
+        dataset, calibration = loaded[key]
+        dataset.expect_classes(folder.name, trained.classes)
+        found.append(calibration)
     return found
 
 

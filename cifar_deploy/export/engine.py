@@ -61,6 +61,7 @@ def export_engine(
     onnx = _onnx(folder, precision, calibration)
     source = read_manifest(onnx)
     assert source
+    inherited = (*INHERITED, "calibration") if precision == "int8" else INHERITED
     timing_cache = options.timing_cache
     if timing_cache is not None:
         cache.check(timing_cache)
@@ -73,7 +74,7 @@ def export_engine(
         "flavour": flavour.name,
         "tensorrt": flavour.version,
         "cuda": torch.version.cuda,
-        **{key: source[key] for key in (*INHERITED, "calibration") if key in source},
+        **{key: source[key] for key in inherited},
         "onnx": {"file": onnx.name, "sha256": source["sha256"]},
         "inputs": built.inputs,
         "outputs": built.outputs,

@@ -63,10 +63,12 @@ def export_onnx(
     _check_range(network, precision, folder.weights)
     model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
     _strip(model)
+    calibrated: Json = {}
     if precision == "int8":
         assert calibration, "int8 is calibrated on images"
         model = quantise(model, calibration, symmetric=engine)
         _strip(model)
+        calibrated = {"calibration": calibration.facts}
     facts: Json = {
         "model": folder.name,
         "network": trained.name,
@@ -90,7 +92,7 @@ def export_onnx(
         "inputs": found["inputs"],
         "outputs": found["outputs"],
         **facts,
-        **({"calibration": calibration.facts} if precision == "int8" and calibration else {}),
+        **calibrated,
         "versions": device.versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.errors import disk_errors
@@ -102,25 +102,19 @@ def quantise(
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    for key, value in PREPARED.items():
-        model.metadata_props.add(key=key, value=value)
+    onnx.helper.set_model_props(model, PREPARED)
     linear = ["Gemm", "MatMul"]
     layers = ["Conv", *linear]
-    extra: dict[str, Any] = {
+    between = [] if symmetric else ["Relu", "MaxPool"]  # stays in 8 bits from layer to layer
+    extra = {
         "CalibPercentile": percentile,
         "CalibStridedMinMax": 1,
-        # 256 steps are few for logits: two of them would often be equal.
-        "OpTypesToExcludeOutputQuantization": linear,
+        "ActivationSymmetric": symmetric,
+        "QuantizeBias": not symmetric,
+        # TensorRT fuses what follows a layer, which a pair in between would prevent. For CPUs it is
+        # the logits that 256 steps are too few for: two of them would often be equal.
+        "OpTypesToExcludeOutputQuantization": layers if symmetric else linear,
     }
-    others = ["Relu", "MaxPool"]  # what stays in 8 bits between two layers
-    if symmetric:
-        others = []
-        extra |= {
-            "ActivationSymmetric": True,
-            "QuantizeBias": False,
-            # TensorRT fuses what follows a layer, which a pair in between would prevent.
-            "OpTypesToExcludeOutputQuantization": layers,
-        }
     with (
         disk_errors(Path("to a temporary folder ($TMPDIR can name another)"), "write"),
         tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room,
@@ -132,7 +126,7 @@ def quantise(
             path,
             _Reader(calibration.images),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=layers + others,
+            op_types_to_quantize=layers + between,
             nodes_to_exclude=keep(model.graph),
             per_channel=True,
             reduce_range=not symmetric,

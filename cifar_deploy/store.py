@@ -1,6 +1,7 @@
 """Where things lie on disk: model folders, cards, manifests; writes are whole or absent."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -166,6 +167,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Raise UserError where the disk lets no file be made at `path`: asked before long work.
+
+    Folders that are missing are no hindrance, the writes above make them.
+    """
+    with disk_errors(path, "write"):
+        place = path.resolve()
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if place.exists() and not place.is_file():  # a device, a pipe
+            return
+        try:
+            tempfile.TemporaryFile(dir=next(p for p in place.parents if p.exists())).close()
+        except OSError as error:
+            error.filename = None
+            raise
 
 
 def _forget(part: Path, error: OSError) -> None:

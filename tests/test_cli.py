@@ -159,11 +159,12 @@ def test_validate_says_how_many_images_would_tell(run: Run) -> None:
     assert all(row["images_needed"] > 500 for row in rows[1:])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_page_that_cannot_be_written_takes_nothing_else_away(run: Run) -> None:
-    places = ("--report", "models/simple_cnn/card.json/page.html", "--json", "verdicts.json")
+    places = ("--report", "/dev/full", "--json", "verdicts.json")  # full only once it is written to
     answer = run("validate", "simple_cnn", "--images", "20", "--no-latency", *places)
     assert answer.status == 2
-    assert "error: cannot write models/simple_cnn/card.json" in answer.err
+    assert "error: cannot write /dev/full: No space left on device" in answer.err
     assert "simple_cnn.fp16.onnx" in answer.out
     assert "report:" not in answer.out
     assert json.loads(Path("verdicts.json").read_text())["models"][0]["model"] == "simple_cnn"
@@ -596,6 +597,30 @@ def test_a_slip_of_the_keyboard_is_told_in_a_line(
 def test_unknown_model(refused: Callable[..., str]) -> None:
     assert "did you mean resnet18?" in refused("train", "resnet81")
     assert "did you mean vgg19?" in refused("export", "vgg9")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("validate", "simple_cnn", "--report"),
+        ("validate", "simple_cnn", "--json"),
+        ("benchmark", "simple_cnn", "--json"),
+        ("find-lr", "simple_cnn", "--out"),
+        ("data", "--preview"),
+    ],
+    ids=lambda command: f"{command[0]} {command[-1]}",
+)
+def test_a_place_for_an_answer_is_looked_at_first(
+    refused: Callable[..., str], command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("it was looked for after the work")
+
+    monkeypatch.setattr("cifar_deploy.device.pick", work)
+    monkeypatch.setattr("cifar_deploy.data.find.load", work)
+    said = refused(*command, "models/simple_cnn/card.json/answer")
+    assert said == "error: cannot write models/simple_cnn/card.json/answer: Not a directory\n"
+    assert "cannot write models: Is a directory" in refused(*command, "models")
 
 
 def test_unknown_recipe_key_and_value(refused: Callable[..., str]) -> None:

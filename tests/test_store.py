@@ -121,6 +121,14 @@ def test_a_file_where_a_folder_should_be_is_told(tmp_path: Path) -> None:
         store.write_text(tmp_path / "models" / "a.txt", "new")
 
 
+def test_a_place_where_a_file_can_be_made_is_left_alone(tmp_path: Path) -> None:
+    old = tmp_path / "old.txt"
+    old.write_text("old")
+    for place in (old, tmp_path / "new" / "new.txt", Path("/dev/null")):
+        store.check_place(place)
+    assert names(tmp_path) == ["old.txt"]
+
+
 # --- a disk that refuses ------------------------------------------------------------------------
 
 # Works in the folder given, on the kind of disk given, and prints what came of each write and what
@@ -157,6 +165,7 @@ OWN = """
     lambda: store.write_bytes(Path("old.bin"), bytes(100_000)),
     lambda: store.write_json(Path("old.json"), ["long"] * 10_000),
     lambda: store.write_text(Path("new.txt"), "long" * 10_000),
+    lambda: store.check_place(Path("new/text.txt")),
 """
 # Weights and pictures are written with the help of libraries.
 LIBRARIES = """
@@ -197,7 +206,10 @@ READ_ONLY = "(Read-only file system|Permission denied)"
 
 @pytest.mark.parametrize(("disk", "reason"), [("full", FULL), ("read-only", READ_ONLY)])
 def test_a_disk_that_refuses_keeps_the_old_files(tmp_path: Path, disk: str, reason: str) -> None:
-    said, files = on_disk(disk, tmp_path, "", OWN)
+    (*said, asked), files = on_disk(disk, tmp_path, "", OWN)
+    # How full a disk is would be found out only by filling it.
+    answer = "written" if disk == "full" else f"cannot write new/text.txt: {reason}"
+    assert re.fullmatch(answer, asked)
     for line, name in zip(said, ("old.bin", "old.json", "new.txt"), strict=True):
         assert re.fullmatch(f"cannot write {re.escape(name)}: {reason}", line)
     assert files == {"old.bin": "old", "old.json": "{}"}

@@ -19,6 +19,7 @@ from cifar_deploy.cli import (
     models,
     package,
     predict,
+    signals,
     train,
     validate,
 )
@@ -71,37 +72,46 @@ def _run() -> None:
     # A file's name need not be UTF-8; in JSON what comes out is an escape that it knows.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
-    except UserError as error:
-        if debug:
-            raise
+    with signals.as_ctrl_c() as ended:
+        try:
+            status = app(standalone_mode=False) or 0
+            sys.exit(status and (ended() or status))
+        except (KeyboardInterrupt, typer.Abort):
+            sys.exit(ended() or 130)
+        except Exception as error:
+            if ended():  # what a library made of the signal
+                sys.exit(ended())
+            said = None if debug else _refusal(error)
+            if said is None:
+                raise
+            if said:
+                print(said, file=sys.stderr)
+            sys.exit(2)
+
+
+def _refusal(error: Exception) -> str | None:
+    """What is told of an error that a user can cause; None where it is a crash, which is ours."""
+    if isinstance(error, UserError):
         # Among torchrun's processes one speaks for all, and who alone has an error for itself.
         local = os.environ.get("LOCAL_RANK", "0")
-        if local == "0" or isinstance(error, OwnError):
-            who = "" if local == "0" else f"process {os.environ.get('RANK', local)}: "
-            print(f"{who}error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # of a path that was named, or of standard output
-        if debug or isinstance(error, BrokenPipeError):
-            raise
-        name = error.filename or "standard output"
-        print(f"error: {name}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        if not debug and (refused := _of_the_gpu(error)):
-            print(f"error: {refused}", file=sys.stderr)
-            sys.exit(2)
-        # The parser's errors have no public base class; without a command it shows the help.
-        wrong = getattr(error, "format_message", None)
-        if wrong is None or debug:
-            raise
-        said = " ".join(str(wrong()).replace("Value error, ", "").split()).rstrip(".")
-        helpful = type(error).__name__ == "NoArgsIsHelpError"
-        print(wrong() if helpful else f"error: {said}; see --help", file=sys.stderr)
-        sys.exit(2)
+        if local != "0" and not isinstance(error, OwnError):
+            return ""
+        who = "" if local == "0" else f"process {os.environ.get('RANK', local)}: "
+        return f"{who}error: {error}"
+    if isinstance(error, OSError):  # of a path that was named, or of standard output
+        if isinstance(error, BrokenPipeError):
+            return None
+        return f"error: {error.filename or 'standard output'}: {error.strerror or error}"
+    if refused := _of_the_gpu(error):
+        return f"error: {refused}"
+    # The parser's errors have no public base class; without a command it shows the help.
+    wrong = getattr(error, "format_message", None)
+    if wrong is None:
+        return None
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return str(wrong())
+    said = " ".join(str(wrong()).replace("Value error, ", "").split()).rstrip(".")
+    return f"error: {said}; see --help"
 
 
 def _of_the_gpu(error: Exception) -> str:

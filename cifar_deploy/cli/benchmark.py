@@ -20,6 +20,7 @@ from cifar_deploy.cli.options import (
     Source,
     TrustFlag,
     all_trained,
+    check_json,
     doing,
     show,
 )
@@ -86,6 +87,7 @@ def benchmark(
     """
     sizes = _batches(batch or [])
     work = _contestants(targets or [], Kind(format, precision))
+    check_json(json_file)
     stale = _stale(work)  # now: nothing may come between what was measured and its table
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import pick

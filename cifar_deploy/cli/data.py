@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures
+from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFlag,
@@ -36,6 +36,8 @@ def data(
         network = architectures.network_of(model)
         path = recipes.recipe_path(architectures.folder(model), network)
     recipe = recipes.load(path)
+    if preview:
+        store.check_place(preview)
     dataset = find.load(source.value, data_dir)
     say_untested(dataset)
     facts = dataset.describe()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures
+from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
     BatchOption,
     DataDirOption,
@@ -55,12 +55,13 @@ def find_lr(
     from cifar_deploy.train.process import prepare
 
     finder.check(low, high)
+    picture = out or folder.finder
+    store.check_place(picture)
     where = pick(device)
     prepare(where)
     job = Job(name, found, find.load(data.value, data_dir), where, folder)
     job = dataclasses.replace(job, init=init, weights_file=weights_file)
     curve = finder.find(job, low, high, steps)
-    picture = out or folder.finder
     finder.draw(picture, f"{name}, batch of {found.train.batch_size}", curve)
     more, filters = {}, ""
     if found.optimizer.name == "muon":  # its rate moved in proportion

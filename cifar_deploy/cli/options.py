@@ -200,6 +200,12 @@ def wide(width: int) -> "Console":
     return console if console.is_terminal else Console(width=width)
 
 
+def check_json(json_file: Path | None) -> None:
+    """Raise UserError where `--json` names a file that cannot be written: before the work."""
+    if json_file and str(json_file) != "-":
+        store.check_place(json_file)
+
+
 def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:
     """Print a table with its notes, then write the JSON; or, for "-", print the JSON alone."""
     if json_file and str(json_file) == "-":

@@ -19,6 +19,7 @@ from cifar_deploy.cli.options import (
     Source,
     StdOption,
     TrustFlag,
+    check_json,
     doing,
     per_channel,
     say,
@@ -77,6 +78,11 @@ def validate(
     Exit status 1 unless every file passes.
     """
     work = _targets(targets or [], reference, Kind(format, precision))
+    # The page of all models is not written over by one of a few files.
+    lone = any(Path(target).is_file() for target in targets or [])
+    page = report or (work[0][0].path if lone else store.models_root()) / "report.html"
+    store.check_place(page)
+    check_json(json_file)
     judgements = prove(
         work,
         max_drop=max_drop,
@@ -90,10 +96,7 @@ def validate(
         source=data.value if data else None,
         data_dir=data_dir,
     )
-    # The page of all models is not written over by one of a few files.
-    lone = any(Path(target).is_file() for target in targets or [])
-    place = work[0][0].path if lone else store.models_root()
-    publish(judgements, json_file, report or place / "report.html")
+    publish(judgements, json_file, page)
     if not all(judgement.passed for judgement in judgements):
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM: a run ends after its step, not in the middle of it."""
+"""Ctrl-C, SIGTERM, a closed terminal: a run ends after its step, not in the middle of it."""
 
 import contextlib
 import signal
@@ -18,17 +18,18 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def signals(impatient: bool) -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; where `impatient`, of the first only.
+    """Note SIGINT, SIGTERM and SIGHUP instead of dying; where `impatient`, a second Ctrl-C ends.
 
-    torchrun sends each of its processes several, and kills them after half a minute anyway.
-    What is yielded answers with the number of the first one that came, or 0.
+    torchrun sends each of its processes several, and kills them after half a minute anyway;
+    `timeout` sends SIGTERM twice. A SIGHUP that is ignored, as by nohup, stays so. What is yielded
+    answers with the number of the first one that came, or 0.
     """
     caught: list[int] = []
     previous: dict[int, Any] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
-        if impatient:
+        if impatient and number == signal.SIGINT:
             restore()
 
     def restore() -> None:
@@ -36,8 +37,9 @@ def signals(impatient: bool) -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
     try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            previous[number] = signal.signal(number, note)
+        for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: signals are another's business
         previous.clear()
     try:

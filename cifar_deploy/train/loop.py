@@ -236,8 +236,8 @@ class Trainer:
     def run(self, watch: Watch) -> Json:
         """Train to the end, write weights, card, curves and log. Returns the card.
 
-        Raises Interrupted after SIGINT or SIGTERM with a checkpoint written, and UserError where
-        the loss is no longer a number, the device's memory or the disk is full.
+        Raises Interrupted after SIGINT, SIGTERM or SIGHUP with a checkpoint written, and UserError
+        where the loss is no longer a number, the device's memory or the disk is full.
         """
         return self.in_memory(lambda: self._run(watch))
 

@@ -140,7 +140,10 @@ def test_a_file_that_cannot_run_is_told_and_ends_with_1(
     assert "simple_cnn.fp32.onnx" in out
 
 
-def test_ctrl_c_keeps_what_was_measured(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_measured(
+    models: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     file = tmp_path / "figures.json"
     arguments = ("simple_cnn", "--device", "cpu", "--seconds", "0.5", "--json", str(file))
     with subprocess.Popen(
@@ -153,9 +156,9 @@ def test_ctrl_c_keeps_what_was_measured(models: Path, tmp_path: Path) -> None:
         assert running.stderr is not None
         assert running.stdout is not None
         next(line for line in running.stderr if "batch 8:" in line)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         out = running.stdout.read()
-    assert running.returncode == 130
+    assert running.returncode == 128 + number
     assert "simple_cnn.fp16.onnx" in out
     assert "it was ended early: the rest was not measured." in out
     value = json.loads(file.read_text())

@@ -387,21 +387,35 @@ def test_a_run_that_dies_after_its_last_step_can_be_finished(
 
 
 def test_signals_are_given_back(make_job: MakeJob, recorder: Watching) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = list(map(signal.getsignal, numbers))
     interrupt(make_job(), 2, recorder)
     Trainer(make_job("train.epochs=1")).run(recorder)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert list(map(signal.getsignal, numbers)) == before
 
 
-def test_a_second_ctrl_c_ends_at_once(make_job: MakeJob, recorder: Watching) -> None:
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    # `timeout` sends SIGTERM twice.
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, Interrupted),
+        (signal.SIGHUP, Interrupted),
+    ],
+)
+def test_a_second_ctrl_c_ends_at_once(
+    make_job: MakeJob, recorder: Watching, number: int, raised: type[BaseException]
+) -> None:
     class Twice(Trainer):
         def step(self) -> None:
             super().step()
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
 
-    with pytest.raises(KeyboardInterrupt):
-        Twice(make_job()).run(recorder)
+    job = make_job()
+    with pytest.raises(raised):
+        Twice(job).run(recorder)
+    assert job.folder.checkpoint.exists() == (raised is Interrupted)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""What ends a command from outside: it cleans up, and the exit status says what it was."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cifar_deploy import cli, store
+from cifar_deploy.cli import signals
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def interrupted(place: Path, number: signal.Signals) -> None:
+    """Write a folder, and get a signal in the middle."""
+    with store.atomic_folder(place) as part:
+        (part / "file").write_text("half")
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+    before = list(map(signal.getsignal, HANDLED))
+    with signals.as_ctrl_c() as ended:
+        assert ended() == 0
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(tmp_path / "new", number)
+        if number == signal.SIGTERM:  # as `timeout` sends it
+            os.kill(os.getpid(), number)
+        assert ended() == 128 + number
+    assert not list(tmp_path.iterdir())
+    assert list(map(signal.getsignal, HANDLED)) == before
+
+
+def test_what_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.as_ctrl_c() as ended:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert ended() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # one of torchrun's processes dies as it did
+    with signals.as_ctrl_c():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def swallow() -> list[store.ModelFolder]:
+    """What an import of a large library does to a Ctrl-C in it."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ImportError("half imported") from error
+    raise AssertionError
+
+
+def die() -> list[store.ModelFolder]:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("happens", "status"), [(swallow, 130), (die, 143)])
+def test_the_status_is_the_signals(
+    happens: Callable[[], list[store.ModelFolder]],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(store, "trained_models", happens)
+    monkeypatch.setattr(sys, "argv", ["cifar-deploy", "models"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == status
+    assert capsys.readouterr().err == ""

@@ -85,6 +85,9 @@ class OnnxRuntime:
             preload()
             # A node that only the CPU can run is then an error and not a hidden copy.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            # Of int8 graphs it has no convolutions, nor int32 biases, which ONNX Runtime adds by
+            # itself: what is between two roundings is computed in fp32, as the graph says.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
             # A stream 0 means one of ONNX Runtime's own.
             chosen = {
                 "device_id": device.index or 0,

@@ -40,6 +40,9 @@ from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder, manifest_path, sha256_of, write_json
 
 CPU = torch.device("cpu")
+CALIBRATION = Calibration(
+    np.random.default_rng(6).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), {}
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +60,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     weights.save(made.weights, architectures.build("simple_cnn").state_dict(), facts)
     card = {"network": "simple_cnn", "weights": {"sha256": sha256_of(made.weights)}}
     write_json(made.card, card)
-    generator = np.random.default_rng(6)
-    seen = generator.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
     for precision in PRECISIONS:
-        export_onnx(made, precision, Calibration(seen, {}))
+        export_onnx(made, precision, CALIBRATION)
     return made
 
 
@@ -194,6 +195,19 @@ def test_cuda_runs_on_cuda(
     runtime = opened(folder)
     assert runtime.provider in ("CUDA", "CUDAExecutionProvider")
     np.testing.assert_allclose(runtime.logits(images), reference, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", [False, True])
+def test_all_of_an_int8_graph_runs_on_cuda(
+    folder: ModelFolder, images: Images, engine: bool
+) -> None:
+    """Which has no layers of 8 bits: the roundings are the graph's, and fp32 is between them."""
+    path = export_onnx(folder, "int8", CALIBRATION, engine=engine)
+    reference = OnnxRuntime(path, CPU).logits(images)
+    answer = OnnxRuntime(path, GPU).logits(images)
+    # Roundings fall to another side here and there.
+    assert np.abs(answer - reference).max() < 0.05 * np.ptp(reference)
 
 
 @pytest.mark.gpu

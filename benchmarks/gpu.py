@@ -377,6 +377,8 @@ def export(session: Session, names: list[str], end: float) -> None:
     chosen = trained_of(session, "export", names)
     if not chosen:
         return
+    for flavour, why in unsupported(session).items():
+        skip(session, "export", f"engines of {flavour}: {why}")
     for label, options in formats(session):
         command = program("export", *chosen, *options)
         step = run(session, "export", f"{label} of {len(chosen)} models", command, end)
@@ -628,13 +630,12 @@ def exported(session: Session, name: str) -> list[Path]:
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
     """Label and options of each format, flavour and precision that can be made here."""
     from cifar_deploy.cli.options import Format, Precision
-    from cifar_deploy.engines import flavour as flavours
 
     asked = session.asked
     kinds = [kind for kind in Format if not asked.format or kind in asked.format]
     precisions = [p for p in Precision if not asked.precision or p in asked.precision]
-    missing = set(session.facts["missing"])
-    there = [name for name in flavours.NAMES if missing.isdisjoint(flavours.MODULES[name])]
+    useless = unsupported(session)
+    there = [name for name in installed(session) if name not in useless]
     for kind in kinds:
         for flavour in there if kind == Format.trt else [""]:
             for precision in precisions:
@@ -643,6 +644,20 @@ def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
                 options = ["--format", kind.value, "--precision", precision.value]
                 options += ["--flavour", flavour] if flavour else []
                 yield " ".join(filter(None, [kind.value, flavour, precision.value])), options
+
+
+def installed(session: Session) -> list[str]:
+    """The flavours of TensorRT that are installed here."""
+    from cifar_deploy.engines import flavour as flavours
+
+    missing = set(session.facts["missing"])
+    return [name for name in flavours.NAMES if missing.isdisjoint(flavours.MODULES[name])]
+
+
+def unsupported(session: Session) -> dict[str, str]:
+    """Of these, those that could not build and load an engine here, and what they said."""
+    tried = {name: session.facts["checks"].get(name) for name in installed(session)}
+    return {name: one["detail"] for name, one in tried.items() if one and not one["works"]}
 
 
 PROBE = """

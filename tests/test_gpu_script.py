@@ -383,10 +383,13 @@ def test_engines_are_built_of_the_flavours_that_are_installed(
     gpu: ModuleType, session: Any
 ) -> None:
     session.asked.format, session.asked.precision = ["trt"], ["fp32"]
-    session.facts = {"missing": {"tensorrt": "no engines of that flavour"}}
+    session.facts = {"missing": {"tensorrt": "no engines of that flavour"}, "checks": {}}
     assert [label for label, _ in gpu.formats(session)] == ["trt tensorrt-rtx fp32"]
-    session.facts = {"missing": {"tensorrt_rtx_bindings": "no engines of that flavour"}}
+    session.facts["missing"] = {"tensorrt_rtx_bindings": "no engines of that flavour"}
     assert [label for label, _ in gpu.formats(session)] == ["trt tensorrt fp32"]
+    session.facts["checks"] = {"tensorrt": {"works": False, "detail": "does not support this GPU"}}
+    assert list(gpu.formats(session)) == []
+    assert gpu.unsupported(session) == {"tensorrt": "does not support this GPU"}
 
 
 def test_what_was_published_is_not_taken_for_trained(gpu: ModuleType, session: Any) -> None:

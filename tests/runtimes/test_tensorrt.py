@@ -166,15 +166,14 @@ def test_logits_are_those_of_the_onnx_file(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", names())
+@pytest.mark.usefixtures("runtime")  # skips where this GPU is not supported
 def test_an_int8_engine_answers_as_its_graph(
-    name: str, trained: ModelFolder, small_data: Dataset, images: Images
+    engine: Path, trained: ModelFolder, small_data: Dataset, images: Images
 ) -> None:
-    chosen, _ = flavour.choose(name, True)
+    chosen = flavour.load(engine.name.split(".")[-2])
     calibration = Calibration.of(small_data, 64)
-    with supported():
-        path = export_engine(trained, "int8", chosen, Options(), calibration=calibration)
-        runtime = TensorRT(path, torch.device("cuda", 0))
+    path = export_engine(trained, "int8", chosen, Options(), calibration=calibration)
+    runtime = TensorRT(path, torch.device("cuda", 0))
     graph = trained.onnx("int8", engine=True)
     expected, whole = (
         OnnxRuntime(file, CPU).logits(images) for file in (graph, trained.onnx("fp32"))

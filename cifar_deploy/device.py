@@ -25,6 +25,14 @@ LIBRARIES = (
     "tensorrt-rtx-cu13-bindings",
     "numpy",
 )
+# Memory that is full, in the words of cuDNN, cuBLAS, CUDA and torch's allocator for CPUs.
+FULL = (
+    "unable to find an engine",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "out of memory",
+    "can't allocate memory",
+)
 
 
 def pick(name: str = "auto") -> "torch.device":
@@ -46,6 +54,15 @@ def pick(name: str = "auto") -> "torch.device":
             "use --device cpu, or see `cifar-deploy doctor`"
         )
     return torch.device("cuda", int(index or 0))
+
+
+def exhausted(error: BaseException | None) -> bool:
+    """Whether `error` is torch's for want of memory: only its allocator on a GPU has a type."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in FULL)
+    )
 
 
 def every_shape() -> AbstractContextManager[None]:

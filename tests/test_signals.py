@@ -35,6 +35,16 @@ def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: 
     assert list(map(signal.getsignal, HANDLED)) == before
 
 
+def test_a_signal_that_comes_again_later_ends_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may have been lost where Python swallows exceptions."""
+    with signals.as_ctrl_c():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(signals, "TOGETHER", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_what_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -18,6 +18,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, one_line
+from cifar_deploy.runtimes.cuda import failed
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import Runtime
@@ -299,14 +300,14 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
 
     Raises UserError where the GPU itself failed: nothing else will run on it either.
     """
-    if isinstance(error, torch.AcceleratorError):
+    if failed(error):
         raise UserError(
             f"{who.model}, {who.name}: the GPU failed: {one_line(error)}; see nvidia-smi"
         ) from error
-    if isinstance(error.__cause__, torch.AcceleratorError):
+    if failed(error.__cause__):
         raise UserError(str(error)) from error
     reason = one_line(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if machine.exhausted(error):
         need = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
         said = f" (tried to allocate {need[1]})" if need else ""
         reason = f"the GPU's memory is exhausted{said}; try a smaller batch or --in-flight 1"

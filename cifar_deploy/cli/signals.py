@@ -1,12 +1,16 @@
 """A scheduler's SIGTERM and a closed terminal's SIGHUP end a command as Ctrl-C does."""
 
 import contextlib
+import math
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER = 1.0  # seconds between signals that are one
 
 
 @contextlib.contextmanager
@@ -19,22 +23,25 @@ def as_ctrl_c() -> Iterator[Callable[[], int]]:
     of torchrun's, which could be waiting for the others, dies at once as before.
     """
     caught: list[int] = []
+    last = -math.inf
 
     def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        one_before, last = last, time.monotonic()
         caught.append(number)
-        if number != signal.SIGINT:  # `timeout` sends two, and the second must not disturb the end
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        # `timeout` sends two, and the second must not disturb the end.
+        if number == signal.SIGINT or last - one_before > TOGETHER:
+            raise KeyboardInterrupt
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
-    before = {number: signal.getsignal(number) for number in NUMBERS}
-    with contextlib.suppress(ValueError):  # not the main thread: signals are another's business
-        for number, handler in before.items():
-            if handler in usual and "LOCAL_RANK" not in os.environ:
-                signal.signal(number, end)
+    mine = {} if "LOCAL_RANK" in os.environ else {n: signal.getsignal(n) for n in NUMBERS}
+    replaced = {number: handler for number, handler in mine.items() if handler in usual}
+    if threading.current_thread() is not threading.main_thread():  # signals are another's business
+        replaced.clear()
+    for number in replaced:
+        signal.signal(number, end)
     try:
         yield lambda: 128 + caught[0] if caught else 0
     finally:
-        with contextlib.suppress(ValueError):
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """`cifar-deploy train`."""
 
+import contextlib
 import shlex
 import sys
 import time
@@ -100,13 +101,14 @@ def home(name: str, recipe: str | None) -> store.ModelFolder:
 
 def _keep_unfinished(folder: store.ModelFolder, init: str | None) -> None:
     """Raise UserError where a run in the middle would be written over."""
-    others = sorted(folder.seeds.glob("*"))
-    begun = [one.checkpoint for one in (folder, *map(store.ModelFolder, others))]
-    for checkpoint in begun:
-        if checkpoint.exists() and not (init and Path(init).resolve() == checkpoint.resolve()):
+    resume, what = "--resume", "it"
+    if folder.seeds.exists():  # until all seeds are done
+        resume, what = "--seeds N --resume", f"it and {folder.seeds}"
+    for begun in (folder.checkpoint, *sorted(folder.seeds.glob("*/*"))):
+        if begun.exists() and not (init and Path(init).resolve() == begun.resolve()):
             raise UserError(
-                f"{checkpoint} is of a run that has not ended; go on with --resume, write "
-                "elsewhere with --out, or remove it to begin anew"
+                f"{begun} is of a run that has not ended; go on with {resume}, write elsewhere "
+                f"with --out, or remove {what} to begin anew"
             )
 
 
@@ -188,11 +190,12 @@ def run(
         try:
             card = several.run(job, seeds, watching)
         except Interrupted as stop:
-            if ranks.main:
-                say(
-                    f"stopped after step {stop.step}; go on with the same command and --resume "
-                    f"({stop.checkpoint})"
-                )
+            with contextlib.suppress(OSError):  # the terminal was closed: that is why it stops
+                if ranks.main:
+                    say(
+                        f"stopped after step {stop.step}; go on with the same command and --resume "
+                        f"({stop.checkpoint})"
+                    )
             raise typer.Exit(128 + stop.signal) from None
         return card if ranks.main else None
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from cifar_deploy.device import exhausted
 from cifar_deploy.errors import UserError, one_line
 
 MIB = 1 << 20
@@ -16,36 +17,51 @@ def on(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+def failed(error: BaseException | None) -> bool:
+    """Whether it is CUDA's for a GPU that itself failed, and not just its memory that is full."""
+    return isinstance(error, torch.AcceleratorError) and not exhausted(error)
+
+
 @contextlib.contextmanager
 def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) -> Iterator[None]:
     """Run on `device`; `what` is running a batch there, and is known to need `need` bytes.
 
-    Raises UserError where the GPU's memory is exhausted, with the need and what is free, and where
-    the GPU fails or is gone.
+    Raises UserError where the memory is exhausted, on a GPU with the need and what is free, and
+    where the GPU fails or is gone.
     """
     try:
         with on(device):
             yield
-    except torch.OutOfMemoryError as error:
-        known = f"it needs {need / MIB:,.0f} MiB, " if need else ""
-        raise UserError(
-            f"{what}: the GPU's memory does not hold a batch of {batch}: {known}{_free(device)}; "
-            "use a smaller batch, or close what else runs there"
-        ) from error
-    except torch.AcceleratorError as error:
+    except RuntimeError as error:
+        if exhausted(error):
+            raise _too_small(what, device, batch, need) from error
+        if not failed(error):
+            raise
         raise UserError(
             f"{what}: the GPU failed during a run ({one_line(error)}); see `cifar-deploy doctor`, "
             "and start again"
         ) from error
 
 
+def _too_small(what: str, device: torch.device, batch: int, need: float) -> UserError:
+    whose, known = "the memory", ""
+    if device.type == "cuda":
+        whose = "the GPU's memory"
+        known = f": {f'it needs {need / MIB:,.0f} MiB, ' if need else ''}{_free(device)}"
+    return UserError(
+        f"{what}: {whose} does not hold a batch of {batch}{known}; use a smaller batch, or close "
+        "what else runs there"
+    )
+
+
 def refusal(error: Exception) -> str:
-    """A line for the user where `error` is CUDA's, wherever it was raised; else nothing."""
+    """A line for the user where torch has no memory, or CUDA fails, anywhere; else nothing."""
     first = one_line(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    if exhausted(error):
         need = ". ".join(first.split(". ")[:2])  # what torch says of the rest goes on for lines
-        return f"the GPU's memory is exhausted: {need}; close what else runs there"
-    if isinstance(error, torch.AcceleratorError):
+        whose = "the memory" if "CPUAllocator" in first else "the GPU's memory"
+        return f"{whose} is exhausted: {need}; close what else runs there"
+    if failed(error):
         return f"the GPU failed: {first}; see `cifar-deploy doctor`, and start again"
     return ""
 

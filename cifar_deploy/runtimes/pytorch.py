@@ -7,7 +7,7 @@ import torch
 
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.device import every_shape
+from cifar_deploy.device import every_shape, exhausted
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors
 from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
@@ -69,9 +69,9 @@ class PyTorch:
             try:
                 with every_shape():
                     self._run(given)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # the compiler's own, and of what it calls
+                if exhausted(error):
+                    raise
                 raise UserError(
                     f"torch.compile cannot compile {self._name}: {one_line(error)}"
                 ) from error

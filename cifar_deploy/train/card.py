@@ -36,7 +36,7 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         "init_seconds": round(trainer.init_seconds, 3),
         "warmup_seconds": round(trainer.warmup_seconds, 3),
         "data_seconds": round(job.data_seconds + trainer.data_seconds, 3),
-        "command": job.command,
+        "command": trainer.command,
         "device": machine.describe(job.device),
         "processes": job.ranks.world,
         "precision": "bf16" if trainer.bf16 else "fp32",

@@ -45,9 +45,8 @@ def save(
 def read(folder: ModelFolder) -> tuple[Tensors, Json]:
     """The checkpoint's tensors and facts. Raises UserError where there is none or it is damaged."""
     if not folder.checkpoint.exists():
-        raise UserError(
-            f"--resume: there is no checkpoint in {folder.path}; start without --resume"
-        )
+        way = "give --seeds as before" if folder.seeds.exists() else "start without --resume"
+        raise UserError(f"--resume: there is no checkpoint in {folder.path}; {way}")
     return weights.read_tensors(folder.checkpoint)
 
 

@@ -50,7 +50,9 @@ def find(job: Job, low: float, high: float, steps: int) -> Found:
     check(low, high)
     options = job.recipe
     quiet = dataclasses.replace(options.train, lookahead=0, ema=0.0, compile="off")
-    recipe = dataclasses.replace(options, train=quiet)
+    # A peak for small images would be another one.
+    schedule = dataclasses.replace(options.schedule, first_size=0)
+    recipe = dataclasses.replace(options, train=quiet, schedule=schedule)
     trainer = Trainer(dataclasses.replace(job, recipe=recipe, resume=False))
     growth = math.log(high / low) / max(steps - 1, 1)
     rates = [low * math.exp(growth * step) for step in range(steps)]

@@ -21,7 +21,7 @@ def signals(impatient: bool) -> Iterator[Callable[[], int]]:
     """Note SIGINT, SIGTERM and SIGHUP instead of dying; where `impatient`, a second Ctrl-C ends.
 
     torchrun sends each of its processes several, and kills them after half a minute anyway;
-    `timeout` sends SIGTERM twice. A SIGHUP that is ignored, as by nohup, stays so. What is yielded
+    `timeout` sends SIGTERM twice. What is ignored, as SIGHUP by nohup, stays so. What is yielded
     answers with the number of the first one that came, or 0.
     """
     caught: list[int] = []
@@ -30,19 +30,16 @@ def signals(impatient: bool) -> Iterator[Callable[[], int]]:
     def note(number: int, _frame: FrameType | None) -> None:
         caught.append(number)
         if impatient and number == signal.SIGINT:
-            restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, previous[number])
 
     try:
         for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            if signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, note)
     except ValueError:  # not the main thread: signals are another's business
         previous.clear()
     try:
         yield lambda: next(iter(caught), 0)
     finally:
-        restore()
+        for number, handler in previous.items():
+            signal.signal(number, handler)

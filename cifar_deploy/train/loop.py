@@ -27,11 +27,11 @@ from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
-from cifar_deploy.store import Json, ModelFolder, write_json, write_text
+from cifar_deploy.store import Json, ModelFolder, check_place, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial
 from cifar_deploy.train.batches import Batches, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
-from cifar_deploy.train.memory import exhausted, largest
+from cifar_deploy.train.memory import largest
 from cifar_deploy.train.objective import Objective
 from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
 from cifar_deploy.train.profile import Profile
@@ -124,8 +124,10 @@ class Trainer:
         # Of the epoch: loss, correct answers, and steps before the loss was no number; this
         # process's part of each.
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.command = job.command
         if self._there:
             self._restore(*self._there)
+            self._there = None  # it is as large as the run's memory
         # Rounded as the deployment graph rounds it: one multiplication and one addition a pixel.
         graph = DeploymentGraph(nn.Identity(), self.mean, self.std)
         smoothing = recipe.train.label_smoothing
@@ -246,7 +248,7 @@ class Trainer:
         try:
             return work()
         except RuntimeError as error:
-            if not exhausted(error):
+            if not machine.exhausted(error):
                 raise
             reason = str(error).splitlines()[0]
         # The exception, which holds on to what it was computing, is gone now.
@@ -257,6 +259,7 @@ class Trainer:
         if self.ranks.main:
             with disk_errors(job.folder.path, "make"):
                 job.folder.path.mkdir(parents=True, exist_ok=True)
+            check_place(job.folder.checkpoint)  # now, and not after the first epoch
         self._prepare()
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
@@ -337,7 +340,7 @@ class Trainer:
             with machine.every_shape():
                 self._warm_up_steps()
         except Exception as error:
-            if not self.compiled or (isinstance(error, RuntimeError) and exhausted(error)):
+            if not self.compiled or machine.exhausted(error):
                 raise
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             if self.job.recipe.train.compile != "auto":
@@ -447,7 +450,7 @@ class Trainer:
             except ValueError:  # a batch norm's, of a single image
                 return False
             except RuntimeError as error:
-                if not exhausted(error):
+                if not machine.exhausted(error):
                     raise
                 return False
             finally:
@@ -542,6 +545,7 @@ class Trainer:
                 "bookkeeping": self.state.bookkeeping,
                 "history": self.state.history,
                 "start": self.start.to_dict() if self.start else None,
+                "command": self.command,
             }
             try:
                 checkpoint.save(self.job.folder, self._networks(), self.optimizer, sums, facts)
@@ -583,6 +587,7 @@ class Trainer:
             self.sums.zero_()
         spent = facts.get("bookkeeping", 0.0)
         self.state = State(facts["step"], facts["seconds"], spent, facts["history"])
+        self.command = facts.get("command") or self.command  # what began it may have said more
         self.saved = self.state.step
 
     def _finish(self) -> Json:

@@ -2,16 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
-
-# In the words of cuDNN, cuBLAS, CUDA and torch's allocator for CPUs.
-FULL = ("unable to find an engine", "ALLOC_FAILED", "out of memory", "can't allocate memory")
-
-
-def exhausted(error: RuntimeError) -> bool:
-    """Whether torch failed for want of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in FULL)
-
 
 def largest(fits: Callable[[int], bool], failed: int) -> int:
     """The largest batch below `failed` for which `fits` is true, to within a sixteenth; 0: none.

@@ -1,6 +1,9 @@
 """What a person sees of a training run: a bar on a terminal, a line an epoch anywhere else."""
 
+import contextlib
+import sys
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -8,12 +11,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cifar_deploy.store import Json
 
 
+class Lasting:
+    """Standard error, where nobody need be reading: a terminal that was closed ends no training."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        """Write `text`, or lose it."""
+        with contextlib.suppress(OSError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is waiting, or lose it."""
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 class Bar:
     """A `loop.Watch` that draws on standard error. A context manager."""
 
     def __init__(self, steps: int, epochs: int, done: int = 0, quiet: bool = False) -> None:
         self.epochs = epochs
-        self.console = Console(stderr=True, quiet=quiet)
+        file: Any = Lasting()
+        self.console = Console(file=file, quiet=quiet)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

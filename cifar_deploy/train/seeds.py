@@ -41,7 +41,7 @@ def run(job: Job, count: int, watching: Watching) -> Json:
     cards = [found or _train(one, watching) for one, found in zip(jobs, done, strict=True)]
     if not job.ranks.main:
         return cards[0]
-    complete = card.with_seeds(cards[0], cards[1:])
+    complete = card.with_seeds(cards[0], cards[1:]) | {"command": job.command}
     write_json(job.folder.card, complete)
     shutil.rmtree(job.folder.seeds, ignore_errors=True)
     return complete

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.device import exhausted
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.cuda import cuda_errors
+from cifar_deploy.runtimes.cuda import cuda_errors, failed
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.timing import BATCHES, Pool, Timing, time_batch
 
@@ -42,10 +43,8 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
             with cuda_errors(runtime.runtime, device, batch):
                 timing = time_batch(runtime, pool, batch, seconds)
         except UserError as error:
-            full = isinstance(error.__cause__, torch.OutOfMemoryError)
-            lost = isinstance(error.__cause__, torch.AcceleratorError)
             # ONNX Runtime has no error of its own for memory that is full.
-            if lost or not (full or best):
+            if failed(error.__cause__) or not (exhausted(error.__cause__) or best):
                 raise
             break
         sweep.append(timing)

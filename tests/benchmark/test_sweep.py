@@ -127,6 +127,10 @@ def test_models_are_measured_one_after_another() -> None:
             "the GPU's memory is exhausted (tried to allocate 2.50 GiB); try a smaller batch or "
             "--in-flight 1",
         ),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCompile with"),
+            "the GPU's memory is exhausted; try a smaller batch or --in-flight 1",
+        ),
         (RuntimeError("could not enqueue\nmore"), "could not enqueue"),
     ],
 )

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from cifar_deploy.cli import app
 from cifar_deploy.errors import UserError
 from cifar_deploy.train import find_lr
-from cifar_deploy.train.loop import Job
+from cifar_deploy.train.loop import Job, Trainer
 
 MakeJob = Callable[..., Job]
 
@@ -42,6 +42,20 @@ def test_the_mean_is_without_bias_and_ends_where_the_loss_explodes() -> None:
     assert len(find_lr.smoothed(raw)) == 30
     assert len(find_lr.smoothed([2.0, math.nan, 2.0])) == 1
     assert find_lr.smoothed([3.0, 2.0])[1] == pytest.approx((0.95 * 3 + 2) / 1.95)
+
+
+def test_it_is_of_whole_images(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe whose images begin small would be tested on small ones."""
+    seen = set()
+    real = Trainer.step
+
+    def looking(trainer: Trainer) -> None:
+        seen.add(trainer._size())
+        real(trainer)
+
+    monkeypatch.setattr(Trainer, "step", looking)
+    find_lr.find(make_job("schedule.first_size=16", network="cnn9"), 1e-4, 0.1, 40)
+    assert seen == {32}
 
 
 def test_the_command_draws_and_suggests(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -375,3 +376,27 @@ def test_signals_stop_the_command_and_resume_goes_on(
         assert nursery.run(*command, folder.path, "--resume").code == 0
         assert files(folder.path)["model.safetensors"] == files(whole)["model.safetensors"]
         assert {path.name for path in folder.path.iterdir()} == TRAINED
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(pictures: Path, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "closed")
+    options = ("--data-dir", str(pictures), "--epochs", "600", "--device", "cpu")
+    command = ("train", "simple_cnn", *options, "--batch-size", "80", "--out", str(folder.path))
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cifar_deploy", *command],
+        stdout=theirs,
+        stderr=theirs,
+        env=ENVIRONMENT,
+    )
+    os.close(theirs)
+    while not folder.log.exists():  # the first epoch has ended
+        assert process.poll() is None
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 4096)
+    os.close(ours)  # what is written there from now on is an error
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert set(files(folder.path)) == {"checkpoint.safetensors", "log.jsonl"}

@@ -418,6 +418,35 @@ def test_a_second_ctrl_c_ends_at_once(
     assert job.folder.checkpoint.exists() == (raised is Interrupted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_another_signal_after_ctrl_c_does_not(
+    make_job: MakeJob, recorder: Watching, number: int
+) -> None:
+    class Closed(Trainer):
+        def step(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
+            super().step()
+
+    job = make_job()
+    with pytest.raises(Interrupted):
+        Closed(job).run(recorder)
+    assert job.folder.checkpoint.exists()
+
+
+def test_a_signal_that_is_ignored_stays_so(make_job: MakeJob, recorder: Watching) -> None:
+    class Hung(Trainer):
+        def step(self) -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+            super().step()
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        Hung(make_job("train.epochs=1")).run(recorder)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -445,6 +474,25 @@ def test_another_network_or_data_set_is_not_resumed(
     other = dataclasses.replace(few, train=few.train.first(599))
     with pytest.raises(UserError, match="was made with data_sha256 = "):
         Trainer(make_job(dataset=other, resume=True))
+
+
+def test_the_command_that_began_a_run_stays_its_command(
+    make_job: MakeJob, recorder: Watching
+) -> None:
+    begun = dataclasses.replace(make_job(), command="cifar-deploy train it --init all")
+    interrupt(begun, 2, recorder)
+    again = dataclasses.replace(resumed(begun), command="cifar-deploy train it")
+    assert Trainer(again).run(recorder)["command"] == begun.command
+
+
+def test_a_place_that_takes_no_checkpoint_is_told_before_the_first_step(
+    make_job: MakeJob, recorder: Watching
+) -> None:
+    job = make_job()
+    job.folder.checkpoint.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"cannot write {job.folder.checkpoint}: Is a directory"):
+        Trainer(job).run(recorder)
+    assert names(job.folder) == {"checkpoint.safetensors"}
 
 
 def test_there_must_be_a_checkpoint_to_resume(make_job: MakeJob) -> None:

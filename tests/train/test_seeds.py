@@ -1,6 +1,7 @@
 """Several seeds, what is held out, and a profile: what the command adds to a run."""
 
 import json
+import shutil
 import signal
 import statistics
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_a_run_in_the_middle_is_not_written_over(pictures: Path, models: Path) -
                 run("export", "simple_cnn")
         checkpoint.unlink()
     assert run(*command).exit_code == 0
+    # A seed that is done has no checkpoint.
+    seed = ModelFolder(folder.seeds / "1")
+    seed.path.mkdir(parents=True, exist_ok=True)
+    seed.card.write_text("{}")
+    said = rf"{seed.card} .*with --seeds N --resume, .* it and {folder.seeds} to begin"
+    with pytest.raises(UserError, match=said):
+        run(*command)
+    with pytest.raises(UserError, match=r"no checkpoint in .*; give --seeds as before"):
+        run(*command, "--resume")
+    shutil.rmtree(folder.seeds)
     # What a run that diverged left is a beginning for another one in its place.
     trained = folder.weights.rename(folder.checkpoint)
     with pytest.raises(UserError, match="has not ended"):

@@ -78,10 +78,18 @@ def test_the_sweep_ends_where_the_memory_is_full() -> None:
     full = torch.OutOfMemoryError("CUDA out of memory")
     told = UserError("the GPU's memory does not hold a batch of 32")
     told.__cause__ = full
-    for runtime.error in (full, told):
+    for runtime.error in (
+        full,
+        told,
+        torch.AcceleratorError("CUDA error: out of memory\nCompile with"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        UserError("ONNX Runtime cannot run a batch of 32: Failed to allocate memory"),
+    ):
         assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
-    runtime.error = UserError("ONNX Runtime cannot run a batch of 32: Failed to allocate memory")
-    assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
+    runtime.error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(runtime, blank(64), 0.0)
     runtime.error = torch.AcceleratorError("CUDA error: unspecified launch failure\nmore")
     with pytest.raises(UserError, match=r"^sleeper: the GPU failed .*unspecified launch failure"):
         measure(runtime, blank(64), 0.0)

@@ -174,7 +174,8 @@ class Trainer:
                 raise UserError(f"--weights-file goes with --init {initial.IMAGENET}")
             return network, None
         classes = job.dataset.classes
-        found = initial.load(network, job.network, job.init, job.weights_file, classes)
+        with self.ranks.one_after_the_other():  # only one of a machine's processes downloads
+            found = initial.load(network, job.network, job.init, job.weights_file, classes)
         return network, self._known(found)
 
     def _check_first_size(self) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,21 +12,24 @@ from cifar_deploy.store import Json
 
 
 class Lasting:
-    """Standard error, where nobody need be reading: a terminal that was closed ends no training."""
+    """A stream that nobody need be reading: a terminal that was closed ends no training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(sys.stderr, name)
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Write `text`, or lose it."""
         with contextlib.suppress(OSError):
-            return sys.stderr.write(text)
+            return self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Write what is waiting, or lose it."""
         with contextlib.suppress(OSError):
-            sys.stderr.flush()
+            self._stream.flush()
 
 
 class Bar:
@@ -34,7 +37,7 @@ class Bar:
 
     def __init__(self, steps: int, epochs: int, done: int = 0, quiet: bool = False) -> None:
         self.epochs = epochs
-        file: Any = Lasting()
+        file: Any = Lasting(sys.stderr)
         self.console = Console(file=file, quiet=quiet)
         self.progress = Progress(
             TextColumn("{task.description}"),

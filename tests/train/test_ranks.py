@@ -14,6 +14,7 @@ from torch import distributed
 from typer.testing import CliRunner
 
 import cifar_deploy
+from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.cli import app
 from cifar_deploy.errors import OwnError, UserError
@@ -60,8 +61,13 @@ def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_two_processes_do_what_one_does_also_after_one_was_killed(
     pictures: Path, tmp_path: Path
 ) -> None:
+    start = tmp_path / "start.safetensors"
+    facts = {"network": "simple_cnn", "stem": "cifar", "mean": [0.5] * 3, "std": [0.25] * 3}
+    state = architectures.build("simple_cnn", 10).state_dict()
+    weights.save(start, state, {**facts, "classes": [str(n) for n in range(10)]})
     options = (
         *("train", "simple_cnn", "--data-dir", pictures, "--device", "cpu", "--epochs", "4"),
+        *("--init", start),
         *("--batch-size", "80", "--lr", "0.05", "--set", "augment.translate=2"),
         *("--set", "augment.cutout=8", "--set", "augment.alternate=true", "--out"),
     )

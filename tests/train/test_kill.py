@@ -64,6 +64,8 @@ def arm(folder, at, bytes, full):
             return
         if not isinstance(name, (str, os.PathLike)) or not os.fspath(name).startswith(folder):
             return
+        if event == "open" and os.path.isdir(name):
+            return  # a file without a name, of which nothing is left
         if event == "os.remove" and os.fspath(name).endswith(".part"):
             return  # already renamed
         seen += 1

@@ -18,7 +18,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, one_line
-from cifar_deploy.runtimes.cuda import failed
+from cifar_deploy.runtimes.cuda import failed, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import Runtime
@@ -310,7 +310,7 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
     if machine.exhausted(error):
         need = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
         said = f" (tried to allocate {need[1]})" if need else ""
-        reason = f"the GPU's memory is exhausted{said}; try a smaller batch or --in-flight 1"
+        reason = f"{whose(error)} is exhausted{said}; try a smaller batch or --in-flight 1"
     return Failure(who.model, who.name, reason, batch)
 
 

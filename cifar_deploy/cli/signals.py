@@ -4,12 +4,12 @@ import contextlib
 import math
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from cifar_deploy.train.interrupt import handled
+
 TOGETHER = 1.0  # seconds between signals that are one
 
 
@@ -19,8 +19,8 @@ def as_ctrl_c() -> Iterator[Callable[[], int]]:
 
     What is yielded answers with the exit status that a shell gives the first one (128 and its
     number), or with 0 where none came: a library may have made another exception of it. Training
-    has a way of its own meanwhile. Signals that are ignored, as by nohup, stay so, and a process
-    of torchrun's, which could be waiting for the others, dies at once as before.
+    has a way of its own meanwhile. A process of torchrun's, which could be waiting for the others,
+    dies at once as before.
     """
     caught: list[int] = []
     last = -math.inf
@@ -33,15 +33,6 @@ def as_ctrl_c() -> Iterator[Callable[[], int]]:
         if number == signal.SIGINT or last - one_before > TOGETHER:
             raise KeyboardInterrupt
 
-    usual = (signal.SIG_DFL, signal.default_int_handler)
-    mine = {} if "LOCAL_RANK" in os.environ else {n: signal.getsignal(n) for n in NUMBERS}
-    replaced = {number: handler for number, handler in mine.items() if handler in usual}
-    if threading.current_thread() is not threading.main_thread():  # signals are another's business
-        replaced.clear()
-    for number in replaced:
-        signal.signal(number, end)
-    try:
+    alone = "LOCAL_RANK" not in os.environ
+    with handled(end) if alone else contextlib.nullcontext():
         yield lambda: 128 + caught[0] if caught else 0
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)

@@ -190,8 +190,8 @@ def run(
         try:
             card = several.run(job, seeds, watching)
         except Interrupted as stop:
-            with contextlib.suppress(OSError):  # the terminal was closed: that is why it stops
-                if ranks.main:
+            if ranks.main:
+                with contextlib.suppress(OSError):  # the terminal was closed: that is why it stops
                     say(
                         f"stopped after step {stop.step}; go on with the same command and --resume "
                         f"({stop.checkpoint})"

@@ -34,7 +34,7 @@ def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) ->
             yield
     except RuntimeError as error:
         if exhausted(error):
-            raise _too_small(what, device, batch, need) from error
+            raise _too_small(error, what, device, batch, need) from error
         if not failed(error):
             raise
         raise UserError(
@@ -43,14 +43,20 @@ def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) ->
         ) from error
 
 
-def _too_small(what: str, device: torch.device, batch: int, need: float) -> UserError:
-    whose, known = "the memory", ""
+def whose(error: BaseException) -> str:
+    """The memory that is full."""
+    return "the memory" if "CPUAllocator" in str(error) else "the GPU's memory"
+
+
+def _too_small(
+    error: RuntimeError, what: str, device: torch.device, batch: int, need: float
+) -> UserError:
+    known = ""
     if device.type == "cuda":
-        whose = "the GPU's memory"
         known = f": {f'it needs {need / MIB:,.0f} MiB, ' if need else ''}{_free(device)}"
     return UserError(
-        f"{what}: {whose} does not hold a batch of {batch}{known}; use a smaller batch, or close "
-        "what else runs there"
+        f"{what}: {whose(error)} does not hold a batch of {batch}{known}; use a smaller batch, or "
+        "close what else runs there"
     )
 
 
@@ -59,8 +65,7 @@ def refusal(error: Exception) -> str:
     first = one_line(error)
     if exhausted(error):
         need = ". ".join(first.split(". ")[:2])  # what torch says of the rest goes on for lines
-        whose = "the memory" if "CPUAllocator" in first else "the GPU's memory"
-        return f"{whose} is exhausted: {need}; close what else runs there"
+        return f"{whose(error)} is exhausted: {need}; close what else runs there"
     if failed(error):
         return f"the GPU failed: {first}; see `cifar-deploy doctor`, and start again"
     return ""

@@ -131,6 +131,10 @@ def test_models_are_measured_one_after_another() -> None:
             torch.AcceleratorError("CUDA error: out of memory\nCompile with"),
             "the GPU's memory is exhausted; try a smaller batch or --in-flight 1",
         ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+            "the memory is exhausted; try a smaller batch or --in-flight 1",
+        ),
         (RuntimeError("could not enqueue\nmore"), "could not enqueue"),
     ],
 )

@@ -403,7 +403,7 @@ def test_signals_are_given_back(make_job: MakeJob, recorder: Watching) -> None:
         (signal.SIGHUP, Interrupted),
     ],
 )
-def test_a_second_ctrl_c_ends_at_once(
+def test_a_second_ctrl_c_ends_at_once_and_no_other_signal(
     make_job: MakeJob, recorder: Watching, number: int, raised: type[BaseException]
 ) -> None:
     class Twice(Trainer):

@@ -57,6 +57,16 @@ class Finetune:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """What is learnt from the answers of trained models. Hinton et al. 2015, arXiv:1503.02531."""
+
+    # Names or folders of trained models: the mean of their answers to the same image is a target.
+    teachers: str | tuple[str, ...] = names("none")
+    weight: float = number(0.9, 0.0, 1.0)  # share of the loss that goes by them, not by the labels
+    temperature: float = number(4.0, 0.1, 100.0)  # what both's logits are divided by
+
+
+@dataclass(frozen=True)
 class Augment:
     """What is done to a training batch, on the device."""
 
@@ -130,6 +140,7 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     finetune: Finetune = Finetune()
+    distill: Distill = Distill()
 
     def to_dict(self) -> Json:
         """Sections of plain values: what JSON and `parse` take."""
@@ -156,6 +167,17 @@ def parse(table: Json, where: str) -> Recipe:
         # A section's default is an instance of its dataclass.
         sections[name] = _section(type(section.default), name, values, where)
     return Recipe(**sections)
+
+
+def completed(table: Json) -> Json:
+    """The recipe that an earlier version wrote, with defaults for what that one did not know.
+
+    `table` as it is where it is no recipe any more.
+    """
+    try:
+        return parse(table, "recipe").to_dict()
+    except UserError:
+        return table
 
 
 def _section(kind: type[Any], section: str, values: Json, where: str) -> Any:

@@ -1,6 +1,7 @@
 """`cifar-deploy train`."""
 
 import contextlib
+import json
 import shlex
 import sys
 import time
@@ -43,6 +44,10 @@ def train(
     ] = 1,
     init: InitOption = None,
     weights_file: WeightsFileOption = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Learn from what this trained model answers, too."),
+    ] = None,
     hold_out: Annotated[
         int | None,
         typer.Option(help="Judge by so many training images; the test images are not looked at."),
@@ -66,6 +71,8 @@ def train(
     flags = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []
+    if teacher:
+        overrides += [f"distill.teachers={json.dumps(teacher, ensure_ascii=False)}"]
     if hold_out is not None:
         overrides += [f"data.holdout={hold_out}"]
     if hold_out:
@@ -237,10 +244,13 @@ def _replaced(trainer: "Trainer") -> str:
 def _differs(trainer: "Trainer", card: store.Json) -> bool:
     """Whether the run that made `card` was another one, by its recipe, device or beginning."""
     from cifar_deploy.device import describe
+    from cifar_deploy.recipe import completed
 
     start = trainer.start.sha256 if trainer.start else None
-    mine = (trainer.job.recipe.to_dict(), describe(trainer.job.device), start)
-    return mine != (card["recipe"], card["device"], card.get("init", {}).get("sha256"))
+    taught = [teacher.to_dict() for teacher in trainer.teachers]
+    mine = (trainer.job.recipe.to_dict(), describe(trainer.job.device), start, taught)
+    init, there = card.get("init", {}).get("sha256"), card.get("teachers", [])
+    return mine != (completed(card["recipe"]), card["device"], init, there)
 
 
 def _command(processes: int) -> str:

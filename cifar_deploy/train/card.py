@@ -51,6 +51,8 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         **_made(),
         "history": state.history,
     }
+    if trainer.teachers:
+        card["teachers"] = [teacher.to_dict() for teacher in trainer.teachers]
     if start:
         card["init"] = {"from": start.origin, "sha256": start.sha256}
         trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)

@@ -28,7 +28,7 @@ from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json, ModelFolder, check_place, write_json, write_text
-from cifar_deploy.train import card, checkpoint, initial
+from cifar_deploy.train import card, checkpoint, initial, teachers
 from cifar_deploy.train.batches import Batches, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.memory import largest
@@ -101,6 +101,7 @@ class Trainer:
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
         self.data_sha256 = job.dataset.sha256()
+        self.teachers = teachers.load(recipe, job.folder, job.dataset.classes, self.data_sha256)
         self.data_seconds = self.warmup_seconds = 0.0
         self.state = State()
         self.saved: int | None = None  # the step of the last checkpoint
@@ -131,7 +132,10 @@ class Trainer:
         # Rounded as the deployment graph rounds it: one multiplication and one addition a pixel.
         graph = DeploymentGraph(nn.Identity(), self.mean, self.std)
         smoothing = recipe.train.label_smoothing
-        self.objective = Objective(self.network, graph.scale, graph.shift, smoothing, self.bf16)
+        lesson = teachers.Lesson(self.teachers, recipe.distill, device) if self.teachers else None
+        self.objective = Objective(
+            self.network, graph.scale, graph.shift, smoothing, self.bf16, lesson
+        )
         self.objective.to(device)
         self.compiled = self._compiled()
         self.forward: Any = self.objective
@@ -546,6 +550,7 @@ class Trainer:
                 "bookkeeping": self.state.bookkeeping,
                 "history": self.state.history,
                 "start": self.start.to_dict() if self.start else None,
+                "teachers": [teacher.to_dict() for teacher in self.teachers],
                 "command": self.command,
             }
             try:
@@ -558,17 +563,17 @@ class Trainer:
     def _read_checkpoint(self) -> tuple[checkpoint.Tensors, Json]:
         folder = self.job.folder
         tensors, facts = checkpoint.read(folder)
-        made = facts.get("recipe", {})
-        with contextlib.suppress(UserError):  # what it does not know yet has its default
-            made = recipe.parse(made, str(folder.checkpoint)).to_dict()
+        made = recipe.completed(facts.get("recipe", {}))
         asked = {
             "network": self.job.network,
             "data_sha256": self.data_sha256,
+            "teachers' weights": [teacher.sha256 for teacher in self.teachers],
             **{f"recipe.{k}": v for k, v in _flat(self.job.recipe.to_dict())},
         }
         there = {
             "network": facts.get("network"),
             "data_sha256": facts.get("data_sha256"),
+            "teachers' weights": [teacher["sha256"] for teacher in facts.get("teachers", [])],
             **{f"recipe.{k}": v for k, v in _flat(made)},
         }
         for key, value in asked.items():

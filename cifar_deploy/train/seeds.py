@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from cifar_deploy.errors import UserError
+from cifar_deploy.recipe import completed
 from cifar_deploy.store import Json, ModelFolder, read_card, write_json
-from cifar_deploy.train import card, initial
+from cifar_deploy.train import card, initial, teachers
 from cifar_deploy.train.loop import Job, Trainer, Watch
 
 Watching = Callable[[Trainer], AbstractContextManager[Watch]]
@@ -59,7 +60,9 @@ def _done(job: Job) -> Json | None:
         there = read_card(job.folder)
     except UserError:
         return None
-    same = there.get("recipe") == job.recipe.to_dict() and there.get("network") == job.network
+    made = completed(there.get("recipe", {}))
+    same = made == job.recipe.to_dict() and there.get("network") == job.network
+    same = same and not teachers.differ(job.recipe, there.get("teachers", []))
     if job.init:
         init = there.get("init", {})
         begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))

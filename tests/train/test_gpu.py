@@ -28,11 +28,17 @@ def on_gpu(job: Job) -> Job:
 
 @pytest.mark.parametrize("compiled", ["off", "on"])
 @pytest.mark.parametrize(
-    "options", [(), ALL, ("optimizer.name=adamw",)], ids=["sgd", "all", "adamw"]
+    ("options", "taught"),
+    [((), False), (ALL, True), (("optimizer.name=adamw",), False)],
+    ids=["sgd", "all", "adamw"],
 )
 def test_a_step_does_not_make_the_host_wait(
-    make_job: MakeJob, compiled: str, options: tuple[str, ...]
+    make_job: MakeJob, recorder: Any, compiled: str, options: tuple[str, ...], taught: bool
 ) -> None:
+    if taught:
+        teacher = make_job(folder="teacher")
+        Trainer(teacher).run(recorder)
+        options += (f'distill.teachers=["{teacher.folder.path}"]',)
     trainer = Trainer(
         on_gpu(make_job(*options, f"train.compile={compiled}", network="custom_resnet"))
     )

@@ -85,6 +85,9 @@ def benchmark(
 
     Exit status 1 if something could not be measured.
     """
+    loadgens = {"--images": images, "--out": out, "--data": data, "--data-dir": data_dir}
+    if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
+        raise UserError(f"{given[0]} goes with --scenario; speed alone needs no test images")
     sizes = _batches(batch or [])
     work = _contestants(targets or [], Kind(format, precision))
     check_json(json_file)

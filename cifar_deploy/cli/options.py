@@ -98,7 +98,10 @@ SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
 
 MeanOption = Annotated[
     str | None,
-    typer.Option(metavar="R,G,B", help="Of pixels in 0..1, as in its training; by default ours."),
+    typer.Option(
+        metavar="R,G,B",
+        help="Of pixels in 0..1, as in its training; else the model's (import: the data set's).",
+    ),
 ]
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]
 

@@ -1,7 +1,8 @@
 """A model repository for Triton Inference Server, as Kubernetes and KServe load it too.
 
 The configuration's fields: the server's docs/user_guide/model_configuration.md, and the ModelConfig
-message of its model_config.proto, with which the tests parse it.
+message of its model_config.proto, with which the tests parse it; those of CUDA: README.md of its
+onnxruntime_backend.
 """
 
 import re
@@ -45,6 +46,7 @@ def contents(source: Source) -> Contents:
     said = {
         **texts.facts(source),
         "engine": source.engine,
+        "on_cpu": not source.engine and source.precision == "int8",
         "kserve_name": _kserve_name(name),
         "platform": platform,
         "backend": backend,

@@ -106,6 +106,8 @@ def test_a_scenario_keeps_loadgens_logs(
         (("--format", "trt"), "no model with an exported trt file"),
         (("simple_cnn", "--device", "cuda:99"), "use --device cpu"),
         (("simple_cnn", "--scenario", "Server"), "Server"),
+        (("simple_cnn", "--images", "5"), "--images goes with --scenario"),
+        (("simple_cnn", "--data-dir", "."), "--data-dir goes with --scenario"),
         (
             ("simple_cnn", "--scenario", "Offline", "--runtime=openvino", "--runtime=onnxruntime"),
             "--scenario takes one --runtime",

@@ -47,6 +47,9 @@ def test_an_onnx_file(run: Run, model: ModelFolder, dataset: Dataset) -> None:
     assert said.HasField("dynamic_batching")
     (group,) = said.instance_group
     assert (group.count, group.kind) == (1, model_config_pb2.ModelInstanceGroup.KIND_AUTO)
+    (cuda,) = said.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
+    assert "docker run --rm --gpus all -p" in (REPOSITORY / "README.md").read_text()
     # Names, types and shapes are those of the file, whose batch the server adds in front.
     session = onnxruntime.InferenceSession(file)
     types = {
@@ -68,6 +71,19 @@ def test_an_onnx_file(run: Run, model: ModelFolder, dataset: Dataset) -> None:
     given = warmup.inputs["images"]
     assert (given.data_type, list(given.dims)) == (model_config_pb2.TYPE_UINT8, [32, 32, 3])
     assert given.random_data
+
+
+def test_an_int8_file_runs_on_the_cpu(run: Run, model: ModelFolder) -> None:
+    assert run("export", NAME, "--precision", "int8").status == 0
+    command = ("package", NAME, "--target", "triton", "--precision", "int8", "--unproved")
+    assert run(*command).status == 0
+    said = config()
+    (group,) = said.instance_group
+    assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_CPU
+    assert not said.HasField("optimization")
+    readme = (REPOSITORY / "README.md").read_text()
+    assert "docker run --rm -p" in readme
+    assert "gpu" not in readme
 
 
 def test_an_engine(run: Run, engine: Callable[..., Path]) -> None:

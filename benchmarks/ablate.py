@@ -21,6 +21,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
+from cifar_deploy.train import teachers
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Diverged, Job, Trainer
 from cifar_deploy.train.process import prepare
@@ -30,8 +31,8 @@ WHOLE = "the recipe"
 
 
 def key_of(variation: str, seed: int, chosen: recipe.Recipe, data_sha256: str) -> str:
-    """What a result stands under: another recipe or data set is another result."""
-    facts = json.dumps([chosen.to_dict(), data_sha256], sort_keys=True)
+    """What a result stands under: another recipe, data set or teacher is another result."""
+    facts = json.dumps([chosen.to_dict(), data_sha256, teachers.facts(chosen)], sort_keys=True)
     return f"{variation} / seed {seed} / {hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 

@@ -169,11 +169,13 @@ def parse(table: Json, where: str) -> Recipe:
     return Recipe(**sections)
 
 
-def completed(table: Json) -> Json:
+def completed(table: Any) -> Any:
     """The recipe that an earlier version wrote, with defaults for what that one did not know.
 
-    `table` as it is where it is no recipe any more.
+    `table` as it is where it is no recipe, or none any more.
     """
+    if not isinstance(table, dict):
+        return table
     try:
         return parse(table, "recipe").to_dict()
     except UserError:

@@ -357,8 +357,8 @@ CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data", "recipe", "init", "imported"), dict),
     **dict.fromkeys(("network", "command", "device", "data.name"), str),
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
-    **dict.fromkeys(("epochs", "wall_seconds"), NUMBER),
-    **dict.fromkeys(("runs", "history", "data.classes"), list),
+    **dict.fromkeys(("epochs", "wall_seconds", "data.holdout_images"), NUMBER),
+    **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),
 }
 
 

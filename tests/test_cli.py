@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from processes import may_mount
 from cifar_deploy import cli
 from cifar_deploy.data import synthetic
 from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.store import sha256_of
 
 FILE = "models/simple_cnn/simple_cnn.fp32.onnx"
 
@@ -217,6 +219,30 @@ def test_a_file_from_elsewhere_is_judged_against_a_model(run: Run, tmp_path: Pat
     assert "PASS" in answer.out
 
 
+def test_files_from_elsewhere_are_judged_against_one_of_them(run: Run, tmp_path: Path) -> None:
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    shutil.copy(FILE, before)
+    shutil.copy(FILE.replace("fp32", "fp16"), after)
+    judging = ("validate", after, "--reference", before, "--max-drop", "1", "--no-latency")
+    answer = run(*judging, "--json", "-")
+    assert answer.status == 0, answer.err
+    (model,) = json.loads(answer.out)["models"]
+    assert [Path(row["file"]) for row in model["rows"]] == [before, after]
+    assert [row["verdict"] for row in model["rows"]] == ["REFERENCE", "PASS"]
+    assert model["reference_sha256"] == sha256_of(before)
+    assert {path.name for path in tmp_path.glob("*.*")} == {
+        *("before.onnx", "after.onnx", "report.html")
+    }
+    page = (tmp_path / "report.html").read_text()
+    assert "each judged against before.onnx" in page
+    assert "PyTorch" not in page
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(before.read_bytes()[:-500])
+    answer = run("validate", after, "--reference", cut)
+    assert answer.status == 2
+    assert "cut.onnx is truncated or no valid ONNX file" in answer.err
+
+
 def test_a_broken_file_from_elsewhere_fails(run: Run, tmp_path: Path) -> None:
     model = onnx.load(FILE)
     last = [node for node in model.graph.node if node.op_type == "Gemm"][-1]
@@ -272,6 +298,60 @@ def test_the_script_that_shows_what_int8s_choices_are_worth(run: Run) -> None:
     done = subprocess.run([*command[:2], "nothing"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
+
+
+def test_the_layers_of_a_file_and_one_that_is_kept_in_fp32(run: Run) -> None:
+    file = "models/simple_cnn/simple_cnn.int8.onnx"
+    export = ("export", "simple_cnn", "--precision", "int8", "--calibration-images", "64")
+
+    def noise(*options: str) -> dict[str, float | None]:
+        answer = run(*export, *options)
+        assert answer.status == 0, answer.err
+        answer = run("layers", file, "--images", "40", "--json", "-")
+        assert answer.status == 0, answer.err
+        value = json.loads(answer.out)
+        assert (value["reference"], value["images"]) == (str(Path(FILE).absolute()), 40)
+        return {layer["node"]: layer["snr"] for layer in value["layers"]}
+
+    def in_fp32() -> list[bool]:
+        """Of each layer, whether its weights are floats."""
+        graph = onnx.load(file).graph
+        stored = {tensor.name for tensor in graph.initializer}
+        layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+        return [node.input[1] in stored for node in layers]
+
+    plain = noise()
+    assert in_fp32() == [True, False, False, False, False]
+    convolutions = [name for name in plain if "conv" in name]
+    linear = [name for name in plain if "linear" in name]
+    kept = noise("--keep-fp32", convolutions[1], "--keep-fp32", linear[0])
+    assert in_fp32() == [True, True, True, False, False]
+    better, worse = (found[linear[-1]] for found in (kept, plain))
+    assert better is not None
+    assert worse is not None
+    assert better > worse
+    manifest = json.loads(Path(f"{file}.json").read_text())
+    assert manifest["calibration"]["kept_fp32"] == [convolutions[1], linear[0]]
+    said = run("layers", file, "--images", "40")
+    assert re.search(r"node_conv2d +│? *Conv +exact", said.out)
+    assert "power of what simple_cnn.fp32.onnx gives" in said.out
+
+
+def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "name one in int8 or fp16" in refused("layers", FILE)
+    fp16 = FILE.replace("fp32", "fp16")
+    stranger = tmp_path / "stranger.onnx"
+    shutil.copy(fp16, stranger)
+    assert "has no trained model beside it; name what" in refused("layers", stranger)
+    assert "absent.onnx: No such file" in refused("layers", fp16, "--reference", "absent.onnx")
+    card = "models/simple_cnn/card.json"
+    assert "card.json is no ONNX file" in refused("layers", fp16, "--reference", card)
+    Path(FILE).unlink()
+    assert "run: cifar-deploy export simple_cnn" in refused("layers", fp16)
+    keeping = ("export", "simple_cnn", "--keep-fp32", "node_conv")
+    assert "go with --precision int8" in refused(*keeping)
+    said = refused(*keeping, "--precision", "int8")
+    assert "--keep-fp32 node_conv: the graph has no such node; see node_conv2d" in said
 
 
 def test_what_int8_cannot_be_calibrated_on(run: Run, refused: Callable[..., str]) -> None:
@@ -583,7 +663,8 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("validate", "--images", "0"), "Invalid value for '--images'"),
         (("train",), "Missing argument"),
         (("package", "lone.onnx"), "lone.onnx is a file; here goes a trained model, by its name"),
-        (("validate", FILE, "--reference", FILE), f"{FILE} is a file; here goes a trained model"),
+        (("validate", FILE, "--reference", "absent.onnx"), "absent.onnx: No such file"),
+        (("validate", "simple_cnn", "--reference", FILE), "--reference goes with files"),
         (("export", FILE), f"{FILE} is a file; here goes a trained model"),
         (("benchmark", "lone.onnx"), "there is no file lone.onnx"),
     ],

@@ -16,6 +16,7 @@ from cifar_deploy.cli import (
     export,
     find_lr,
     import_weights,
+    layers,
     models,
     package,
     predict,
@@ -39,6 +40,7 @@ app.command("find-lr")(find_lr.find_lr)
 app.command("import")(import_weights.import_weights)
 app.command()(export.export)
 app.command()(validate.validate)
+app.command()(layers.layers)
 app.command()(benchmark.benchmark)
 app.command()(package.package)
 app.command()(predict.predict)

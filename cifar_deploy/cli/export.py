@@ -1,5 +1,6 @@
 """`cifar-deploy export`."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,10 @@ def export(
     calibration_images: Annotated[
         int | None, typer.Option(help="int8: so many training images; 512.", min=1)
     ] = None,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODE", help="int8: leave this layer in fp32; `layers` names them."),
+    ] = None,
     data_dir: DataDirOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -94,11 +99,12 @@ def export(
         "layer_info": export_layer_info,
         "tf32": tf32,
     }
-    if Precision.int8 not in precisions and (calibration_images or data_dir):
-        raise UserError("--calibration-images and --data-dir go with --precision int8")
+    if Precision.int8 not in precisions and (calibration_images or data_dir or keep_fp32):
+        raise UserError("--calibration-images, --keep-fp32 and --data-dir go with --precision int8")
+    quantising = Quantising(calibration_images, data_dir, tuple(keep_fp32 or ()))
     if format is Format.trt:
         manifests = _export_engines(
-            folders, precisions, flavour, batch_profile or [], asked, calibration_images, data_dir
+            folders, precisions, flavour, batch_profile or [], asked, quantising
         )
     elif (
         flavour != "auto"
@@ -107,20 +113,28 @@ def export(
     ):
         raise UserError("options of engines were given; they go with --format trt")
     else:
-        manifests = write_onnx(folders, precisions, calibration_images, data_dir)
+        manifests = write_onnx(folders, precisions, quantising)
     if as_json:
         print_json(manifests)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantising:
+    """How int8 files are made: calibrated on how many images (None: 512) of where, but for what."""
+
+    images: int | None = None
+    data_dir: Path | None = None
+    keep: tuple[str, ...] = ()
 
 
 def write_onnx(
     folders: list[store.ModelFolder],
     precisions: list[str],
-    calibration_images: int | None = None,
-    data_dir: Path | None = None,
+    quantising: Quantising = Quantising(),
 ) -> list[store.Json]:
     for folder in folders:
         store.read_card(folder)  # a missing model is told before anything is written
-    calibrations = _calibrations(folders, precisions, calibration_images, data_dir)
+    calibrations = _calibrations(folders, precisions, quantising)
     from cifar_deploy.export.onnx_file import export_onnx
 
     return [
@@ -131,10 +145,7 @@ def write_onnx(
 
 
 def _calibrations(
-    folders: list[store.ModelFolder],
-    precisions: list[str],
-    images: int | None,
-    data_dir: Path | None,
+    folders: list[store.ModelFolder], precisions: list[str], quantising: Quantising
 ) -> "list[Calibration | None]":
     """What the models' int8 files are calibrated on: images that each was trained on."""
     if Precision.int8 not in precisions:
@@ -147,10 +158,11 @@ def _calibrations(
     found: list[Calibration | None] = []
     for folder in folders:
         trained = weights.load(folder)
-        key = find.trained_on(trained.card, None, data_dir)
+        key = find.trained_on(trained.card, None, quantising.data_dir)
         if key not in loaded:
             dataset = find.load(*key)
-            loaded[key] = dataset, Calibration.of(dataset, images or COUNT)
+            chosen = Calibration.of(dataset, quantising.images or COUNT, quantising.keep)
+            loaded[key] = dataset, chosen
         dataset, calibration = loaded[key]
         dataset.expect_classes(folder.name, trained.classes)
         found.append(calibration)
@@ -163,8 +175,7 @@ def _export_engines(
     flavour: str,
     profiles: list[str],
     asked: dict[str, Any],
-    calibration_images: int | None,
-    data_dir: Path | None,
+    quantising: Quantising,
 ) -> list[store.Json]:
     from cifar_deploy.engines import flavour as flavours
     from cifar_deploy.engines.options import Options, Profile, check
@@ -180,7 +191,7 @@ def _export_engines(
     check(options, chosen, gpu is not None)
     for folder in folders:
         store.read_card(folder)
-    calibrations = _calibrations(folders, precisions, calibration_images, data_dir)
+    calibrations = _calibrations(folders, precisions, quantising)
     say(f"{chosen}: {reason}")
     manifests = []
     for folder, calibration in zip(folders, calibrations, strict=True):
@@ -200,5 +211,7 @@ def _exported(path: Path) -> store.Json:
     if calibration := manifest.get("calibration"):
         images = f"{calibration['images']:,} training images"
         said += f", calibrated on {images} of {calibration['data']}"
+        if kept := calibration.get("kept_fp32"):
+            said += f", {', '.join(kept)} in fp32"
     say(said)
     return manifest

@@ -17,7 +17,9 @@ from cifar_deploy.cli.options import (
     SetOption,
     Source,
     SourceOption,
+    TeacherOption,
     WeightsFileOption,
+    by_teachers,
     print_json,
 )
 from cifar_deploy.cli.train import home
@@ -31,6 +33,7 @@ def find_lr(
     batch_size: BatchOption = None,
     init: InitOption = None,
     weights_file: WeightsFileOption = None,
+    teacher: TeacherOption = None,
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
     data: SourceOption = Source.auto,
@@ -47,7 +50,8 @@ def find_lr(
     name = architectures.canonical(model)
     folder = home(name, recipe)
     overrides = [f"train.batch_size={batch_size}"] if batch_size is not None else []
-    found = recipes.load(recipes.find(recipe, folder, name), overrides + (set_ or []))
+    overrides += [*by_teachers(teacher), *(set_ or [])]
+    found = recipes.load(recipes.find(recipe, folder, name), overrides)
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
     from cifar_deploy.train import find_lr as finder

@@ -81,6 +81,10 @@ SetOption = Annotated[
 InitOption = Annotated[
     str | None, typer.Option(help="Weights to begin with: imagenet, a model folder or a file.")
 ]
+TeacherOption = Annotated[
+    list[str] | None,
+    typer.Option("--teacher", metavar="MODEL", help="Learn from a trained model's answers, too."),
+]
 JsonFileOption = Annotated[
     Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
 ]
@@ -184,6 +188,11 @@ def per_channel(text: str | None, option: str, positive: bool = False) -> list[f
             "pixels in 0..255 are divided by 255"
         )
     return values
+
+
+def by_teachers(models: list[str] | None) -> list[str]:
+    """What `--teacher` overrides in the recipe."""
+    return [f"distill.teachers={json.dumps(models, ensure_ascii=False)}"] if models else []
 
 
 def in_epochs(number: int) -> str:

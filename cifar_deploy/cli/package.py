@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cifar_deploy import architectures, store
-from cifar_deploy.cli.export import write_onnx
+from cifar_deploy.cli.export import Quantising, write_onnx
 from cifar_deploy.cli.options import (
     DataDirOption,
     Format,
@@ -56,7 +56,7 @@ def package(
     from cifar_deploy.package import cpp, source, triton
 
     if format is Format.onnx and source.is_stale(folder, precision.value):
-        write_onnx([folder], [precision.value], data_dir=data_dir)
+        write_onnx([folder], [precision.value], Quantising(data_dir=data_dir))
     found = source.find(folder, format.value, precision.value, flavour)
     if not unproved:
         source.require_proof(found)

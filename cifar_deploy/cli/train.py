@@ -1,7 +1,6 @@
 """`cifar-deploy train`."""
 
 import contextlib
-import json
 import shlex
 import sys
 import time
@@ -21,7 +20,9 @@ from cifar_deploy.cli.options import (
     SetOption,
     Source,
     SourceOption,
+    TeacherOption,
     WeightsFileOption,
+    by_teachers,
     in_epochs,
     print_json,
     say,
@@ -44,10 +45,7 @@ def train(
     ] = 1,
     init: InitOption = None,
     weights_file: WeightsFileOption = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODEL", help="Learn from what this trained model answers, too."),
-    ] = None,
+    teacher: TeacherOption = None,
     hold_out: Annotated[
         int | None,
         typer.Option(help="Judge by so many training images; the test images are not looked at."),
@@ -71,8 +69,7 @@ def train(
     flags = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []
-    if teacher:
-        overrides += [f"distill.teachers={json.dumps(teacher, ensure_ascii=False)}"]
+    overrides += by_teachers(teacher)
     if hold_out is not None:
         overrides += [f"data.holdout={hold_out}"]
     if hold_out:

@@ -1,6 +1,7 @@
 """`cifar-deploy validate`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,8 +9,10 @@ import typer
 
 from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
+    SUFFIXES,
     DataDirOption,
     DeviceOption,
+    Format,
     FormatOption,
     JsonFileOption,
     Kind,
@@ -42,7 +45,7 @@ def validate(
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Judge files against this model.")
+        str | None, typer.Option(metavar="MODEL|FILE", help="Judge files against this one.")
     ] = None,
     format: FormatOption = None,
     precision: PrecisionOption = None,
@@ -80,7 +83,7 @@ def validate(
     work = _targets(targets or [], reference, Kind(format, precision))
     # The page of all models is not written over by one of a few files.
     lone = any(Path(target).is_file() for target in targets or [])
-    page = report or (work[0][0].path if lone else store.models_root()) / "report.html"
+    page = report or (_place(*work[0]) if lone else store.models_root()) / "report.html"
     store.check_place(page)
     check_json(json_file)
     judgements = prove(
@@ -103,8 +106,11 @@ def validate(
 
 def _targets(
     targets: list[str], reference: str | None, kind: Kind
-) -> list[tuple[store.ModelFolder, list[Path]]]:
-    """Folders to judge, each with its files. A lone file is judged with its folder's model."""
+) -> list[tuple[store.ModelFolder | Path, list[Path]]]:
+    """Models to judge, each with its files. A lone file is judged with its folder's model.
+
+    With a file as `reference` it stands in the model's place.
+    """
     files = [Path(t) for t in targets if Path(t).is_file() or Path(t).suffix in store.EXPORTED]
     named = [architectures.folder(t) for t in targets if Path(t) not in files]
     kind.of_models(files)
@@ -113,6 +119,8 @@ def _targets(
     if files:
         if named:
             raise UserError("name models or files, not both; a file's model goes to --reference")
+        if reference and Path(reference).suffix == SUFFIXES[Format.onnx]:
+            return [(Path(reference), files)]
         owner = architectures.folder(reference) if reference else store.ModelFolder(files[0].parent)
         if not reference:
             for file in files:
@@ -132,12 +140,18 @@ def _targets(
     return [(folder, kind.needed(folder)) for folder in named]
 
 
-def _beside(file: Path, folder: store.ModelFolder) -> bool:
-    return file.parent.resolve() == folder.path.resolve()
+def _place(owner: store.ModelFolder | Path, files: list[Path]) -> Path:
+    """The folder of what single files are judged against: their model's, or else their own."""
+    return files[0].parent if isinstance(owner, Path) else owner.path
+
+
+def _beside(file: Path, owner: store.ModelFolder | Path) -> bool:
+    """Whether `file` stands in the folder of the model that it is judged against."""
+    return not isinstance(owner, Path) and file.parent.resolve() == owner.path.resolve()
 
 
 def prove(
-    work: list[tuple[store.ModelFolder, list[Path]]],
+    work: Sequence[tuple[store.ModelFolder | Path, list[Path]]],
     *,
     max_drop: float | None = None,
     images: int | None = None,
@@ -155,34 +169,48 @@ def prove(
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.validate import proof
-    from cifar_deploy.validate.judge import Options, judge
+    from cifar_deploy.validate.judge import Options, Reference, judge
 
     where = pick(device)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
-    for folder, files in work:  # what is damaged is told before anything runs
-        exported_from = store.read_card(folder)["weights"]["sha256"]
+    for owner, files in work:  # what is damaged is told before anything runs
+        exported_from = None
+        if isinstance(owner, Path):
+            check_file(owner)
+        else:
+            exported_from = store.read_card(owner)["weights"]["sha256"]
         for file in files:
-            check_file(file, exported_from if _beside(file, folder) else None, trust)
-            if _beside(file, folder):
+            check_file(file, exported_from if _beside(file, owner) else None, trust)
+            if _beside(file, owner):
                 own[file] = store.sha256_of(file)
     options = Options(max_drop, 1.0 if latency else 0.0, trust, mean, std, onnx)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
+
+    def data_of(key: tuple[str, Path | None]) -> "Dataset":
+        if key not in loaded:
+            loaded[key] = find.load(*key)
+            say_untested(loaded[key])
+        return loaded[key]
+
     judgements = []
     with doing("validating") as told:
-        models = [weights.load(folder) for folder, _ in work]
-        for trained in models:
-            key = find.trained_on(trained.card, source, data_dir)
-            if key not in loaded:
-                loaded[key] = find.load(*key)
-                say_untested(loaded[key])
-            loaded[key].expect_classes(trained.name, trained.classes)
-        for (folder, files), trained in zip(work, models, strict=True):
-            dataset = loaded[find.trained_on(trained.card, source, data_dir)]
-            judgement = judge(trained, files, dataset, where, options, images, told, folder.name)
+        references = []
+        for owner, _ in work:
+            if isinstance(owner, Path):
+                dataset = data_of((source or "auto", data_dir))
+                reference = Reference.of_file(owner, dataset)
+            else:
+                trained = weights.load(owner)
+                dataset = data_of(find.trained_on(trained.card, source, data_dir))
+                reference = Reference.of_model(trained, owner.name)
+            dataset.expect_classes(reference.model, reference.classes)
+            references.append((reference, dataset))
+        for (_, files), (reference, dataset) in zip(work, references, strict=True):
+            judgement = judge(reference, files, dataset, where, options, images, told)
             judgements.append(judgement)
             refused = ""
-            if not judgement.facts["data"]["test_set_of_training"]:
-                refused = f"{folder.name} was trained on other data"
+            if reference.data and not judgement.facts["data"]["test_set_of_training"]:
+                refused = f"{reference.model} was trained on other data"
             try:
                 proof.write(judgement, own, len(dataset.test))
             except UserError as error:  # the verdict is still to be shown

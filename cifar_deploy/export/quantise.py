@@ -5,15 +5,16 @@ https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
 """
 
 import contextlib
+import difflib
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_deploy.data.dataset import Dataset, Images
-from cifar_deploy.errors import disk_errors
+from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training images, uint8 [n, 32, 32, 3], and whose they are."""
+    """Training images, uint8 [n, 32, 32, 3], whose they are, and the nodes that stay in fp32."""
 
     images: Images
     facts: Json
+    keep: tuple[str, ...] = ()  # besides those of `kept`
 
     @classmethod
-    def of(cls, dataset: Dataset, count: int = COUNT) -> "Calibration":
+    def of(cls, dataset: Dataset, count: int = COUNT, keep: Sequence[str] = ()) -> "Calibration":
         """`count` training images, evenly spread over the training set; all where there are fewer.
 
         No test image is among them: the file is judged on those.
@@ -47,7 +49,9 @@ class Calibration:
             "data": dataset.name,
             "data_sha256": dataset.sha256(),
         }
-        return cls(chosen, facts)
+        if keep:
+            facts["kept_fp32"] = list(keep)
+        return cls(chosen, facts, tuple(keep))
 
 
 class _Reader:
@@ -94,14 +98,20 @@ def quantise(
     Weights are int8, a scale for each output channel. Activations are uint8 with a zero point, and
     biases int32, which is what CPUs are quick with; or, `symmetric`, activations are int8 around
     zero and biases stay fp32, as TensorRT wants it. For CPUs weights have 7 bits: sums of two
-    products of 8 bits overflow in silence on those without VNNI. The nodes that `keep` names, and
-    all that is no layer, stay in fp32; `benchmarks/int8.py` shows what they and `percentile` do.
+    products of 8 bits overflow in silence on those without VNNI. The nodes that `keep` and the
+    calibration name, and all that is no layer, stay in fp32; `benchmarks/int8.py` shows what they
+    and `percentile` do.
 
-    Raises UserError where the disk refuses.
+    Raises UserError for a node that the graph has not, and where the disk refuses.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    names = [node.name for node in model.graph.node]
+    for name in calibration.keep:
+        if name not in names:
+            near = ", ".join(difflib.get_close_matches(name, names)) or "`cifar-deploy layers FILE`"
+            raise UserError(f"--keep-fp32 {name}: the graph has no such node; see {near}")
     onnx.helper.set_model_props(model, PREPARED)
     linear = ["Gemm", "MatMul"]
     layers = ["Conv", *linear]
@@ -127,7 +137,7 @@ def quantise(
             _Reader(calibration.images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=layers + between,
-            nodes_to_exclude=keep(model.graph),
+            nodes_to_exclude=[*keep(model.graph), *calibration.keep],
             per_channel=True,
             reduce_range=not symmetric,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,

@@ -1,6 +1,5 @@
 """Load what a user names, a trained model or an exported file, into its runtime."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,10 +59,7 @@ def open_file(
     else:
         facts = onnx_interface.inspect(path)
         count = int(facts["outputs"][0]["shape"][-1])
-        try:
-            classes = json.loads(facts["metadata"]["classes"])
-        except (KeyError, ValueError):
-            classes = None
+        classes = onnx_interface.class_names(facts)
     if not isinstance(classes, list) or len(classes) != count:
         classes = list(range(count))
     return runtime, tuple(map(str, classes))

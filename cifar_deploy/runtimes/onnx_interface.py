@@ -1,6 +1,7 @@
 """Read an ONNX file from anywhere: whether it has the deployment interface, or can be given it."""
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,15 @@ def inspect(path: Path, foreign: bool = False) -> Json:
     model = _read(path)
     with _checked(path):
         return _facts(path, model, foreign)
+
+
+def class_names(facts: Json) -> list[str] | None:
+    """The class names in `inspect`'s metadata; None where it has none, as of another program."""
+    try:
+        names = json.loads(facts["metadata"]["classes"])
+    except (KeyError, ValueError):
+        return None
+    return names if isinstance(names, list) else None
 
 
 @contextlib.contextmanager

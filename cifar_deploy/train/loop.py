@@ -101,7 +101,7 @@ class Trainer:
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
         self.data_sha256 = job.dataset.sha256()
-        self.teachers = teachers.load(recipe, job.folder, job.dataset.classes, self.data_sha256)
+        self.teachers = teachers.load(recipe, job.dataset.classes, self.data_sha256)
         self.data_seconds = self.warmup_seconds = 0.0
         self.state = State()
         self.saved: int | None = None  # the step of the last checkpoint
@@ -261,6 +261,7 @@ class Trainer:
 
     def _run(self, watch: Watch) -> Json:
         job, state = self.job, self.state
+        teachers.check_apart(job.recipe, job.folder)
         if self.ranks.main:
             with disk_errors(job.folder.path, "make"):
                 job.folder.path.mkdir(parents=True, exist_ok=True)
@@ -567,14 +568,14 @@ class Trainer:
         asked = {
             "network": self.job.network,
             "data_sha256": self.data_sha256,
-            "teachers' weights": [teacher.sha256 for teacher in self.teachers],
             **{f"recipe.{k}": v for k, v in _flat(self.job.recipe.to_dict())},
+            "teachers' weights": [teacher.sha256 for teacher in self.teachers],
         }
         there = {
             "network": facts.get("network"),
             "data_sha256": facts.get("data_sha256"),
-            "teachers' weights": [teacher["sha256"] for teacher in facts.get("teachers", [])],
             **{f"recipe.{k}": v for k, v in _flat(made)},
+            "teachers' weights": [teacher["sha256"] for teacher in facts.get("teachers", [])],
         }
         for key, value in asked.items():
             if there.get(key) != value:

@@ -60,9 +60,9 @@ def _done(job: Job) -> Json | None:
         there = read_card(job.folder)
     except UserError:
         return None
-    made = completed(there.get("recipe", {}))
+    made = completed(there.get("recipe"))
     same = made == job.recipe.to_dict() and there.get("network") == job.network
-    same = same and not teachers.differ(job.recipe, there.get("teachers", []))
+    same = same and there.get("teachers", []) == teachers.facts(job.recipe)
     if job.init:
         init = there.get("init", {})
         begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))

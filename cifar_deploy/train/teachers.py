@@ -27,44 +27,52 @@ class Teacher:
         return {"model": self.model, "sha256": self.sha256}
 
 
-def load(
-    recipe: Recipe, folder: ModelFolder, classes: Sequence[str], data_sha256: str
-) -> list[Teacher]:
+def facts(recipe: Recipe) -> list[Json]:
+    """Which weights the teachers that `recipe` names have now; a sha256 of None: none."""
+    found = [(model, architectures.folder(model).weights) for model in _named(recipe)]
+    return [
+        {"model": model, "sha256": sha256_of(file) if file.is_file() else None}
+        for model, file in found
+    ]
+
+
+def load(recipe: Recipe, classes: Sequence[str], data_sha256: str) -> list[Teacher]:
     """The teachers that `recipe` names, on the CPU, for a run on images of `classes`.
 
-    Raises UserError for one that is not there or knows other classes, for the model in `folder`,
-    where the run writes, and for one that may have seen the images held out.
+    Raises UserError for one that is not there or knows other classes, for one that may have seen
+    the images held out, and for a weight or temperature of nobody's.
     """
-    if isinstance(recipe.distill.teachers, str):
-        return []
+    if not _named(recipe) and recipe.distill != Distill():
+        raise UserError("[distill] is of no use without teachers; name them with --teacher")
     found = []
-    for model in recipe.distill.teachers:
-        place = architectures.folder(model)
-        if place.path.resolve() == folder.path.resolve():
-            raise UserError(
-                f"{model} cannot teach what is written over it; write elsewhere with --out"
-            )
-        trained = weights.load(place)
+    for model in _named(recipe):
+        trained = weights.load(architectures.folder(model))
         if trained.classes != tuple(classes):
             known, wanted = ", ".join(trained.classes), ", ".join(classes)
             raise UserError(f"{model} cannot teach this: it knows {known}, not {wanted}")
         data, holdout = trained.card.get("data", {}), recipe.data.holdout
         # The last of one shuffle are held out: more of them are the same ones and others.
-        if data.get("sha256") == data_sha256 and data.get("holdout_images", 0) < holdout:
+        if data.get("sha256") == data_sha256 and (data.get("holdout_images") or 0) < holdout:
             raise UserError(
-                f"{model} was taught the images that are held out, and would tell of them; train "
-                f"it with --hold-out {holdout}, too"
+                f"{model} may have seen the images that are held out, and would tell of them; a "
+                f"teacher is trained with --hold-out {holdout}, too (and --out FOLDER)"
             )
-        found.append(Teacher(model, sha256_of(place.weights), trained.graph()))
+        found.append(Teacher(model, trained.card["weights"]["sha256"], trained.graph()))
     return found
 
 
-def differ(recipe: Recipe, told: Sequence[Json]) -> bool:
-    """Whether `told`, the teachers of a run's card, have other weights than `recipe`'s have now."""
-    named = () if isinstance(recipe.distill.teachers, str) else recipe.distill.teachers
-    files = [architectures.folder(model).weights for model in named]
-    now = [sha256_of(file) if file.is_file() else None for file in files]
-    return now != [teacher.get("sha256") for teacher in told]
+def check_apart(recipe: Recipe, folder: ModelFolder) -> None:
+    """Raise UserError where a teacher is the model in `folder`, which the run writes over."""
+    for model in _named(recipe):
+        if architectures.folder(model).path.resolve() == folder.path.resolve():
+            raise UserError(
+                f"{model} cannot teach what is written over it; write elsewhere with --out"
+            )
+
+
+def _named(recipe: Recipe) -> tuple[str, ...]:
+    named = recipe.distill.teachers
+    return () if isinstance(named, str) else named
 
 
 class Lesson:
@@ -76,6 +84,8 @@ class Lesson:
     def __init__(self, teachers: Sequence[Teacher], options: Distill, device: torch.device) -> None:
         last = torch.channels_last
         self.graphs = [t.graph.to(device).to(memory_format=last) for t in teachers]
+        for graph in self.graphs:
+            graph.requires_grad_(False)
         self.weight = options.weight
         self.temperature = options.temperature
 
@@ -86,8 +96,7 @@ class Lesson:
         the teachers' probabilities is the target, the distance Kullback and Leibler's, both at the
         temperature, whose square keeps the gradients' size (Hinton et al. 2015, arXiv:1503.02531).
         """
-        with torch.no_grad():
-            said = [(graph(images).float() / self.temperature).softmax(1) for graph in self.graphs]
-            target = torch.stack(said).mean(0)
+        said = [(graph(images) / self.temperature).softmax(1) for graph in self.graphs]
+        target = torch.stack(said).mean(0)
         own = (logits / self.temperature).log_softmax(1)
         return self.temperature**2 * F.kl_div(own, target, reduction="batchmean")

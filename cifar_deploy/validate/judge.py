@@ -1,4 +1,4 @@
-"""Judge every exported file of a model against its PyTorch fp32 reference."""
+"""Judge exported files against a reference: their model in PyTorch fp32, or another file."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,11 +14,12 @@ from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
-from cifar_deploy.store import Json
+from cifar_deploy.store import Json, sha256_of
 from cifar_deploy.validate.latency import Speed, measure
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
 from cifar_deploy.watch import Watch
@@ -26,6 +27,7 @@ from cifar_deploy.watch import Watch
 # Percentage points of accuracy that a file of this precision may lose.
 MARGINS = {"fp32": 0.05, "fp16": 0.10, "int8": 0.50}
 REFERENCE = "REFERENCE"
+PYTORCH = "PyTorch (reference)"  # stands for a file where a model is the reference
 UNUSABLE = "UNUSABLE"
 
 Say = Callable[[str], None]  # told what is being done, for the progress line
@@ -42,6 +44,65 @@ class Options:
     mean: list[float] | None = None
     std: list[float] | None = None
     onnx: str = ONNXRUNTIME  # what runs ONNX files
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What files are judged against: a trained model, or an ONNX file where there is none."""
+
+    model: str  # how it is called
+    file: str  # in the table's first row
+    bytes: int
+    classes: tuple[str, ...]
+    mean: list[float]
+    std: list[float]
+    data: Json  # what it was trained on: sha256, verified; empty where nobody knows
+    facts: Json  # the sha256 of its weights, or of the file
+    open: Callable[[torch.device, Pixels, str], Runtime]
+
+    @classmethod
+    def of_model(cls, trained: Trained, model: str = "") -> "Reference":
+        """A trained model, in PyTorch fp32. `model` is its name where that is not the network's."""
+        stored = trained.card["weights"]
+        return cls(
+            model=model or trained.name,
+            file=PYTORCH,
+            bytes=int(stored["bytes"]),
+            classes=trained.classes,
+            mean=trained.mean,
+            std=trained.std,
+            data=trained.card["data"],
+            facts={"weights_sha256": stored["sha256"]},
+            open=lambda device, pixels, onnx: PyTorch(trained, device),
+        )
+
+    @classmethod
+    def of_file(cls, path: Path, dataset: Dataset) -> "Reference":
+        """An ONNX file for the images of `dataset`.
+
+        What it does not say itself is the data set's: the classes in the order that they have
+        there, and how pixels are normalised. Raises UserError as `onnx_interface.inspect` does, and
+        for another number of classes.
+        """
+        facts = onnx_interface.inspect(path, foreign=True)
+        classes = tuple(onnx_interface.class_names(facts) or dataset.classes)
+        if len(classes) != (count := facts["outputs"][0]["shape"][1]):
+            raise UserError(
+                f"{path} answers with {count} classes, and {dataset.origin} has "
+                f"{len(dataset.classes)}; name its images with --data-dir"
+            )
+        mean, std = dataset.normalisation()
+        return cls(
+            model=path.name,
+            file=str(path),
+            bytes=path.stat().st_size,
+            classes=classes,
+            mean=mean,
+            std=std,
+            data={},
+            facts={"reference_sha256": sha256_of(path)},
+            open=lambda device, pixels, onnx: open_runtime(path, device, pixels=pixels, onnx=onnx),
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +154,7 @@ class Judgement:
     rows: tuple[Judged, ...]  # the reference first
     unusable: tuple[Unusable, ...]
     facts: Json  # data, device, threads, versions
+    reference: str = "PyTorch"  # what the files are judged against, in a word; or that file's name
 
     @property
     def passed(self) -> bool:
@@ -117,31 +179,28 @@ class Judgement:
 
 
 def judge(
-    trained: Trained,
+    reference: Reference,
     files: Sequence[Path],
     dataset: Dataset,
     device: torch.device,
     options: Options,
     images: int | None = None,
     say: Say = lambda _: None,
-    model: str = "",
 ) -> Judgement:
     """Run the reference and every file over the test set, or its first `images`.
 
-    `model` is how to call it where that is not the network's name. A file that this machine cannot
-    run becomes an `Unusable` row and the rest is still judged. Raises UserError where the data set
-    has other classes than the model.
+    A file that this machine cannot run becomes an `Unusable` row and the rest is still judged.
+    Raises UserError where the data set has other classes than the reference, and where that itself
+    cannot run.
     """
-    model = model or trained.name
-    dataset.expect_classes(model, trained.classes)
+    dataset.expect_classes(reference.model, reference.classes)
     split = dataset.test.first(images) if images else dataset.test
-    say(f"{model}: PyTorch fp32 over {len(split):,} images")
-    weights_bytes = int(trained.card["weights"]["bytes"])
-    pixels = Pixels(options.mean or trained.mean, options.std or trained.std)
+    say(f"{reference.model}: the reference over {len(split):,} images")
+    pixels = Pixels(options.mean or reference.mean, options.std or reference.std)
     with Watch(device) as watch:
-        runtime: Runtime = PyTorch(trained, device)
-        reference = _row("PyTorch (reference)", runtime, weights_bytes, split, None, options)
-        rows = [reference]
+        runtime = reference.open(device, pixels, options.onnx)
+        first = _row(reference.file, runtime, reference.bytes, split, None, options)
+        rows = [first]
         unusable = []
         for file in files:
             say(f"{file.name} over {len(split):,} images")
@@ -150,15 +209,15 @@ def judge(
                     file, device, options.trust, pixels=pixels, onnx=options.onnx
                 )
                 size = file.stat().st_size
-                rows.append(_row(str(file), runtime, size, split, reference, options))
+                rows.append(_row(str(file), runtime, size, split, first, options))
             except UserError as error:
                 unusable.append(Unusable(str(file), str(error).removeprefix(f"{file}: ")))
-    sha256, seen = dataset.sha256(), trained.card["data"]
-    same = sha256 == seen["sha256"]
+    sha256, seen = dataset.sha256(), reference.data
+    same = sha256 == seen["sha256"] if seen else None
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
     return Judgement(
-        model=model,
-        classes=trained.classes,
+        model=reference.model,
+        classes=reference.classes,
         split=split,
         rows=tuple(rows),
         unusable=tuple(unusable),
@@ -168,15 +227,16 @@ def judge(
                 "verified": dataset.verified,
                 "sha256": sha256,
                 "same_as_training": same,
-                "test_set_of_training": same or releases,
+                "test_set_of_training": bool(same or releases),
                 "images": len(split),
             },
-            "weights_sha256": trained.card["weights"]["sha256"],
+            **reference.facts,
             "device": machine.describe(device),
             "threads": torch.get_num_threads(),
             "versions": machine.versions(),
             "remarks": watch.remarks() if options.seconds else [],  # what disturbed the times
         },
+        reference=reference.model if reference.file != PYTORCH else "PyTorch",
     )
 
 

@@ -108,14 +108,14 @@ def _data(judgement: Judgement) -> tuple[str, str]:
 
 
 def _label(judgement: Judgement, row: Judged) -> str:
-    """A row's name in a chart: `fp16.onnx` of `resnet18.fp16.onnx`, PyTorch for the reference."""
+    """A row's name in a chart: `fp16.onnx` of `resnet18.fp16.onnx`, or the reference."""
     if row.comparison is None:
-        return "PyTorch"
+        return judgement.reference
     return judgement.label(row.file).removeprefix(f"{judgement.model}.")
 
 
 def _styles(judgements: Sequence[Judgement]) -> dict[str, str]:
-    """The CSS class of each name in the charts, the same in all of them; PyTorch has s0."""
+    """The CSS class of each name in the charts, the same in all of them; the first has s0."""
     names = [_label(judgement, row) for judgement in judgements for row in judgement.rows]
     return {
         name: f"s{1 + (i - 1) % (STYLES - 1) if i else 0}"
@@ -235,7 +235,7 @@ def _matrices(judgement: Judgement) -> Iterator[Matrix]:
     reference = _confusion(judgement, judgement.rows[0])
     wrong = ~np.eye(len(reference), dtype=bool)
     largest = max(int(reference[wrong].max(initial=0)), 1)
-    yield Matrix("PyTorch", _named(judgement, _absolute(reference, largest)))
+    yield Matrix(judgement.reference, _named(judgement, _absolute(reference, largest)))
     for row in judgement.rows[1:]:
         change = _confusion(judgement, row) - reference
         rows = _named(judgement, _changes(change)) if change.any() else []

@@ -73,13 +73,17 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
     """A line for every verdict but PASS, for other logits, other data, and for what disturbed."""
     lines = []
     for judgement in judgements:
-        if not judgement.facts["data"]["same_as_training"]:
+        if judgement.facts["data"]["same_as_training"] is False:
             lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
+        if said := judgement.rows[0].addition:
+            lines.append(f"{judgement.reference} {said}.")
         for row in judgement.rows[1:]:
             if row.addition:
                 lines.append(f"{judgement.label(row.file)} {row.addition}.")
             if row.verdict != PASS:
                 lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
+                if row.verdict == FAIL and row.precision != "fp32" and row.file.endswith(".onnx"):
+                    lines[-1] += f"; `cifar-deploy layers {row.file}` shows where"
             elif row.largest_difference > OTHER_LOGITS and row.precision != "int8":
                 lines.append(
                     f"{judgement.label(row.file)}: its classes are right, its logits differ by up "

@@ -13,7 +13,7 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.store import ModelFolder
-from cifar_deploy.validate.judge import Options, judge
+from cifar_deploy.validate.judge import Options, Reference, judge
 
 pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen has no wheel here")
 CPU = torch.device("cpu")
@@ -24,7 +24,9 @@ def test_accuracy_from_loadgens_log_is_that_of_validate(
     measured: ModelFolder, small_data: Dataset, tmp_path: Path, scenario: str
 ) -> None:
     file = measured.onnx("fp32")
-    judged = judge(weights.load(measured), [file], small_data, CPU, Options(100.0, 0.0))
+    judged = judge(
+        Reference.of_model(weights.load(measured)), [file], small_data, CPU, Options(100.0, 0.0)
+    )
     contender = Contender("simple_cnn", file.name, OnnxRuntime(file, CPU))
     # A batch that does not divide the images, so that the last one is smaller.
     settings = mlperf.Settings(scenario, 0.3, 64, 2)
@@ -146,7 +148,9 @@ def test_loadgen_drives_a_gpu(
 ) -> None:
     device = torch.device("cuda", 0)
     (contender, *_), _ = sweep.contenders([(measured, [], True)], device, False)
-    judged = judge(weights.load(measured), [], small_data, device, Options(100.0, 0.0))
+    judged = judge(
+        Reference.of_model(weights.load(measured)), [], small_data, device, Options(100.0, 0.0)
+    )
     settings = mlperf.Settings(scenario, 0.5, 64, 3)
     result = mlperf.run(contender, small_data.test, settings, tmp_path)
     assert result.accuracy == judged.rows[0].accuracy

@@ -25,7 +25,7 @@ from cifar_deploy.engines.flavour import AUTO, choose
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import write
 from cifar_deploy.store import ModelFolder, proof_path, sha256_of, write_manifest
-from cifar_deploy.validate.judge import Options, judge
+from cifar_deploy.validate.judge import Options, Reference, judge
 
 OURS = {
     *("manifest.txt", "manifest.json", "proof.json", "labels.txt", "model.onnx"),
@@ -251,11 +251,11 @@ def test_one_release_of_cifar10_proves_what_was_trained_on_another(
     trained = weights.load(model)
     few = real_data.test.first(100)
     dataset = dataclasses.replace(real_data, test=few, classes=trained.classes)
-    judgement = judge(trained, [], dataset, pick("cpu"), Options(seconds=0.0))
+    judgement = judge(Reference.of_model(trained), [], dataset, pick("cpu"), Options(seconds=0.0))
     assert judgement.facts["data"]["same_as_training"] is False
     assert judgement.facts["data"]["test_set_of_training"] is True
     strange = dataclasses.replace(dataset, verified=UNVERIFIED)
-    judgement = judge(trained, [], strange, pick("cpu"), Options(seconds=0.0))
+    judgement = judge(Reference.of_model(trained), [], strange, pick("cpu"), Options(seconds=0.0))
     assert judgement.facts["data"]["test_set_of_training"] is False
 
 

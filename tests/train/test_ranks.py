@@ -65,9 +65,12 @@ def test_two_processes_do_what_one_does_also_after_one_was_killed(
     facts = {"network": "simple_cnn", "stem": "cifar", "mean": [0.5] * 3, "std": [0.25] * 3}
     state = architectures.build("simple_cnn", 10).state_dict()
     weights.save(start, state, {**facts, "classes": [str(n) for n in range(10)]})
+    quick = ("train", "simple_cnn", "--data-dir", pictures, "--device", "cpu")
+    teacher = tmp_path / "teacher"
+    taught = [*quick, "--epochs", "1", "--batch-size", "60", "--out", teacher]
+    assert CliRunner().invoke(app, [*map(str, taught)], catch_exceptions=False).exit_code == 0
     options = (
-        *("train", "simple_cnn", "--data-dir", pictures, "--device", "cpu", "--epochs", "4"),
-        *("--init", start),
+        *(*quick, "--epochs", "4", "--init", start, "--teacher", teacher),
         *("--batch-size", "80", "--lr", "0.05", "--set", "augment.translate=2"),
         *("--set", "augment.cutout=8", "--set", "augment.alternate=true", "--out"),
     )

@@ -18,8 +18,8 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.cli import app
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
-from cifar_deploy.recipe import Distill
-from cifar_deploy.train import seeds, teachers
+from cifar_deploy.recipe import Distill, Recipe
+from cifar_deploy.train import seeds
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.train.objective import Objective
@@ -59,9 +59,9 @@ def test_a_pupil_learns_what_its_labels_do_not_say(
     teacher = train(make_job(*GOOD, folder="teacher"), recorder)
     chance = np.random.default_rng(0).permutation(few.train.labels)
     nonsense = dataclasses.replace(few, train=Split(few.train.images, chance))
-    options = (*GOOD, "distill.temperature=2")
+    options = GOOD
     lost = train(make_job(*options, dataset=nonsense, folder="lost"), recorder)
-    options += (by("teacher"), "distill.weight=1")
+    options += (by("teacher"), "distill.temperature=2", "distill.weight=1")
     taught = train(make_job(*options, dataset=nonsense, folder="pupil"), recorder)
     assert teacher["test_accuracy"] > lost["test_accuracy"] + 0.25
     assert taught["test_accuracy"] > lost["test_accuracy"] + 0.2
@@ -183,6 +183,10 @@ def test_a_taught_run_goes_on_with_the_same_teachers(make_job: MakeJob, recorder
     train(make_job("train.seed=2", folder="teacher1"), recorder)
     with pytest.raises(UserError, match=r"made with teachers' weights = \['\w{64}', '\w{64}'\]"):
         Trainer(resumed)
+    with pytest.raises(
+        UserError, match=r"with recipe.distill.teachers = \['teacher0', 'teacher1'\]"
+    ):
+        Trainer(make_job(resume=True))
     shutil.rmtree("teacher1")
     Path("kept").rename("teacher1")
     train(resumed, recorder)
@@ -202,6 +206,20 @@ def test_seeds_that_are_done_are_done_again_with_other_teachers(
     assert not seeds._done(job)
 
 
+def test_weights_from_elsewhere_are_no_seed_that_is_done(make_job: MakeJob, recorder: Any) -> None:
+    job = make_job()
+    train(job, recorder)
+    assert seeds._done(job)
+    defaults = dataclasses.replace(job, recipe=Recipe())
+    card = store.read_json(job.folder.card)
+    for recipe in (None, "damaged"):  # an imported model's card has none
+        store.write_json(job.folder.card, {**card, "recipe": recipe})
+        assert not seeds._done(defaults)
+    del card["recipe"]
+    store.write_json(job.folder.card, card)
+    assert not seeds._done(defaults)
+
+
 def test_who_cannot_teach_is_told(make_job: MakeJob, recorder: Any, few: Dataset) -> None:
     def refused(said: str, *options: str, **more: Any) -> None:
         with pytest.raises(UserError, match=said) as caught:
@@ -212,10 +230,14 @@ def test_who_cannot_teach_is_told(make_job: MakeJob, recorder: Any, few: Dataset
     refused("no network is called 'nobody'", by("nobody"))
     refused("vgg19 has no trained weights", by("vgg19"))
     train(make_job("data.holdout=100", folder="teacher"), recorder)
-    refused("write elsewhere with --out", by("teacher"), folder="teacher")
+    before = Path("teacher", "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="write elsewhere with --out"):
+        train(make_job(by("teacher"), folder="teacher"), recorder)
+    assert Path("teacher", "model.safetensors").read_bytes() == before
     others = dataclasses.replace(few, classes=(*few.classes[:9], "other"))
     refused("it knows .*, not .*, other$", by("teacher"), dataset=others)
-    refused("train it with --hold-out 101, too", by("teacher"), "data.holdout=101")
+    refused("is trained with --hold-out 101, too", by("teacher"), "data.holdout=101")
+    refused("of no use without teachers; name them with --teacher", "distill.weight=0.5")
     refused("distill.teachers is 'teacher'; it is none or a list", "distill.teachers=teacher")
     # One that had fewer images than that to learn from has seen none of these.
     assert len(Trainer(make_job(by("teacher"), "data.holdout=50")).teachers) == 1
@@ -244,12 +266,3 @@ def test_the_command_takes_teachers(pictures: Path) -> None:
     assert "is replaced" not in run("simple_cnn", "--out", "plain").stderr
     other = run("simple_cnn", "--out", "plain", "--teacher", "my teacher")
     assert "is replaced at the end" in other.stderr
-
-
-def test_the_weights_that_taught_are_known(make_job: MakeJob, recorder: Any) -> None:
-    train(make_job(folder="teacher"), recorder)
-    chosen = make_job(by("teacher")).recipe
-    told = [teacher.to_dict() for teacher in Trainer(make_job(by("teacher"))).teachers]
-    assert not teachers.differ(chosen, told)
-    assert teachers.differ(chosen, [])
-    assert teachers.differ(make_job().recipe, told)

@@ -1,6 +1,9 @@
 """Something to judge: a network trained in seconds and exported, and how to damage its files."""
 
+import contextlib
 import dataclasses
+import io
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,7 @@ from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.store import Json, ModelFolder, write_manifest
 from cifar_deploy.train.loop import Job, Trainer
-from cifar_deploy.validate.judge import Options, judge
+from cifar_deploy.validate.judge import Options, Reference, judge
 
 CPU = torch.device("cpu")
 
@@ -54,7 +57,7 @@ def judged_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """
     data = synthetic.generate(train=2_000, test=6_500)
     trained = weights.load(quickly_trained(data, tmp_path_factory.mktemp("first")))
-    logits = judge(trained, [], data, CPU, Options(seconds=0)).rows[0].logits
+    logits = judge(Reference.of_model(trained), [], data, CPU, Options(seconds=0)).rows[0].logits
     second, first = np.sort(logits)[:, -2:].T
     clear = np.flatnonzero(first - second > 0.02)[:6_000]  # fp16's logits differ by up to 0.005
     assert len(clear) == 6_000
@@ -74,6 +77,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory, judged_data: Dataset) -> Mo
 @pytest.fixture
 def trained(folder: ModelFolder) -> Trained:
     return weights.load(folder)
+
+
+@pytest.fixture
+def floats(trained: Trained, tmp_path: Path) -> Path:
+    """The network alone, as torch.onnx.export writes it: normalised floats in planes."""
+    path = tmp_path / "floats.onnx"
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            trained.network,
+            (torch.zeros(2, 3, 32, 32),),
+            path,
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    return path
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """A trained network and its exported files, judged as `validate` judges them."""
 
-import contextlib
 import copy
 import dataclasses
-import io
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from cifar_deploy.validate.judge import (
     UNUSABLE,
     Judgement,
     Options,
+    Reference,
     judge,
     to_json,
 )
@@ -47,7 +45,7 @@ def judged(
     options: Options = UNTIMED,
     images: int | None = None,
 ) -> Judgement:
-    return judge(trained, files, data, CPU, options, images)
+    return judge(Reference.of_model(trained), files, data, CPU, options, images)
 
 
 def strict(value: object) -> object:
@@ -58,7 +56,9 @@ def strict(value: object) -> object:
 def test_exported_files_pass(trained: Trained, folder: ModelFolder, judged_data: Dataset) -> None:
     said: list[str] = []
     files = folder.exported()
-    judgement = judge(trained, files, judged_data, CPU, UNTIMED, say=said.append)
+    judgement = judge(
+        Reference.of_model(trained), files, judged_data, CPU, UNTIMED, say=said.append
+    )
     reference, fp16, fp32 = judgement.rows
     assert judgement.passed
     assert not judgement.unusable
@@ -289,24 +289,6 @@ def test_openvino_may_judge(trained: Trained, folder: ModelFolder, judged_data: 
 # --- files of other programs --------------------------------------------------------------------
 
 
-@pytest.fixture
-def floats(trained: Trained, tmp_path: Path) -> Path:
-    """The network alone, as torch.onnx.export writes it: normalised floats in planes."""
-    path = tmp_path / "floats.onnx"
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            trained.network,
-            (torch.zeros(2, 3, 32, 32),),
-            path,
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    return path
-
-
 def test_a_file_that_normalises_nothing_is_judged_as_the_reference_sees(
     trained: Trained, floats: Path, judged_data: Dataset
 ) -> None:
@@ -318,6 +300,40 @@ def test_a_file_that_normalises_nothing_is_judged_as_the_reference_sees(
     assert any(line.startswith(said) for line in table.remarks([judgement]))
     rows: Any = to_json(judgement)["rows"]
     assert rows[1]["addition"] == row.addition
+
+
+def test_a_file_may_be_the_reference(
+    folder: ModelFolder, floats: Path, judged_data: Dataset, damage: Damage, tmp_path: Path
+) -> None:
+    source, fp16 = folder.onnx("fp32"), folder.onnx("fp16")
+    wrong = damage(source, tmp_path / "wrong.onnx")
+    own = judge(Reference.of_file(source, judged_data), [fp16, wrong], judged_data, CPU, UNTIMED)
+    # Its pixels are normalised as the training images are: so were those of this network.
+    others = judge(Reference.of_file(floats, judged_data), [fp16, wrong], judged_data, CPU, UNTIMED)
+    for judgement, file in ((own, source), (others, floats)):
+        first, *rows = judgement.rows
+        assert (judgement.reference, first.file, first.verdict) == (file.name, str(file), REFERENCE)
+        assert [row.verdict for row in rows] == [PASS, FAIL]
+        assert judgement.facts["reference_sha256"] == sha256_of(file)
+        assert not judgement.facts["data"]["test_set_of_training"]
+        assert proof.write(judgement, {fp16: sha256_of(fp16)}, len(judged_data.test)) == []
+    assert own.rows[1].largest_difference == pytest.approx(
+        others.rows[1].largest_difference, abs=1e-3
+    )
+    said = table.remarks([others])
+    assert said[0].startswith("floats.onnx takes float32 [batch, 3, 32, 32] and gives float32: ")
+    assert not any("another copy of the data" in line for line in said)
+
+
+def test_a_reference_of_other_classes_is_refused(
+    folder: ModelFolder, floats: Path, judged_data: Dataset
+) -> None:
+    others = dataclasses.replace(judged_data, classes=(*judged_data.classes[:9], "other"))
+    with pytest.raises(UserError, match="was trained on the classes"):
+        judge(Reference.of_file(folder.onnx("fp32"), others), [], others, CPU, UNTIMED)
+    fewer = dataclasses.replace(judged_data, classes=judged_data.classes[:9])
+    with pytest.raises(UserError, match=r"answers with 10 classes, and .* has 9; .* --data-dir"):
+        Reference.of_file(floats, fewer)
 
 
 def test_another_normalisation_is_anothers(

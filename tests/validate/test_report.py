@@ -19,7 +19,7 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import report
-from cifar_deploy.validate.judge import Judgement, Options, judge
+from cifar_deploy.validate.judge import Judgement, Options, Reference, judge
 
 TIME = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -272,7 +272,14 @@ def test_a_real_judgement(
     trained: Trained, folder: ModelFolder, judged_data: Dataset, tmp_path: Path
 ) -> None:
     options = Options(seconds=0.02)
-    found = judge(trained, folder.exported(), judged_data, torch.device("cpu"), options, images=300)
+    found = judge(
+        Reference.of_model(trained),
+        folder.exported(),
+        judged_data,
+        torch.device("cpu"),
+        options,
+        images=300,
+    )
     target = tmp_path / "new" / "report.html"
     report.write(target, [found])
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]

@@ -1,0 +1,130 @@
+"""`cifar-deploy layers`."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cifar_deploy import store
+from cifar_deploy.cli.options import (
+    SUFFIXES,
+    DataDirOption,
+    Format,
+    JsonFileOption,
+    MeanOption,
+    Source,
+    StdOption,
+    check_json,
+    doing,
+    per_channel,
+    show,
+)
+from cifar_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from cifar_deploy.data.dataset import Dataset
+    from cifar_deploy.validate.layers import Layer
+
+MUCH = 6.0  # dB, a bit: what is marked
+
+
+def layers(
+    file: Annotated[Path, typer.Argument(help="An ONNX file in int8 or fp16.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What it was made of; else the fp32 file beside it."),
+    ] = None,
+    images: Annotated[int, typer.Option(help="So many training images.", min=1)] = 256,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    data_dir: DataDirOption = None,
+    data: Annotated[
+        Source | None, typer.Option(help="By default what the model was trained on.")
+    ] = None,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Show which layers of an ONNX file lose accuracy: the noise in each, against the fp32 file.
+
+    `export --precision int8 --keep-fp32 NODE` leaves a layer in fp32.
+    """
+    check_json(json_file)
+    from cifar_deploy.runtimes.load import check_file
+    from cifar_deploy.runtimes.onnx_interface import Pixels
+    from cifar_deploy.validate.layers import compare
+
+    folder = store.ModelFolder(file.absolute().parent)
+    exact = reference or _exact(file, folder)
+    for path in (file, exact):
+        if path.suffix != SUFFIXES[Format.onnx]:
+            raise UserError(f"{path} is no ONNX file, whose layers could be looked at")
+        check_file(path)
+    with doing("reading") as told:
+        dataset = _dataset(folder, data, data_dir)
+        normal = dataset.normalisation()
+        given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
+        pixels = Pixels(given[0] or normal[0], given[1] or normal[1])
+        chosen = dataset.train.spread(images).images
+        told(f"{file.name} and {exact.name} over {len(chosen):,} images")
+        found = compare(exact, file, chosen, pixels)
+    value = {
+        "file": str(file),
+        "reference": str(exact),
+        "images": len(chosen),
+        # JSON has no infinity: null where nothing differs, or nothing is a number.
+        "layers": [
+            {k: None if _infinite(v) else v for k, v in dataclasses.asdict(layer).items()}
+            for layer in found
+        ],
+    }
+    note = (
+        f"SNR: power of what {exact.name} gives over that of the difference, {len(chosen):,} "
+        "training images; lost: how much lower that is than the noisiest of what the layer takes."
+    )
+    show(_table(found), [note], value, json_file, 100)
+
+
+def _exact(file: Path, folder: store.ModelFolder) -> Path:
+    """The fp32 file of the same model. Raises UserError where there is none."""
+    exact = folder.onnx("fp32")
+    if not folder.card.exists():
+        raise UserError(
+            f"{file} has no trained model beside it; name what it was made of: --reference"
+        )
+    if exact.name == file.name:
+        raise UserError(f"{file} is what the others are compared with; name one in int8 or fp16")
+    if not exact.exists():
+        raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.name}")
+    return exact
+
+
+def _dataset(folder: store.ModelFolder, data: Source | None, data_dir: Path | None) -> "Dataset":
+    from cifar_deploy.data import find
+
+    source = data.value if data else None
+    if folder.card.exists():
+        return find.load(*find.trained_on(store.read_card(folder), source, data_dir))
+    return find.load(source or "auto", data_dir)
+
+
+def _infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _table(found: "list[Layer]") -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("layer", "operator", "SNR, dB", "lost, dB"):
+        table.add_column(heading, justify="right" if "dB" in heading else "left", overflow="fold")
+    for layer in found:
+        lost = "" if layer.lost is None else f"{layer.lost:.1f}".replace("inf", "all")
+        snr = {math.inf: "exact", -math.inf: "no number"}.get(layer.snr, f"{layer.snr:.1f}")
+        much = layer.lost is not None and layer.lost >= MUCH
+        table.add_row(
+            *map(Text, (layer.node, layer.operator, snr)), Text(lost, "red" if much else "")
+        )
+    return table

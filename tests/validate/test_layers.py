@@ -1,0 +1,144 @@
+"""The noise in every layer of a file."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.errors import UserError
+from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.quantise import Calibration
+from cifar_deploy.runtimes.load import open_runtime
+from cifar_deploy.runtimes.onnx_interface import Pixels
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.validate.layers import Layer, compare
+
+Change = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture
+def exact(folder: ModelFolder) -> Path:
+    return folder.onnx("fp32")
+
+
+@pytest.fixture
+def images(judged_data: Dataset) -> Images:
+    return judged_data.train.spread(70).images  # two batches and a part of one
+
+
+def changed(source: Path, target: Path, change: Change) -> Path:
+    model = onnx.load(source)
+    change(model)
+    onnx.save(model, target)
+    return target
+
+
+def operators(layers: list[Layer]) -> list[str]:
+    return [layer.operator for layer in layers]
+
+
+def weights_of(model: onnx.ModelProto, index: int) -> onnx.TensorProto:
+    """The filters of the convolution that comes as number `index`."""
+    node = [node for node in model.graph.node if node.op_type == "Conv"][index]
+    return next(t for t in model.graph.initializer if t.name == node.input[1])
+
+
+def test_the_same_file_is_exact(exact: Path, images: Images) -> None:
+    layers = compare(exact, exact, images, Pixels())
+    nodes = onnx.load(exact).graph.node
+    assert [layer.node for layer in layers] == [node.name for node in nodes]
+    assert operators(layers) == [node.op_type for node in nodes]
+    assert {(layer.snr, layer.lost) for layer in layers} == {(math.inf, None)}
+
+
+def test_the_last_layers_ratio_is_that_of_the_logits(
+    folder: ModelFolder, exact: Path, images: Images
+) -> None:
+    file = folder.onnx("fp16")
+    layers = compare(exact, file, images, Pixels())
+    cpu = torch.device("cpu")
+    mine, theirs = (
+        open_runtime(path, cpu).logits(images).astype(np.float64) for path in (exact, file)
+    )
+    last = [layer for layer in layers if layer.operator == "Gemm"][-1]
+    ratio = 10 * math.log10((mine**2).sum() / ((mine - theirs) ** 2).sum())
+    # Graphs that show what is between are not fused: other roundings of fp16.
+    assert last.snr == pytest.approx(ratio, abs=2)
+    assert 40 < min(layer.snr for layer in layers) < 90
+
+
+def test_the_layer_that_is_damaged_is_the_first_with_noise(
+    exact: Path, images: Images, tmp_path: Path
+) -> None:
+    def damage(model: onnx.ModelProto) -> None:
+        filters = weights_of(model, 1)
+        values = numpy_helper.to_array(filters).copy()
+        values[0] = 0
+        filters.CopyFrom(numpy_helper.from_array(values, filters.name))
+
+    layers = compare(exact, changed(exact, tmp_path / "damaged.onnx", damage), images, Pixels())
+    noisy = [layer for layer in layers if layer.snr < math.inf]
+    convolutions = [layer for layer in layers if layer.operator == "Conv"]
+    assert noisy[0] is convolutions[1]
+    assert noisy[0].lost is None  # all before it is exact
+    assert noisy[0].snr < 20
+    assert noisy[1].lost == pytest.approx(noisy[0].snr - noisy[1].snr)
+
+
+def test_int8_layers_are_seen_behind_their_rounding(
+    folder: ModelFolder, judged_data: Dataset, images: Images, tmp_path: Path, exact: Path
+) -> None:
+    own = ModelFolder(tmp_path / "simple_cnn")
+    own.path.mkdir()
+    for path in (folder.weights, folder.card):
+        (own.path / path.name).write_bytes(path.read_bytes())
+    calibration = Calibration.of(judged_data, 64)
+    for engine in (False, True):
+        layers = compare(exact, export_onnx(own, "int8", calibration, engine), images, Pixels())
+        # The quantizer leaves out what the ranges do as well: before them those are no ReLUs.
+        relus = [layer.snr for layer in layers if layer.operator == "Relu"]
+        assert len(relus) == 4
+        assert 15 < min(relus) <= max(relus) < 60
+
+
+def test_what_is_no_number_is_told(exact: Path, images: Images, tmp_path: Path) -> None:
+    def overflow(model: onnx.ModelProto) -> None:
+        filters = weights_of(model, 1)
+        values = np.full(numpy_helper.to_array(filters).shape, np.inf, np.float32)
+        filters.CopyFrom(numpy_helper.from_array(values, filters.name))
+
+    file = changed(exact, tmp_path / "overflowing.onnx", overflow)
+    convolutions = [
+        layer for layer in compare(exact, file, images, Pixels()) if layer.operator == "Conv"
+    ]
+    assert [layer.snr for layer in convolutions] == [math.inf, -math.inf]
+
+
+def test_files_without_names_in_common_are_refused(
+    exact: Path, images: Images, tmp_path: Path
+) -> None:
+    def rename(model: onnx.ModelProto) -> None:
+        (answer,) = (value.name for value in model.graph.output)
+        made = {name for node in model.graph.node for name in node.output} - {answer}
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [f"other_{name}" if name in made else name for name in names]
+        del model.graph.value_info[:]
+
+    other = changed(exact, tmp_path / "other.onnx", rename)
+    with pytest.raises(UserError, match="name none of their tensors alike"):
+        compare(exact, other, images, Pixels())
+
+
+def test_a_file_of_float_pixels_is_given_them(
+    floats: Path, exact: Path, trained: Trained, images: Images
+) -> None:
+    pixels = Pixels(trained.mean, trained.std)
+    assert {layer.snr for layer in compare(floats, floats, images, pixels)} == {math.inf}

@@ -310,7 +310,11 @@ def test_the_layers_of_a_file_and_one_that_is_kept_in_fp32(run: Run) -> None:
         answer = run("layers", file, "--images", "40", "--json", "-")
         assert answer.status == 0, answer.err
         value = json.loads(answer.out)
-        assert (value["reference"], value["images"]) == (str(Path(FILE).absolute()), 40)
+        assert (value["reference"], value["images"]) == (FILE, 40)
+        states = {(layer["state"], layer["snr"] is None) for layer in value["layers"]}
+        noisy = {("exact", True), ("noisy", False)}
+        # A convolution in 8 bits goes with its ReLU.
+        assert states == (noisy if options else {*noisy, ("not there", True)})
         return {layer["node"]: layer["snr"] for layer in value["layers"]}
 
     def in_fp32() -> list[bool]:
@@ -346,6 +350,11 @@ def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Pa
     assert "absent.onnx: No such file" in refused("layers", fp16, "--reference", "absent.onnx")
     card = "models/simple_cnn/card.json"
     assert "card.json is no ONNX file" in refused("layers", fp16, "--reference", card)
+    beside = Path(f"{FILE}.json")
+    manifest = beside.read_text()
+    beside.write_text(json.dumps({**json.loads(manifest), "weights_sha256": "0" * 64}))
+    assert "was exported from other weights" in refused("layers", fp16)
+    beside.write_text(manifest)
     Path(FILE).unlink()
     assert "run: cifar-deploy export simple_cnn" in refused("layers", fp16)
     keeping = ("export", "simple_cnn", "--keep-fp32", "node_conv")

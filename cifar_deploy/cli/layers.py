@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from cifar_deploy.validate.layers import Layer
 
 MUCH = 6.0  # dB, a bit: what is marked
+STATES = {math.inf: "exact", -math.inf: "no number", None: "not there"}
 
 
 def layers(
@@ -54,12 +56,13 @@ def layers(
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.validate.layers import compare
 
-    folder = store.ModelFolder(file.absolute().parent)
-    exact = reference or _exact(file, folder)
+    folder = store.ModelFolder(file.absolute().parent)  # a model has the name of its folder
+    exact = reference or file.with_name(_exact(file, folder).name)
+    made_from = None if reference else store.read_card(folder)["weights"]["sha256"]
     for path in (file, exact):
         if path.suffix != SUFFIXES[Format.onnx]:
             raise UserError(f"{path} is no ONNX file, whose layers could be looked at")
-        check_file(path)
+        check_file(path, made_from)
     with doing("reading") as told:
         dataset = _dataset(folder, data, data_dir)
         normal = dataset.normalisation()
@@ -69,12 +72,14 @@ def layers(
         told(f"{file.name} and {exact.name} over {len(chosen):,} images")
         found = compare(exact, file, chosen, pixels)
     value = {
+        "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
         "file": str(file),
         "reference": str(exact),
         "images": len(chosen),
-        # JSON has no infinity: null where nothing differs, or nothing is a number.
         "layers": [
+            # JSON has no infinity.
             {k: None if _infinite(v) else v for k, v in dataclasses.asdict(layer).items()}
+            | {"state": STATES.get(layer.snr, "noisy")}
             for layer in found
         ],
     }
@@ -82,6 +87,8 @@ def layers(
         f"SNR: power of what {exact.name} gives over that of the difference, {len(chosen):,} "
         "training images; lost: how much lower that is than the noisiest of what the layer takes."
     )
+    if any(layer.snr is None for layer in found):
+        note += " Not there: no such tensor; it is one layer with what follows."
     show(_table(found), [note], value, json_file, 100)
 
 
@@ -122,7 +129,7 @@ def _table(found: "list[Layer]") -> Any:
         table.add_column(heading, justify="right" if "dB" in heading else "left", overflow="fold")
     for layer in found:
         lost = "" if layer.lost is None else f"{layer.lost:.1f}".replace("inf", "all")
-        snr = {math.inf: "exact", -math.inf: "no number"}.get(layer.snr, f"{layer.snr:.1f}")
+        snr = STATES.get(layer.snr) or f"{layer.snr:.1f}"
         much = layer.lost is not None and layer.lost >= MUCH
         table.add_row(
             *map(Text, (layer.node, layer.operator, snr)), Text(lost, "red" if much else "")

@@ -22,16 +22,21 @@ BATCH = 32  # images at a time: what every node gives for these is held in memor
 
 @dataclass(frozen=True)
 class Layer:
-    """A node of the reference, and how much of what it gives is noise in the other file."""
+    """A node of the reference, and how much of what it gives is noise in the other file.
+
+    `snr` is in dB: inf for the same numbers, -inf for none, None where the other file has no such
+    tensor. `lost` is how much lower that is than the noisiest of what the node takes, unless that
+    is exact.
+    """
 
     node: str
     operator: str
-    snr: float  # dB; inf: the same numbers, -inf: no numbers
-    lost: float | None  # dB less than the noisiest of what it takes; None where that is exact
+    snr: float | None
+    lost: float | None
 
 
 def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> list[Layer]:
-    """The signal-to-noise ratio of each tensor that both ONNX files name, from the first on.
+    """The nodes of `reference` in its order, with the signal-to-noise ratio of what they give.
 
     Over all `images`, uint8 [n, 32, 32, 3], and all numbers of a tensor: 10 log10 of the
     reference's power over that of the difference, as onnxruntime.quantization.qdq_loss_debug has
@@ -131,8 +136,7 @@ def _layers(graph: "onnx.GraphProto", ratios: dict[str, float]) -> Iterator[Laye
         ]
         for name in node.output:
             sources[name] = made_of
-        if node.output[0] in ratios:
-            snr = ratios[node.output[0]]
-            before = min((ratios[name] for name in made_of), default=math.inf)
-            lost = before - snr if math.isfinite(before) else None
-            yield Layer(node.name, node.op_type, snr, lost)
+        snr = ratios.get(node.output[0])
+        before = min((ratios[name] for name in made_of), default=math.inf)
+        lost = None if snr is None or math.isinf(before) else before - snr
+        yield Layer(node.name, node.op_type, snr, lost)

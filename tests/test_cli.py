@@ -241,6 +241,10 @@ def test_files_from_elsewhere_are_judged_against_one_of_them(run: Run, tmp_path:
     answer = run("validate", after, "--reference", cut)
     assert answer.status == 2
     assert "cut.onnx is truncated or no valid ONNX file" in answer.err
+    assert (
+        "is an engine; --reference takes a model or an"
+        in run("validate", after, "--reference", "x.engine").err
+    )
 
 
 def test_a_broken_file_from_elsewhere_fails(run: Run, tmp_path: Path) -> None:
@@ -347,6 +351,8 @@ def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Pa
     stranger = tmp_path / "stranger.onnx"
     shutil.copy(fp16, stranger)
     assert "has no trained model beside it; name what" in refused("layers", stranger)
+    assert "absent.onnx: No such file" in refused("layers", "absent.onnx")
+    assert "simple_cnn is no ONNX file" in refused("layers", "simple_cnn")
     assert "absent.onnx: No such file" in refused("layers", fp16, "--reference", "absent.onnx")
     card = "models/simple_cnn/card.json"
     assert "card.json is no ONNX file" in refused("layers", fp16, "--reference", card)
@@ -359,8 +365,12 @@ def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Pa
     assert "run: cifar-deploy export simple_cnn" in refused("layers", fp16)
     keeping = ("export", "simple_cnn", "--keep-fp32", "node_conv")
     assert "go with --precision int8" in refused(*keeping)
-    said = refused(*keeping, "--precision", "int8")
-    assert "--keep-fp32 node_conv: the graph has no such node; see node_conv2d" in said
+    keeping = (*keeping, "--precision", "int8")
+    assert "--keep-fp32 node_conv is no layer that would be in 8 bits, as " in refused(*keeping)
+    said = refused(*keeping[:-4], "--keep-fp32", "node_conv2d", "--precision", "int8")
+    assert "node_conv2d is no layer that would be in 8 bits, as node_conv2d_1" in said
+    shutil.copytree("models/simple_cnn", "models/second")
+    assert "names layers of one model" in refused(*keeping, "second")
 
 
 def test_what_int8_cannot_be_calibrated_on(run: Run, refused: Callable[..., str]) -> None:

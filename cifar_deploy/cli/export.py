@@ -101,7 +101,9 @@ def export(
     }
     if Precision.int8 not in precisions and (calibration_images or data_dir or keep_fp32):
         raise UserError("--calibration-images, --keep-fp32 and --data-dir go with --precision int8")
-    quantising = Quantising(calibration_images, data_dir, tuple(keep_fp32 or ()))
+    if keep_fp32 and len(folders) > 1:
+        raise UserError("--keep-fp32 names layers of one model; export one after the other")
+    quantising = Quantising(calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())))
     if format is Format.trt:
         manifests = _export_engines(
             folders, precisions, flavour, batch_profile or [], asked, quantising

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cifar_deploy.validate.layers import Layer
 
 MUCH = 6.0  # dB, a bit: what is marked
-STATES = {math.inf: "exact", -math.inf: "no number", None: "not there"}
 
 
 def layers(
@@ -56,44 +55,55 @@ def layers(
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.validate.layers import compare
 
+    given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
+    _check_suffix(file)
+    check_file(file)
     folder = store.ModelFolder(file.absolute().parent)  # a model has the name of its folder
-    exact = reference or file.with_name(_exact(file, folder).name)
-    made_from = None if reference else store.read_card(folder)["weights"]["sha256"]
+    made_from = None
+    if reference:
+        exact = reference
+    else:
+        exact = file.with_name(_exact(file, folder))
+        made_from = store.read_card(folder)["weights"]["sha256"]
+    _check_suffix(exact)
     for path in (file, exact):
-        if path.suffix != SUFFIXES[Format.onnx]:
-            raise UserError(f"{path} is no ONNX file, whose layers could be looked at")
         check_file(path, made_from)
     with doing("reading") as told:
-        dataset = _dataset(folder, data, data_dir)
-        normal = dataset.normalisation()
-        given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
+        dataset, normal = _dataset(folder, data, data_dir)
         pixels = Pixels(given[0] or normal[0], given[1] or normal[1])
         chosen = dataset.train.spread(images).images
-        told(f"{file.name} and {exact.name} over {len(chosen):,} images")
-        found = compare(exact, file, chosen, pixels)
+        told(f"{file} and {exact} over {len(chosen):,} images")
+        found, count = compare(exact, file, chosen, pixels)
     value = {
         "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
         "file": str(file),
         "reference": str(exact),
-        "images": len(chosen),
+        "images": count,
         "layers": [
-            # JSON has no infinity.
+            # JSON has no infinity, and no word for what is no number.
             {k: None if _infinite(v) else v for k, v in dataclasses.asdict(layer).items()}
-            | {"state": STATES.get(layer.snr, "noisy")}
+            | {"state": _state(layer.snr)}
             for layer in found
         ],
     }
     note = (
-        f"SNR: power of what {exact.name} gives over that of the difference, {len(chosen):,} "
-        "training images; lost: how much lower that is than the noisiest of what the layer takes."
+        f"SNR: power of what {exact.name} gives over that of the difference, {count:,} training "
+        "images; lost: how much lower that is than the noisiest of what the layer takes."
     )
     if any(layer.snr is None for layer in found):
-        note += " Not there: no such tensor; it is one layer with what follows."
+        note += (
+            " Not there: no tensor of that name and shape, as of a layer that is one with the next."
+        )
     show(_table(found), [note], value, json_file, 100)
 
 
-def _exact(file: Path, folder: store.ModelFolder) -> Path:
-    """The fp32 file of the same model. Raises UserError where there is none."""
+def _check_suffix(path: Path) -> None:
+    if path.suffix != SUFFIXES[Format.onnx]:
+        raise UserError(f"{path} is no ONNX file, whose layers could be looked at")
+
+
+def _exact(file: Path, folder: store.ModelFolder) -> str:
+    """The name of the fp32 file of the same model. Raises UserError where there is none."""
     exact = folder.onnx("fp32")
     if not folder.card.exists():
         raise UserError(
@@ -103,20 +113,35 @@ def _exact(file: Path, folder: store.ModelFolder) -> Path:
         raise UserError(f"{file} is what the others are compared with; name one in int8 or fp16")
     if not exact.exists():
         raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.name}")
-    return exact
+    return exact.name
 
 
-def _dataset(folder: store.ModelFolder, data: Source | None, data_dir: Path | None) -> "Dataset":
+def _dataset(
+    folder: store.ModelFolder, source: Source | None, data_dir: Path | None
+) -> "tuple[Dataset, tuple[list[float], list[float]]]":
+    """The images, those that the model was trained on by default, and their mean and std for it."""
     from cifar_deploy.data import find
 
-    source = data.value if data else None
-    if folder.card.exists():
-        return find.load(*find.trained_on(store.read_card(folder), source, data_dir))
-    return find.load(source or "auto", data_dir)
+    card = {} if source else store.card_of(folder)
+    if not card.get("data"):
+        dataset = find.load(source.value if source else "auto", data_dir)
+        return dataset, dataset.normalisation()
+    dataset = find.load(*find.trained_on(card, None, data_dir))
+    normal = dataset.normalisation()
+    return dataset, (card["data"].get("mean") or normal[0], card["data"].get("std") or normal[1])
 
 
 def _infinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def _state(snr: float | None) -> str:
+    """What is said of a ratio in place of a number; "noisy": nothing, it is one."""
+    if snr is None:
+        return "not there"
+    if math.isnan(snr):
+        return "no number"
+    return {math.inf: "exact", -math.inf: "all noise"}.get(snr, "noisy")
 
 
 def _table(found: "list[Layer]") -> Any:
@@ -128,8 +153,10 @@ def _table(found: "list[Layer]") -> Any:
     for heading in ("layer", "operator", "SNR, dB", "lost, dB"):
         table.add_column(heading, justify="right" if "dB" in heading else "left", overflow="fold")
     for layer in found:
-        lost = "" if layer.lost is None else f"{layer.lost:.1f}".replace("inf", "all")
-        snr = STATES.get(layer.snr) or f"{layer.snr:.1f}"
+        # Rounded first: -0.0 is told as 0.0.
+        lost = "" if layer.lost is None else f"{round(layer.lost, 1) + 0.0:.1f}"
+        state = _state(layer.snr)
+        snr = f"{layer.snr:.1f}" if state == "noisy" else state
         much = layer.lost is not None and layer.lost >= MUCH
         table.add_row(
             *map(Text, (layer.node, layer.operator, snr)), Text(lost, "red" if much else "")

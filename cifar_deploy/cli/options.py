@@ -104,7 +104,7 @@ MeanOption = Annotated[
     str | None,
     typer.Option(
         metavar="R,G,B",
-        help="Of pixels in 0..1, as in its training; else the model's (import: the data set's).",
+        help="Of pixels in 0..1, as in its training; else the model's, or the data set's.",
     ),
 ]
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]

@@ -121,6 +121,8 @@ def _targets(
             raise UserError("name models or files, not both; a file's model goes to --reference")
         if reference and Path(reference).suffix == SUFFIXES[Format.onnx]:
             return [(Path(reference), files)]
+        if reference and Path(reference).suffix == SUFFIXES[Format.trt]:
+            raise UserError(f"{reference} is an engine; --reference takes a model or an ONNX file")
         owner = architectures.folder(reference) if reference else store.ModelFolder(files[0].parent)
         if not reference:
             for file in files:

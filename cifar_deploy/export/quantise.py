@@ -86,6 +86,19 @@ def kept(graph: "onnx.GraphProto") -> list[str]:
     return [node.name for node in (*convolutions[:1], *grouped, *pools)]
 
 
+def _check_kept(
+    names: Sequence[str], graph: "onnx.GraphProto", types: list[str], others: list[str]
+) -> None:
+    """Raise UserError for a name that is none of a node of these types, or one of `others`."""
+    known = [n.name for n in graph.node if n.op_type in types and n.name not in others]
+    for name in names:
+        if name not in known:
+            near = ", ".join((difflib.get_close_matches(name, known) or known)[:3])
+            raise UserError(
+                f"--keep-fp32 {name} is no layer that would be in 8 bits, as {near} are"
+            )
+
+
 def quantise(
     model: "onnx.ModelProto",
     calibration: Calibration,
@@ -102,20 +115,16 @@ def quantise(
     calibration name, and all that is no layer, stay in fp32; `benchmarks/int8.py` shows what they
     and `percentile` do.
 
-    Raises UserError for a node that the graph has not, and where the disk refuses.
+    Raises UserError for a node that would not be in 8 bits anyway, and where the disk refuses.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    names = [node.name for node in model.graph.node]
-    for name in calibration.keep:
-        if name not in names:
-            near = ", ".join(difflib.get_close_matches(name, names)) or "`cifar-deploy layers FILE`"
-            raise UserError(f"--keep-fp32 {name}: the graph has no such node; see {near}")
     onnx.helper.set_model_props(model, PREPARED)
     linear = ["Gemm", "MatMul"]
     layers = ["Conv", *linear]
     between = [] if symmetric else ["Relu", "MaxPool"]  # stays in 8 bits from layer to layer
+    _check_kept(calibration.keep, model.graph, layers + between, keep(model.graph))
     extra = {
         "CalibPercentile": percentile,
         "CalibStridedMinMax": 1,

@@ -22,7 +22,8 @@ WANTED = (
 # What other programs' exporters write, and how they say it.
 FLOATS = ("float32", "float16")
 TAKEN = f"float32 or float16, pixels as [batch, 3, {SIZE}, {SIZE}] or [batch, {SIZE}, {SIZE}, 3]"
-GIVEN, ANSWER = "cifar_deploy.images", "cifar_deploy.logits"  # names that no graph has
+OURS = "cifar_deploy."  # so no names of a graph begin
+GIVEN, ANSWER = f"{OURS}images", f"{OURS}logits"
 BROADCASTS = 7  # the first opset whose Mul and Add do
 LARGEST = (1 << 31) - 1  # bytes: protobuf, and with it ONNX, holds no more in one file
 
@@ -89,12 +90,14 @@ def inspect(path: Path, foreign: bool = False) -> Json:
 
 
 def class_names(facts: Json) -> list[str] | None:
-    """The class names in `inspect`'s metadata; None where it has none, as of another program."""
+    """The class names in `inspect`'s metadata; None where there is not one for every logit."""
     try:
         names = json.loads(facts["metadata"]["classes"])
     except (KeyError, ValueError):
         return None
-    return names if isinstance(names, list) else None
+    if not isinstance(names, list) or len(names) != facts["outputs"][0]["shape"][-1]:
+        return None
+    return names if all(isinstance(name, str) for name in names) else None
 
 
 @contextlib.contextmanager
@@ -116,12 +119,22 @@ def adapted(path: Path, pixels: Pixels) -> tuple[Json, bytes | None, str]:
     `pixels`, are put before its first node. Returns `inspect`'s facts, the graph's bytes (None: the
     file as it is), and in words what was put around it. Raises UserError as `inspect` does.
     """
+    facts, model, said = adapted_model(path, pixels)
+    return facts, model.SerializeToString() if said else None, said
+
+
+def adapted_model(path: Path, pixels: Pixels) -> tuple[Json, "onnx.ModelProto", str]:
+    """The same, with the graph itself: every node stands behind those it needs.
+
+    The names of what was put around it begin with `OURS`, but for an Identity that gives it to the
+    graph.
+    """
     model = _read(path)
     with _checked(path):
         facts = _facts(path, model, True)
         (given,), (answer,) = facts["inputs"], facts["outputs"]
         if _fits(given, answer):
-            return facts, None, ""
+            return facts, model, ""
         _put_around(model, given, answer, pixels)
         facts = _facts(path, model, False)
     mean, std = (",".join(f"{v:g}" for v in values) for values in (pixels.mean, pixels.std))
@@ -132,7 +145,7 @@ def adapted(path: Path, pixels: Pixels) -> tuple[Json, bytes | None, str]:
         said.append("a transposition is put before it")
     if answer["dtype"] != "float32":
         said.append("a cast to float32 is put behind it")
-    return facts, model.SerializeToString(), f"{said[0]} {', '.join(said[1:])}"
+    return facts, model, f"{said[0]} {', '.join(said[1:])}"
 
 
 def _put_around(model: "onnx.ModelProto", given: Json, answer: Json, pixels: Pixels) -> None:

@@ -86,7 +86,7 @@ class Reference:
         """
         facts = onnx_interface.inspect(path, foreign=True)
         classes = tuple(onnx_interface.class_names(facts) or dataset.classes)
-        if len(classes) != (count := facts["outputs"][0]["shape"][1]):
+        if len(classes) != (count := facts["outputs"][0]["shape"][-1]):
             raise UserError(
                 f"{path} answers with {count} classes, and {dataset.origin} has "
                 f"{len(dataset.classes)}; name its images with --data-dir"
@@ -154,7 +154,6 @@ class Judgement:
     rows: tuple[Judged, ...]  # the reference first
     unusable: tuple[Unusable, ...]
     facts: Json  # data, device, threads, versions
-    reference: str = "PyTorch"  # what the files are judged against, in a word; or that file's name
 
     @property
     def passed(self) -> bool:
@@ -162,9 +161,15 @@ class Judgement:
         files = self.rows[1:]
         return bool(files) and not self.unusable and all(row.verdict == PASS for row in files)
 
+    @property
+    def reference(self) -> str:
+        """What the files are judged against: PyTorch, or the label of a file."""
+        first = self.rows[0].file
+        return "PyTorch" if first == PYTORCH else self.label(first)
+
     def label(self, file: str) -> str:
         """A file's name, with as much of its path as tells it from the others."""
-        files = {row.file for row in self.rows[1:]} | {lost.file for lost in self.unusable}
+        files = {row.file for row in self.rows} | {lost.file for lost in self.unusable}
         mine = Path(file).parts
         for count in range(1, len(mine)):
             if sum(Path(other).parts[-count:] == mine[-count:] for other in files) == 1:
@@ -236,7 +241,6 @@ def judge(
             "versions": machine.versions(),
             "remarks": watch.remarks() if options.seconds else [],  # what disturbed the times
         },
-        reference=reference.model if reference.file != PYTORCH else "PyTorch",
     )
 
 

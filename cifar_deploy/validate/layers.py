@@ -1,7 +1,7 @@
 """Where a file's numbers leave another's: the noise in every tensor that both graphs have."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +10,25 @@ import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.errors import UserError, disk_errors, one_line
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes import onnx_interface
-from cifar_deploy.runtimes.onnx_interface import Pixels
+from cifar_deploy.runtimes.onnx_interface import OURS, Pixels
+from cifar_deploy.store import Json
 
 if TYPE_CHECKING:
     import onnx
 
 BATCH = 32  # images at a time: what every node gives for these is held in memory, twice
+WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
 class Layer:
     """A node of the reference, and how much of what it gives is noise in the other file.
 
-    `snr` is in dB: inf for the same numbers, -inf for none, None where the other file has no such
-    tensor. `lost` is how much lower that is than the noisiest of what the node takes, unless that
-    is exact.
+    `snr` is in dB: inf for the same numbers, -inf where all is noise, nan where one is no number,
+    None where the other file has no tensor of that name and shape. `lost` is how much lower that is
+    than the noisiest of what the node takes, unless that is exact.
     """
 
     node: str
@@ -35,38 +37,68 @@ class Layer:
     lost: float | None
 
 
-def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> list[Layer]:
+def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tuple[list[Layer], int]:
     """The nodes of `reference` in its order, with the signal-to-noise ratio of what they give.
 
-    Over all `images`, uint8 [n, 32, 32, 3], and all numbers of a tensor: 10 log10 of the
-    reference's power over that of the difference, as onnxruntime.quantization.qdq_loss_debug has
-    it. Both run in ONNX Runtime on the CPU. A graph that shows its tensors cannot be fused: int8
-    layers are computed in fp32 between their roundings then, as the file says.
+    Over all numbers of a tensor and all `images`, uint8 [n, 32, 32, 3]: 10 log10 of the reference's
+    power over that of the difference, as onnxruntime.quantization.qdq_loss_debug has it. Both run
+    in ONNX Runtime on the CPU; int8 layers are computed in fp32 between their roundings, as the
+    file says. Returns with them how many images went in: of a file of a fixed batch, whole ones.
 
-    Raises UserError for a file that is damaged or cannot run, and where no names are shared.
+    Raises UserError for a file that is damaged or cannot run, for too few images, and where the
+    files have no layer with weights in common.
     """
-    first, second = _model(reference, pixels), _model(file, pixels)
+    (facts, first, _), (other_facts, second, _) = (
+        onnx_interface.adapted_model(path, pixels) for path in (reference, file)
+    )
+    fixed = _fixed_batch({reference: facts, file: other_facts})
+    batch = fixed or BATCH
+    count = len(images) // fixed * fixed if fixed else len(images)
+    if not count:
+        raise UserError(f"{len(images)} images do not fill a batch of {fixed}; --images {fixed} do")
     made = {name for node in second.graph.node for name in node.output}
-    shared = [name for node in first.graph.node for name in node.output if name in made]
+    nodes = [node for node in first.graph.node if not _added(node)]
+    shared = [name for node in nodes for name in node.output if name and name in made]
     rounded = _rounded(second.graph)
     theirs = [rounded.get(name, name) for name in shared]
-    signal, noise = dict.fromkeys(shared, 0.0), dict.fromkeys(shared, 0.0)
-    answers = _run(reference, first, shared, images), _run(file, second, theirs, images)
+    power = {name: [0.0, 0.0] for name in shared}  # of the signal, and of the noise
+    answers = (
+        _run(reference, first, facts, shared, images[:count], batch),
+        _run(file, second, other_facts, theirs, images[:count], batch),
+    )
     for mine, other in zip(*answers, strict=True):
         for name, x, y in zip(shared, mine, other, strict=True):
-            if x.dtype.kind != "f" or y.dtype.kind != "f" or x.shape != y.shape:
-                noise.pop(name, None)
-                continue
-            exact = x.astype(np.float64)
-            signal[name] += float((exact**2).sum())
-            noise[name] += float(((exact - y) ** 2).sum())
-    ratios = {name: _decibels(signal[name], noise[name]) for name in noise}
-    if len(ratios) < 2:
+            if name in power and _alike(x, y):
+                exact = x.astype(np.float64)
+                with np.errstate(all="ignore"):  # what is no number is told as that
+                    power[name][0] += float((exact**2).sum())
+                    power[name][1] += float((np.where(x == y, 0, exact - y) ** 2).sum())
+            else:
+                power.pop(name, None)
+    ratios = {name: _decibels(*both) for name, both in power.items()}
+    weighted = next((i for i, n in enumerate(nodes) if n.op_type in WITH_WEIGHTS), 0)
+    answer = facts["outputs"][0]["name"]
+    if not any(name in ratios and name != answer for n in nodes[weighted:] for name in n.output):
         raise UserError(
-            f"{file} and {reference} name none of their tensors alike: compare files that were "
-            "made of each other"
+            f"{file} and {reference} have no layer in common, by name and shape: compare files "
+            "that were made of each other"
         )
-    return list(_layers(first.graph, ratios))
+    return list(_layers(nodes, ratios)), count
+
+
+def _fixed_batch(facts: dict[Path, Json]) -> int | None:
+    """The only batch that a file takes, if one does. Raises UserError where two want others."""
+    sizes = {path: one["inputs"][0]["shape"][0] for path, one in facts.items()}
+    fixed = {path: size for path, size in sizes.items() if isinstance(size, int)}
+    if len(set(fixed.values())) > 1:
+        said = ", ".join(f"{path} takes batches of {size}" for path, size in fixed.items())
+        raise UserError(f"{said}: export one of them with an open batch")
+    return next(iter(fixed.values()), None)
+
+
+def _added(node: "onnx.NodeProto") -> bool:
+    """Whether this was put around another program's graph."""
+    return any(name.startswith(OURS) for name in (*node.input, *node.output))
 
 
 def _rounded(graph: "onnx.GraphProto") -> dict[str, str]:
@@ -84,59 +116,61 @@ def _rounded(graph: "onnx.GraphProto") -> dict[str, str]:
     }
 
 
-def _model(path: Path, pixels: Pixels) -> "onnx.ModelProto":
-    import onnx
-
-    _, source, _ = onnx_interface.adapted(path, pixels)
-    with disk_errors(path, "read"):
-        model: onnx.ModelProto = onnx.ModelProto.FromString(source or path.read_bytes())
-    return model
-
-
 def _run(
-    path: Path, model: "onnx.ModelProto", names: list[str], images: Images
+    path: Path,
+    model: "onnx.ModelProto",
+    facts: Json,
+    names: list[str],
+    images: Images,
+    batch: int,
 ) -> Iterator[list[Any]]:
     """What `model` gives under `names`, a batch of the images after the other."""
     import onnxruntime
 
     given = {value.name for value in model.graph.output}
-    model.graph.output.extend(
-        type(model.graph.output[0])(name=name) for name in names if name not in given
-    )
-    weights = {tensor.name for tensor in model.graph.initializer}
-    (entry,) = (value.name for value in model.graph.input if value.name not in weights)
+    model.graph.output.extend(type(model.graph.output[0])(name=name) for name in set(names) - given)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors reach the user through the exception
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        for start in range(0, len(images), BATCH):
-            yield session.run(names, {entry: images[start : start + BATCH]})
+        for start in range(0, len(images), batch):
+            yield session.run(names, {facts["inputs"][0]["name"]: images[start : start + batch]})
     except Exception as error:  # ONNX Runtime's exceptions share no base but this
         raise UserError(f"{path}: ONNX Runtime cannot run it: {one_line(error)}") from error
 
 
+def _alike(x: Any, y: Any) -> bool:
+    """Whether both are float tensors of one shape."""
+    both = all(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in (x, y))
+    return both and x.shape == y.shape
+
+
 def _decibels(signal: float, noise: float) -> float:
-    if not math.isfinite(signal) or not math.isfinite(noise):
-        return -math.inf
     if not noise:
         return math.inf
+    if not math.isfinite(signal) or not math.isfinite(noise):
+        return math.nan
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
-def _layers(graph: "onnx.GraphProto", ratios: dict[str, float]) -> Iterator[Layer]:
-    sources: dict[str, list[str]] = {}  # of a tensor: those with a ratio that it is made of
-    for node in graph.node:
-        made_of = [
+def _layers(nodes: Sequence["onnx.NodeProto"], ratios: dict[str, float]) -> Iterator[Layer]:
+    sources: dict[str, set[str]] = {}  # of a tensor: those with a ratio that it is made of
+    for node in nodes:
+        made_of = {
             name
             for taken in node.input
-            for name in ([taken] if taken in ratios else sources.get(taken, []))
-        ]
-        for name in node.output:
-            sources[name] = made_of
-        snr = ratios.get(node.output[0])
-        before = min((ratios[name] for name in made_of), default=math.inf)
-        lost = None if snr is None or math.isinf(before) else before - snr
-        yield Layer(node.name, node.op_type, snr, lost)
+            for name in ([taken] if taken in ratios else sources.get(taken, ()))
+        }
+        outputs = [name for name in node.output if name]
+        sources |= dict.fromkeys(outputs, made_of)
+        snr = ratios.get(outputs[0])
+        before = [ratios[name] for name in made_of]
+        worst = math.nan if any(map(math.isnan, before)) else min(before, default=math.inf)
+        lost = None
+        if snr is not None and snr < math.inf and math.isfinite(worst):
+            lost = worst - snr
+        yield Layer(node.name or outputs[0], node.op_type, snr, lost)

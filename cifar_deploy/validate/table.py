@@ -1,9 +1,12 @@
 """The table that `validate` prints, and the words under it. The report has the same cells."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_deploy.validate.judge import UNUSABLE, Judged, Judgement, Unusable
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS
 
 if TYPE_CHECKING:
@@ -82,8 +85,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
                 lines.append(f"{judgement.label(row.file)} {row.addition}.")
             if row.verdict != PASS:
                 lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
-                if row.verdict == FAIL and row.precision != "fp32" and row.file.endswith(".onnx"):
-                    lines[-1] += f"; `cifar-deploy layers {row.file}` shows where"
+                if row.verdict == FAIL and (command := _layers(judgement, row)):
+                    lines[-1] += f"; `{command}` shows where"
             elif row.largest_difference > OTHER_LOGITS and row.precision != "int8":
                 lines.append(
                     f"{judgement.label(row.file)}: its classes are right, its logits differ by up "
@@ -96,6 +99,19 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
     disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}
     lines += [f"{said}." for said in disturbed]
     return lines
+
+
+def _layers(judgement: Judgement, row: Judged) -> str:
+    """The command that shows a file's layers; nothing where they cannot be compared."""
+    file, reference = Path(row.file), Path(judgement.rows[0].file)
+    if file.suffix != ".onnx":
+        return ""
+    if reference.suffix == ".onnx":
+        return shlex.join(["cifar-deploy", "layers", row.file, "--reference", str(reference)])
+    folder = ModelFolder(file.absolute().parent)
+    exact = folder.onnx("fp32")
+    there = folder.card.exists() and exact.exists() and exact.name != file.name
+    return shlex.join(["cifar-deploy", "layers", row.file]) if there else ""
 
 
 def evidence(row: Judged) -> str:
@@ -117,7 +133,10 @@ def cells(judgement: Judgement, row: Judged | Unusable) -> list[str]:
     """The texts of one row, one for each of HEADINGS."""
     if isinstance(row, Unusable):
         return [judgement.label(row.file), *[""] * (1 + len(NUMBERS)), row.verdict]
-    name = judgement.label(row.file) if row.comparison else f"{judgement.model} ({row.precision})"
+    name = judgement.label(row.file)
+    if not row.comparison:
+        whose = judgement.model if row.file == PYTORCH else name
+        name = f"{whose} ({row.precision})"
     compared = ["", "", ""]
     if row.comparison:
         compared = [

@@ -15,6 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from cifar_deploy import watch
+from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
@@ -323,6 +324,51 @@ def test_a_file_may_be_the_reference(
     said = table.remarks([others])
     assert said[0].startswith("floats.onnx takes float32 [batch, 3, 32, 32] and gives float32: ")
     assert not any("another copy of the data" in line for line in said)
+
+
+def test_a_reference_of_the_same_name_is_told_apart(
+    folder: ModelFolder, judged_data: Dataset, damage: Damage, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "old" / "m.onnx", tmp_path / "new one" / "m.onnx"
+    for path in (before, after):
+        path.parent.mkdir()
+        shutil.copy(folder.onnx("fp32"), path)
+    damage(before, after)
+    judgement = judge(Reference.of_file(before, judged_data), [after], judged_data, CPU, UNTIMED)
+    assert (judgement.reference, judgement.label(str(after))) == ("old/m.onnx", "new one/m.onnx")
+    (said,) = table.remarks([judgement])
+    assert said.startswith("new one/m.onnx: FAIL: ")
+    command = f"cifar-deploy layers '{after}' --reference {before}"
+    assert said.endswith(f"; `{command}` shows where")
+
+
+def test_a_file_that_failed_is_to_be_looked_at_where_that_is_possible(
+    folder: ModelFolder, judged_data: Dataset, damage: Damage, tmp_path: Path
+) -> None:
+    def said(wrong: Path) -> str:
+        trained = weights.load(folder)
+        judgement = judge(Reference.of_model(trained), [wrong], judged_data, CPU, UNTIMED)
+        (remark,) = table.remarks([judgement])
+        return remark
+
+    own = tmp_path / "simple_cnn"
+    shutil.copytree(folder.path, own)
+    wrong = damage(folder.onnx("fp32"), own / "wrong.onnx")
+    assert said(wrong).endswith(f"; `cifar-deploy layers {wrong}` shows where")
+    (own / "simple_cnn.fp32.onnx").unlink()
+    assert "cifar-deploy layers" not in said(wrong)
+
+
+def test_class_names_that_are_none_are_the_data_sets(
+    folder: ModelFolder, judged_data: Dataset, tmp_path: Path
+) -> None:
+    for names in (list(range(10)), ["only", "three", "names"], "airplane"):
+        model = onnx.load(folder.onnx("fp32"))
+        for entry in model.metadata_props:
+            if entry.key == "classes":
+                entry.value = json.dumps(names)
+        onnx.save(model, path := tmp_path / "named.onnx")
+        assert Reference.of_file(path, judged_data).classes == judged_data.classes
 
 
 def test_a_reference_of_other_classes_is_refused(

@@ -18,7 +18,8 @@ from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.runtimes.load import open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.store import ModelFolder
-from cifar_deploy.validate.layers import Layer, compare
+from cifar_deploy.validate import layers as compared
+from cifar_deploy.validate.layers import Layer
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -38,6 +39,13 @@ def changed(source: Path, target: Path, change: Change) -> Path:
     change(model)
     onnx.save(model, target)
     return target
+
+
+def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> list[Layer]:
+    """The layers, of all images."""
+    layers, count = compared.compare(reference, file, images, pixels)
+    assert count == len(images)
+    return layers
 
 
 def operators(layers: list[Layer]) -> list[str]:
@@ -125,27 +133,99 @@ def test_what_is_no_number_is_told(exact: Path, images: Images, tmp_path: Path) 
     convolutions = [
         layer for layer in compare(exact, file, images, Pixels()) if layer.operator == "Conv"
     ]
-    assert [layer.snr for layer in convolutions] == [math.inf, -math.inf]
+    assert convolutions[0].snr == math.inf
+    assert str(convolutions[1].snr) == "nan"
+    assert convolutions[1].lost is None
 
 
-def test_files_without_names_in_common_are_refused(
-    exact: Path, images: Images, tmp_path: Path
+def test_where_there_was_nothing_all_is_noise(exact: Path, images: Images, tmp_path: Path) -> None:
+    def clear(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            empty = np.zeros_like(numpy_helper.to_array(tensor))
+            if len(tensor.dims) in (1, 2) and empty.dtype == np.float32:
+                tensor.CopyFrom(numpy_helper.from_array(empty, tensor.name))
+
+    layers = compare(changed(exact, tmp_path / "silent.onnx", clear), exact, images, Pixels())
+    assert layers[-1].snr == -math.inf
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_files_without_a_layer_in_common_are_refused(
+    exact: Path, images: Images, tmp_path: Path, layer: int
 ) -> None:
+    """Also where the preprocessing and the answer are: those of two networks are called alike."""
+
     def rename(model: onnx.ModelProto) -> None:
-        (answer,) = (value.name for value in model.graph.output)
-        made = {name for node in model.graph.node for name in node.output} - {answer}
-        for node in model.graph.node:
+        nodes = model.graph.node
+        convolutions = [i for i, node in enumerate(nodes) if node.op_type == "Conv"]
+        made = {name for node in nodes[convolutions[layer] : -1] for name in node.output}
+        for node in nodes:
             for names in (node.input, node.output):
                 names[:] = [f"other_{name}" if name in made else name for name in names]
         del model.graph.value_info[:]
 
     other = changed(exact, tmp_path / "other.onnx", rename)
-    with pytest.raises(UserError, match="name none of their tensors alike"):
+    if layer:  # all from the second convolution on
+        assert "Conv" in operators(
+            [one for one in compare(exact, other, images, Pixels()) if one.snr]
+        )
+        return
+    with pytest.raises(UserError, match="have no layer in common"):
         compare(exact, other, images, Pixels())
 
 
+def fix_batch(size: int) -> Change:
+    def fix(model: onnx.ModelProto) -> None:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = size
+
+    return fix
+
+
+def test_a_fixed_batch_is_kept(exact: Path, images: Images, tmp_path: Path) -> None:
+    eight = changed(exact, tmp_path / "eight.onnx", fix_batch(8))
+    five = changed(exact, tmp_path / "five.onnx", fix_batch(5))
+    for reference, file in ((exact, eight), (eight, exact), (eight, eight)):
+        layers, count = compared.compare(reference, file, images, Pixels())
+        assert count == 64
+        assert {layer.snr for layer in layers} == {math.inf}
+    with pytest.raises(
+        UserError, match=r"eight.onnx takes batches of 8, .*five.onnx takes batches"
+    ):
+        compare(eight, five, images, Pixels())
+    with pytest.raises(UserError, match="7 images do not fill a batch of 8; --images 8 do"):
+        compare(exact, eight, images[:7], Pixels())
+
+
+def test_outputs_without_a_name_are_none(exact: Path, images: Images, tmp_path: Path) -> None:
+    def unnamed(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.name = ""
+        relu = next(node for node in model.graph.node if node.op_type == "Relu")
+        relu.op_type = "Dropout"
+        relu.output.append("")
+
+    file = changed(exact, tmp_path / "unnamed.onnx", unnamed)
+    layers = compare(file, file, images, Pixels())
+    assert [layer.node for layer in layers] == [n.output[0] for n in onnx.load(file).graph.node]
+
+
 def test_a_file_of_float_pixels_is_given_them(
-    floats: Path, exact: Path, trained: Trained, images: Images
+    floats: Path, trained: Trained, images: Images, tmp_path: Path
 ) -> None:
+    def damage(model: onnx.ModelProto) -> None:
+        filters = weights_of(model, 0)
+        values = 0.9 * numpy_helper.to_array(filters)
+        filters.CopyFrom(numpy_helper.from_array(values.astype(np.float32), filters.name))
+
+    damaged = changed(floats, tmp_path / "damaged.onnx", damage)
     pixels = Pixels(trained.mean, trained.std)
-    assert {layer.snr for layer in compare(floats, floats, images, pixels)} == {math.inf}
+    layers = compare(floats, damaged, images, pixels)
+    assert [layer.node for layer in layers] == [n.name for n in onnx.load(floats).graph.node]
+    cpu = torch.device("cpu")
+    mine, theirs = (
+        open_runtime(path, cpu, pixels=pixels).logits(images).astype(np.float64)
+        for path in (floats, damaged)
+    )
+    ratio = 10 * math.log10((mine**2).sum() / ((mine - theirs) ** 2).sum())
+    assert layers[-1].snr == pytest.approx(ratio, abs=1e-3)

@@ -366,9 +366,13 @@ def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Pa
     keeping = ("export", "simple_cnn", "--keep-fp32", "node_conv")
     assert "go with --precision int8" in refused(*keeping)
     keeping = (*keeping, "--precision", "int8")
-    assert "--keep-fp32 node_conv is no layer that would be in 8 bits, as " in refused(*keeping)
+    said = refused(*keeping)
+    none = "is no convolution or linear layer that would be in 8 bits; "
+    assert f"--keep-fp32 node_conv {none}did you mean node_conv2d_1?" in said
     said = refused(*keeping[:-4], "--keep-fp32", "node_conv2d", "--precision", "int8")
-    assert "node_conv2d is no layer that would be in 8 bits, as node_conv2d_1" in said
+    assert f"node_conv2d {none}did you mean node_conv2d_1?" in said  # it is in fp32 anyway
+    said = refused(*keeping[:-4], "--keep-fp32", "relu", "--precision", "int8")
+    assert f"relu {none}those are node_conv2d_1, node_linear, node_linear_1 and 1 more" in said
     shutil.copytree("models/simple_cnn", "models/second")
     assert "names layers of one model" in refused(*keeping, "second")
 

@@ -71,7 +71,9 @@ def export(
     ] = None,
     keep_fp32: Annotated[
         list[str] | None,
-        typer.Option(metavar="NODE", help="int8: leave this layer in fp32; `layers` names them."),
+        typer.Option(
+            metavar="NODE", help="int8: leave this convolution or linear layer of `layers` in fp32."
+        ),
     ] = None,
     data_dir: DataDirOption = None,
     as_json: JsonFlag = False,

@@ -48,7 +48,7 @@ def layers(
 ) -> None:
     """Show which layers of an ONNX file lose accuracy: the noise in each, against the fp32 file.
 
-    `export --precision int8 --keep-fp32 NODE` leaves a layer in fp32.
+    `export --precision int8 --keep-fp32 NODE` leaves a convolution or linear layer in fp32.
     """
     check_json(json_file)
     from cifar_deploy.runtimes.load import check_file

@@ -89,14 +89,18 @@ def kept(graph: "onnx.GraphProto") -> list[str]:
 def _check_kept(
     names: Sequence[str], graph: "onnx.GraphProto", types: list[str], others: list[str]
 ) -> None:
-    """Raise UserError for a name that is none of a node of these types, or one of `others`."""
+    """Raise UserError for a name that is none of a node of these types, or one of `others`.
+
+    A ReLU alone is none: left out of 8 bits it takes its layer's rounding along.
+    """
     known = [n.name for n in graph.node if n.op_type in types and n.name not in others]
     for name in names:
         if name not in known:
-            near = ", ".join((difflib.get_close_matches(name, known) or known)[:3])
-            raise UserError(
-                f"--keep-fp32 {name} is no layer that would be in 8 bits, as {near} are"
-            )
+            near = difflib.get_close_matches(name, known, n=1)
+            rest = f" and {len(known) - 3} more" if len(known) > 3 else ""
+            way = f"did you mean {near[0]}?" if near else f"those are {', '.join(known[:3])}{rest}"
+            none = "is no convolution or linear layer that would be in 8 bits"
+            raise UserError(f"--keep-fp32 {name} {none}; {way}")
 
 
 def quantise(
@@ -124,7 +128,7 @@ def quantise(
     linear = ["Gemm", "MatMul"]
     layers = ["Conv", *linear]
     between = [] if symmetric else ["Relu", "MaxPool"]  # stays in 8 bits from layer to layer
-    _check_kept(calibration.keep, model.graph, layers + between, keep(model.graph))
+    _check_kept(calibration.keep, model.graph, layers, keep(model.graph))
     extra = {
         "CalibPercentile": percentile,
         "CalibStridedMinMax": 1,

@@ -51,23 +51,17 @@ def layers(
     `export --precision int8 --keep-fp32 NODE` leaves a convolution or linear layer in fp32.
     """
     check_json(json_file)
-    from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.runtimes.onnx_interface import Pixels
-    from cifar_deploy.validate.layers import compare
+    from cifar_deploy.validate.layers import compare, exact_beside
 
     given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
-    _check_suffix(file)
-    check_file(file)
-    folder = store.ModelFolder(file.absolute().parent)  # a model has the name of its folder
+    folder = store.ModelFolder(file.absolute().parent)
     made_from = None
-    if reference:
-        exact = reference
-    else:
-        exact = file.with_name(_exact(file, folder))
+    if not reference and folder.card.exists():
         made_from = store.read_card(folder)["weights"]["sha256"]
-    _check_suffix(exact)
-    for path in (file, exact):
-        check_file(path, made_from)
+    _check(file, made_from)
+    exact = reference or exact_beside(file)
+    _check(exact, made_from)
     with doing("reading") as told:
         dataset, normal = _dataset(folder, data, data_dir)
         pixels = Pixels(given[0] or normal[0], given[1] or normal[1])
@@ -97,23 +91,13 @@ def layers(
     show(_table(found), [note], value, json_file, 100)
 
 
-def _check_suffix(path: Path) -> None:
+def _check(path: Path, made_from: str | None) -> None:
+    """Raise UserError for what is no whole ONNX file, or was exported from other weights."""
+    from cifar_deploy.runtimes.load import check_file
+
     if path.suffix != SUFFIXES[Format.onnx]:
         raise UserError(f"{path} is no ONNX file, whose layers could be looked at")
-
-
-def _exact(file: Path, folder: store.ModelFolder) -> str:
-    """The name of the fp32 file of the same model. Raises UserError where there is none."""
-    exact = folder.onnx("fp32")
-    if not folder.card.exists():
-        raise UserError(
-            f"{file} has no trained model beside it; name what it was made of: --reference"
-        )
-    if exact.name == file.name:
-        raise UserError(f"{file} is what the others are compared with; name one in int8 or fp16")
-    if not exact.exists():
-        raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.name}")
-    return exact.name
+    check_file(path, made_from)
 
 
 def _dataset(

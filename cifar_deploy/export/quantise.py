@@ -128,7 +128,8 @@ def quantise(
     linear = ["Gemm", "MatMul"]
     layers = ["Conv", *linear]
     between = [] if symmetric else ["Relu", "MaxPool"]  # stays in 8 bits from layer to layer
-    _check_kept(calibration.keep, model.graph, layers, keep(model.graph))
+    in_fp32 = keep(model.graph)
+    _check_kept(calibration.keep, model.graph, layers, in_fp32)
     extra = {
         "CalibPercentile": percentile,
         "CalibStridedMinMax": 1,
@@ -150,7 +151,7 @@ def quantise(
             _Reader(calibration.images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=layers + between,
-            nodes_to_exclude=[*keep(model.graph), *calibration.keep],
+            nodes_to_exclude=[*in_fp32, *calibration.keep],
             per_channel=True,
             reduce_range=not symmetric,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,

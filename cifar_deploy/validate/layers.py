@@ -13,7 +13,8 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_interface import OURS, Pixels
-from cifar_deploy.store import Json
+from cifar_deploy.runtimes.onnx_runtime import CPU, FATAL
+from cifar_deploy.store import Json, ModelFolder
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +36,21 @@ class Layer:
     operator: str
     snr: float | None
     lost: float | None
+
+
+def exact_beside(file: Path) -> Path:
+    """The fp32 file of the model beside `file`. Raises UserError where there is none."""
+    folder = ModelFolder(file.absolute().parent)  # a model has the name of its folder
+    exact = folder.onnx("fp32")
+    if not folder.card.exists():
+        raise UserError(
+            f"{file} has no trained model beside it; name what it was made of: --reference"
+        )
+    if exact.name == file.name:
+        raise UserError(f"{file} is what the others are compared with; name one in int8 or fp16")
+    if not exact.exists():
+        raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.name}")
+    return file.with_name(exact.name)
 
 
 def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tuple[list[Layer], int]:
@@ -130,13 +146,11 @@ def _run(
     given = {value.name for value in model.graph.output}
     model.graph.output.extend(type(model.graph.output[0])(name=name) for name in set(names) - given)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors reach the user through the exception
+    options.log_severity_level = FATAL  # errors reach the user through the exception
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
         for start in range(0, len(images), batch):
             yield session.run(names, {facts["inputs"][0]["name"]: images[start : start + batch]})
     except Exception as error:  # ONNX Runtime's exceptions share no base but this

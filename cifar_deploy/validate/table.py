@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_deploy.store import ModelFolder
+from cifar_deploy.errors import UserError
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
+from cifar_deploy.validate.layers import exact_beside
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS
 
 if TYPE_CHECKING:
@@ -108,10 +109,11 @@ def _layers(judgement: Judgement, row: Judged) -> str:
         return ""
     if reference.suffix == ".onnx":
         return shlex.join(["cifar-deploy", "layers", row.file, "--reference", str(reference)])
-    folder = ModelFolder(file.absolute().parent)
-    exact = folder.onnx("fp32")
-    there = folder.card.exists() and exact.exists() and exact.name != file.name
-    return shlex.join(["cifar-deploy", "layers", row.file]) if there else ""
+    try:
+        exact_beside(file)
+    except UserError:
+        return ""
+    return shlex.join(["cifar-deploy", "layers", row.file])
 
 
 def evidence(row: Judged) -> str:

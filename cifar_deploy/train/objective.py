@@ -62,7 +62,7 @@ class Objective(nn.Module):
             others = F.cross_entropy(logits, labels.flip(0), label_smoothing=self.label_smoothing)
             loss = share * loss + (1 - share) * others
         if self.lesson:  # by whole images, also where the network's are small
-            with self._autocast(images):
+            with self._autocast(images), self._convolutions(images):
                 taught = self.lesson.loss(images, logits)
             loss = torch.lerp(loss, taught, self.lesson.weight)
         correct = (logits.detach().argmax(1) == labels).sum()

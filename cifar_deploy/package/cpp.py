@@ -86,6 +86,8 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
     if engine := source.engine:
         yield "tensorrt", engine.tensorrt
         yield "compute_capability", engine.capability
+        if engine.gpu:
+            yield "gpu", engine.gpu
         yield "profiles", " ".join(f"{p.min}:{p.opt}:{p.max}" for p in engine.profiles)
 
 

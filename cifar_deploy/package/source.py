@@ -32,6 +32,7 @@ class Engine:
 
     tensorrt: str  # the version that built it, and that it needs
     capability: str  # compute capabilities that it runs on, or "any"
+    gpu: str  # the only model of GPU that it runs on, or ""
     profiles: tuple[Profile, ...]
 
 
@@ -119,7 +120,12 @@ def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Sou
                 f"{path} was stripped of its weights and cannot stand alone; export it without "
                 "--strip-weights"
             )
-        engine = Engine(str(manifest["tensorrt"]), _capability(manifest), _profiles(manifest))
+        engine = Engine(
+            str(manifest["tensorrt"]),
+            _capability(manifest),
+            _only_gpu(manifest),
+            _profiles(manifest),
+        )
     (given,), (answer,) = facts["inputs"], facts["outputs"]
     batch = given["shape"][0]
     classes = tuple(map(str, manifest["classes"]))
@@ -161,6 +167,12 @@ def _capability(manifest: Json) -> str:
     if manifest.get("hardware_compatibility") == "ampere+":  # TensorRT itself tells then
         return "any"
     return str(manifest["gpu"]["compute_capability"])
+
+
+def _only_gpu(manifest: Json) -> str:
+    """The model of GPU that an engine is bound to, "" for none (`engines.manifest.refusal`)."""
+    bound = manifest["flavour"] != RTX and manifest.get("hardware_compatibility") is None
+    return str(manifest["gpu"].get("name") or "") if bound else ""
 
 
 def _proof(path: Path, sha256: str) -> Json | None:

@@ -62,6 +62,22 @@ macro(_cd_find)
   endforeach()
 endmacro()
 
+# A header, a library: where the path that was set says, as it stands also where a toolchain file has
+# CMake look into another system's root (CMAKE_FIND_ROOT_PATH); else where CMake looks by itself.
+macro(_cd_header variable header root)
+  set(_cd_where HINTS "${${root}}" ENV ${root} PATH_SUFFIXES ${ARGN})
+  find_path(${variable} ${header} ${_cd_where} NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
+  find_path(${variable} ${header} ${_cd_where})
+  mark_as_advanced(${variable})
+endmacro()
+
+macro(_cd_binary variable root)
+  set(_cd_where NAMES ${ARGN} NAMES_PER_DIR HINTS "${${root}}" ENV ${root} PATH_SUFFIXES lib lib64)
+  find_library(${variable} ${_cd_where} NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
+  find_library(${variable} ${_cd_where})
+  mark_as_advanced(${variable})
+endmacro()
+
 function(_cd_library target location include)
   add_library(${target} UNKNOWN IMPORTED GLOBAL)
   set_target_properties(${target} PROPERTIES IMPORTED_LOCATION "${location}")
@@ -88,13 +104,9 @@ endif()
 
 # --- ONNX Runtime -----------------------------------------------------------------------------
 if(CIFAR_DEPLOY_WITH_ONNXRUNTIME)
-  find_path(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h
-    HINTS "${ONNXRUNTIME_ROOT}" ENV ONNXRUNTIME_ROOT
-    PATH_SUFFIXES include include/onnxruntime include/onnxruntime/core/session)
-  find_library(CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY NAMES onnxruntime libonnxruntime.so.1 NAMES_PER_DIR
-    HINTS "${ONNXRUNTIME_ROOT}" ENV ONNXRUNTIME_ROOT
-    PATH_SUFFIXES lib lib64)
-  mark_as_advanced(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY)
+  _cd_header(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE onnxruntime_cxx_api.h ONNXRUNTIME_ROOT
+    include include/onnxruntime include/onnxruntime/core/session)
+  _cd_binary(CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY ONNXRUNTIME_ROOT onnxruntime libonnxruntime.so.1)
   if(CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE AND CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY)
     _cd_library(cifar_deploy::onnxruntime
       "${CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY}" "${CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE}")
@@ -106,14 +118,30 @@ if(CIFAR_DEPLOY_WITH_ONNXRUNTIME)
 endif()
 
 # --- TensorRT, TensorRT for RTX ---------------------------------------------------------------
+# The number that NvInferVersion.h in `folder` defines `names` (a regular expression) as, or "".
+function(_cd_version result folder names)
+  set(${result} "" PARENT_SCOPE)
+  if(EXISTS "${folder}/NvInferVersion.h")
+    file(STRINGS "${folder}/NvInferVersion.h" lines REGEX "define (${names}) +[0-9]")
+    if("${lines}" MATCHES "define (${names}) +([0-9]+)")
+      set(${result} "${CMAKE_MATCH_2}" PARENT_SCOPE)
+    endif()
+  endif()
+endfunction()
+
 macro(_cd_tensorrt name upper header_root)
-  find_path(CIFAR_DEPLOY_${upper}_INCLUDE NvInferRuntime.h
-    HINTS "${${header_root}}" ENV ${header_root} PATH_SUFFIXES include)
-  find_library(CIFAR_DEPLOY_${upper}_LIBRARY NAMES ${ARGN} NAMES_PER_DIR
-    HINTS "${${header_root}}" ENV ${header_root} PATH_SUFFIXES lib lib64)
-  mark_as_advanced(CIFAR_DEPLOY_${upper}_INCLUDE CIFAR_DEPLOY_${upper}_LIBRARY)
+  _cd_header(CIFAR_DEPLOY_${upper}_INCLUDE NvInferRuntime.h ${header_root} include)
+  # On Windows the library of TensorRT for RTX has its version in its name.
+  _cd_version(_cd_rtx_major "${CIFAR_DEPLOY_${upper}_INCLUDE}" TRT_MAJOR_RTX)
+  _cd_version(_cd_rtx_minor "${CIFAR_DEPLOY_${upper}_INCLUDE}" TRT_MINOR_RTX)
+  _cd_binary(CIFAR_DEPLOY_${upper}_LIBRARY ${header_root} ${ARGN}
+    tensorrt_rtx_${_cd_rtx_major}_${_cd_rtx_minor})
+  _cd_version(_cd_major "${CIFAR_DEPLOY_${upper}_INCLUDE}" NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE)
   _cd_find(CUDAToolkit)
-  if(CIFAR_DEPLOY_${upper}_INCLUDE AND CIFAR_DEPLOY_${upper}_LIBRARY AND TARGET CUDA::cudart)
+  if("${upper}" STREQUAL "TENSORRT" AND _cd_major AND _cd_major LESS 10)
+    _cd_missing("TensorRT 10 or later" CIFAR_DEPLOY_WITH_TENSORRT
+      "In ${CIFAR_DEPLOY_TENSORRT_INCLUDE} is version ${_cd_major}. Set TENSORRT_ROOT to the folder of a newer release.")
+  elseif(CIFAR_DEPLOY_${upper}_INCLUDE AND CIFAR_DEPLOY_${upper}_LIBRARY AND TARGET CUDA::cudart)
     string(TOLOWER ${upper} _cd_lower)
     _cd_library(cifar_deploy::${_cd_lower}
       "${CIFAR_DEPLOY_${upper}_LIBRARY}" "${CIFAR_DEPLOY_${upper}_INCLUDE}")

@@ -58,6 +58,9 @@ def test_a_project_takes_the_library(
     Image.fromarray(real_data.test.images[0]).resize((100, 80)).save(picture)
     done = run(tmp_path / "build" / "minimal", packed("fp32").folder, picture)
     assert re.fullmatch(r"cat \d+\.\d %\n", done.stdout.decode())
+    # What the project installs is its own.
+    run("cmake", "--install", tmp_path / "build", "--prefix", tmp_path / "prefix")
+    assert not list(tmp_path.glob("prefix/**/*.hpp"))
     assert b"no folder" in run(tmp_path / "build" / "minimal", "none", picture, status=2).stderr
 
 
@@ -94,6 +97,50 @@ def test_cmake_says_what_is_missing_where_nothing_is_demanded(tmp_path: Path) ->
     assert "no runtime was found" in said
 
 
+CROSS = """
+set(CMAKE_FIND_ROOT_PATH "${CMAKE_CURRENT_LIST_DIR}/sysroot")
+set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
+"""
+
+
+def test_a_path_that_was_set_is_meant_also_with_a_toolchain_file(tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    for file in ("include/onnxruntime_cxx_api.h", "lib/libonnxruntime.so"):
+        (release / file).parent.mkdir(parents=True, exist_ok=True)
+        (release / file).touch()
+    (tmp_path / "cross.cmake").write_text(CROSS)
+    cross = f"-DCMAKE_TOOLCHAIN_FILE={tmp_path / 'cross.cmake'}"
+    assert "with ONNX Runtime" in configured(tmp_path, cross, f"-DONNXRUNTIME_ROOT={release}")
+
+
+def tensorrt(root: Path, version: str, library: str) -> Path:
+    """As a release of TensorRT lies there, as far as CMake looks."""
+    (root / "include").mkdir(parents=True)
+    (root / "lib").mkdir()
+    (root / "include" / "NvInferRuntime.h").touch()
+    (root / "include" / "NvInferVersion.h").write_text(version)
+    (root / "lib" / library).touch()
+    return root
+
+
+def test_a_tensorrt_that_is_too_old_is_none(tmp_path: Path) -> None:
+    root = tensorrt(tmp_path / "8", "#define NV_TENSORRT_MAJOR 8 //!< major\n", "libnvinfer.so")
+    said = configured(tmp_path, f"-DTENSORRT_ROOT={root}")
+    assert f"without TensorRT 10 or later. To use it: In {root}/include is version 8." in said
+    new = "#define TRT_MAJOR_ENTERPRISE 11\n#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n"
+    root = tensorrt(tmp_path / "11", new, "libnvinfer.so")
+    assert "TensorRT 10 or later" not in configured(tmp_path / "new", f"-DTENSORRT_ROOT={root}")
+
+
+def test_windows_names_the_library_by_its_version(tmp_path: Path) -> None:
+    version = "#define TRT_MAJOR_RTX 1\n#define TRT_MINOR_RTX 7\n"
+    root = tensorrt(tmp_path / "rtx", version, "libtensorrt_rtx_1_7.so")
+    said = configured(tmp_path, f"-DTENSORRT_RTX_ROOT={root}")
+    # Found, and used where the CUDA toolkit is, too.
+    assert "Set TENSORRT_RTX_ROOT" not in said
+
+
 def test_both_tensorrts_in_one_program_are_refused(tmp_path: Path) -> None:
     both = [f"-DCIFAR_DEPLOY_WITH_TENSORRT{kind}=ON" for kind in ("", "_RTX")]
     assert "TensorRT or TensorRT for RTX, not both" in configured(tmp_path, *both)
@@ -109,6 +156,25 @@ def test_warnings_in_the_headers_are_errors(tmp_path: Path) -> None:
     run("cmake", *options, *without(*RUNTIMES))
     done = run("cmake", "--build", tmp_path / "build", "--target", "minimal", status=1)
     assert b"-Werror" in done.stdout
+
+
+MACROS = (("min", "<"), ("max", ">"))
+
+
+def test_the_headers_stand_the_macros_of_windows(tmp_path: Path) -> None:
+    need("c++")
+    headers = sorted((CPP / "include" / "cifar_deploy").glob("*.hpp"))
+    standard = {
+        line
+        for header in headers
+        for line in header.read_text().splitlines()
+        if line.startswith("#include <")
+    }
+    macros = [f"#define {name}(a, b) ((a) {sign} (b) ? (a) : (b))" for name, sign in MACROS]
+    ours = [f'#include "cifar_deploy/{header.name}"' for header in headers]
+    program = tmp_path / "program.cpp"
+    program.write_text("\n".join([*sorted(standard), *macros, *ours, ""]))
+    run("c++", "-std=c++17", "-fsyntax-only", f"-I{CPP / 'include'}", program)
 
 
 def test_the_version_is_the_programs() -> None:

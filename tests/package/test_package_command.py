@@ -458,16 +458,19 @@ def test_an_engine_is_packaged_as_its_manifest_says(
 
 def test_the_gpus_of_an_engine(run: Run, engine: Callable[..., Path]) -> None:
     cases = [
-        ("tensorrt-rtx", {"targets": ["8.6", "8.9"]}, "8.6 8.9"),
-        ("tensorrt-rtx", {"gpu": None}, "any"),
-        ("tensorrt", {"hardware_compatibility": "ampere+"}, "any"),
+        ("tensorrt-rtx", {"targets": ["8.6", "8.9"]}, "8.6 8.9", None),
+        ("tensorrt-rtx", {"gpu": None}, "any", None),
+        ("tensorrt", {"hardware_compatibility": "ampere+"}, "any", None),
+        ("tensorrt", {"hardware_compatibility": "same-compute-capability"}, "9.0", None),
+        ("tensorrt", {}, "9.0", "NVIDIA H100"),
     ]
-    for flavour, facts, wanted in cases:
+    for flavour, facts, wanted, only in cases:
         path = engine(flavour, **facts)
         command = ("package", NAME, "--format", "trt", "--precision", "fp16", "--unproved")
         assert run(*command, "--force").status == 0
         found = dict(entries(Path("simple_cnn-package")))
         assert (found["backend"], found["compute_capability"]) == (flavour, wanted)
+        assert found.get("gpu") == only
         path.unlink()
 
 

@@ -56,7 +56,7 @@ inline bool finite(float value) {
 
 // a * b; throws Error where it overflows.
 inline std::size_t product(std::size_t a, std::size_t b) {
-    if (b != 0 && a > std::numeric_limits<std::size_t>::max() / b) {
+    if (b != 0 && a > (std::numeric_limits<std::size_t>::max)() / b) {
         fail(ErrorCode::bad_argument,
              "sizes of " + std::to_string(a) + " times " + std::to_string(b) +
                  " overflow; give the image's width and height in pixels");

@@ -47,7 +47,7 @@ private:
         void prepare(std::size_t in) {
             if (in == prepared_for) return;
             const double scale = static_cast<double>(in) / static_cast<double>(out);
-            const double widened = std::max(scale, 1.0);
+            const double widened = (std::max)(scale, 1.0);
             prepared_for = 0;  // should something below throw
             stride = static_cast<std::size_t>(std::ceil(widened)) * 2 + 1;
             weights.resize(out * stride);
@@ -56,14 +56,14 @@ private:
             exact.resize(stride);
             for (std::size_t x = 0; x < out; ++x) {
                 const double center = (static_cast<double>(x) + 0.5) * scale;
-                const double from = std::max(center - widened + 0.5, 0.0);
-                const double to = std::min(center + widened + 0.5, static_cast<double>(in));
+                const double from = (std::max)(center - widened + 0.5, 0.0);
+                const double to = (std::min)(center + widened + 0.5, static_cast<double>(in));
                 first[x] = static_cast<std::size_t>(from);
                 count[x] = static_cast<std::size_t>(to) - first[x];
                 double sum = 0;
                 for (std::size_t i = 0; i < count[x]; ++i) {
                     const double off = static_cast<double>(i + first[x]) - center + 0.5;
-                    exact[i] = std::max(1.0 - std::abs(off * (1.0 / widened)), 0.0);
+                    exact[i] = (std::max)(1.0 - std::abs(off * (1.0 / widened)), 0.0);
                     sum += exact[i];
                 }
                 for (std::size_t i = 0; i < count[x]; ++i) {

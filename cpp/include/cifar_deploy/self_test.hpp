@@ -59,14 +59,14 @@ inline SelfTest self_test(Classifier& classifier) {
     const auto tolerance = [&](float logit) {
         if (manifest.precision == "fp32") return 1e-3;
         if (manifest.precision == "int8") return 0.5;
-        return 0.05 * std::max(1.0, std::abs(static_cast<double>(logit)));
+        return 0.05 * (std::max)(1.0, std::abs(static_cast<double>(logit)));
     };
     const std::size_t most = manifest.max_batch == 0 ? 32 : std::min<std::size_t>(
                                                                 manifest.max_batch, 32);
     std::vector<Image> batch;
     std::vector<Prediction> predictions;
     for (std::size_t start = 0; start < count; start += batch.size()) {
-        batch.resize(std::min(most, count - start));
+        batch.resize((std::min)(most, count - start));
         predictions.resize(batch.size());
         for (std::size_t i = 0; i < batch.size(); ++i) {
             const char* image = images.data() + (start + i) * pixels;
@@ -81,7 +81,7 @@ inline SelfTest self_test(Classifier& classifier) {
             for (std::size_t c = 0; c < manifest.classes; ++c) {
                 const double off = std::abs(static_cast<double>(predictions[i].logits[c]) -
                                             static_cast<double>(reference[c]));
-                result.largest_difference = std::max(result.largest_difference, off);
+                result.largest_difference = (std::max)(result.largest_difference, off);
                 // Also false for what is no number.
                 if (!(off <= tolerance(reference[c])) && why.empty()) {
                     why = "the logit of " + classifier.labels()[c] + " is " +

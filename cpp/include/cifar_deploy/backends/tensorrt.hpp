@@ -50,7 +50,8 @@ public:
     // Whether the error is that the GPU's memory is full; "an illegal memory access" is another.
     bool memory() const {
         const std::string said = first();
-        for (const char* words : {"ut of memory", "utOfMemory", "ut of Memory", "lloc"}) {
+        for (const char* words :
+             {"ut of memory", "utOfMemory", "ut of Memory", "UT_OF_MEMORY", "lloc"}) {
             if (said.find(words) != std::string::npos) return true;
         }
         return false;
@@ -59,6 +60,48 @@ public:
 private:
     mutable std::mutex mutex_;
     char first_[512] = {};
+};
+
+// A log for as long as this lives. TensorRT keeps the first logger that a process gives it, also when
+// whoever gave it is gone: logs are never freed, but handed on.
+class LentLog {
+public:
+    LentLog() {
+        const std::lock_guard<std::mutex> lock(shelf().mutex);
+        kept_ = shelf().first;
+        if (kept_ == nullptr) {
+            kept_ = new Kept;
+        } else {
+            shelf().first = kept_->next;
+        }
+        kept_->log.clear();
+    }
+    LentLog(const LentLog&) = delete;
+    LentLog& operator=(const LentLog&) = delete;
+    ~LentLog() {
+        const std::lock_guard<std::mutex> lock(shelf().mutex);
+        kept_->next = shelf().first;
+        shelf().first = kept_;
+    }
+
+    TensorRtLog& operator*() const { return kept_->log; }
+    TensorRtLog* operator->() const { return &kept_->log; }
+
+private:
+    struct Kept {
+        TensorRtLog log;
+        Kept* next = nullptr;
+    };
+    struct Shelf {
+        std::mutex mutex;
+        Kept* first = nullptr;  // of those that nobody has
+    };
+    static Shelf& shelf() {
+        static Shelf& kept = *new Shelf;
+        return kept;
+    }
+
+    Kept* kept_ = nullptr;
 };
 
 // Makes a device the thread's current one, and the caller's own one again at the end.
@@ -136,18 +179,18 @@ public:
         check_version(manifest);
         check_gpu(manifest);
         const CurrentDevice current(device_);
-        runtime_.reset(nvinfer1::createInferRuntime(log_));
+        runtime_.reset(nvinfer1::createInferRuntime(*log_));
         if (!runtime_) {
-            fail(ErrorCode::runtime, product() + " cannot start: " + log_.first());
+            fail(ErrorCode::runtime, product() + " cannot start: " + log_->first());
         }
         engine_.reset(runtime_->deserializeCudaEngine(model.data(), model.size()));
-        if (!engine_ && log_.memory()) {
+        if (!engine_ && log_->memory()) {
             fail(ErrorCode::out_of_memory, product() + " cannot load " + manifest.file + ": " +
-                                               log_.first() + "; close what else runs on the GPU");
+                                               log_->first() + "; close what else runs on the GPU");
         }
         if (!engine_) {
             fail(ErrorCode::wrong_engine, product() + " cannot load " + manifest.file + ": " +
-                                              log_.first() +
+                                              log_->first() +
                                               "; export the engine again with this version and "
                                               "for this GPU");
         }
@@ -197,7 +240,7 @@ public:
 
     const float* run(std::size_t batch) override {
         const CurrentDevice current(device_);
-        log_.clear();
+        log_->clear();
         nvinfer1::IExecutionContext& context = prepared(batch);
         check_cuda(cudaMemcpyAsync(device_images_.get(), images_.get(), batch * pixels_,
                                    cudaMemcpyHostToDevice, stream_.get()),
@@ -268,13 +311,21 @@ private:
             std::to_string(properties.major) + '.' + std::to_string(properties.minor);
         std::string targets;
         for (const std::string& target : manifest.compute_capabilities) {
-            if (target == here) return;
+            if (target == here) return check_model(manifest);
             targets += (targets.empty() ? "" : ", ") + target;
         }
         if (targets.empty()) return;
         fail(ErrorCode::wrong_engine,
              manifest.file + " was built for GPUs of compute capability " + targets + ", and " +
                  gpu_ + " has " + here + "; export the engine on this GPU or for it");
+    }
+
+    void check_model(const Manifest& manifest) const {
+        if (manifest.gpu.empty() || manifest.gpu == gpu_) return;
+        fail(ErrorCode::wrong_engine,
+             manifest.file + " was built for " + manifest.gpu + ", and this is " + gpu_ +
+                 "; export the engine on this GPU, or there with --hardware-compatibility "
+                 "same-compute-capability");
     }
 
     void check_interface(const Manifest& manifest) const {
@@ -353,8 +404,8 @@ private:
 
     [[noreturn]] void refused(std::size_t batch) const {
         const std::string said = product() + " cannot run a batch of " + std::to_string(batch) +
-                                 ": " + log_.first();
-        if (log_.memory()) fail(ErrorCode::out_of_memory, said + "; use smaller batches");
+                                 ": " + log_->first();
+        if (log_->memory()) fail(ErrorCode::out_of_memory, said + "; use smaller batches");
         fail(ErrorCode::runtime, said);
     }
 
@@ -365,7 +416,7 @@ private:
     std::string output_;
     int device_ = 0;
     std::string gpu_;
-    TensorRtLog log_;
+    LentLog log_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::vector<Shapes> contexts_;

@@ -118,6 +118,8 @@ class Session:
         """Of every command: the checkout first, then the wheels; models in the work folder."""
         path = [str(ROOT), str(self.work / "site"), os.environ.get("PYTHONPATH", "")]
         return {
+            # What torch.compile has found is there for the next call, too.
+            "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"),
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "PYTHONUNBUFFERED": "1",
@@ -304,6 +306,13 @@ def skip(session: Session, stage: str, error: str) -> None:
     print(f"{stage:<10}{'-':<34}skipped: {error}")
 
 
+def before(session: Session, stage: str, name: str, what: str) -> None:
+    """Write down what an earlier call has done."""
+    step = Step(stage, name, status="ok", error=what)
+    session.steps.append(step)
+    print(f"{step.title}{what}")
+
+
 def overrides(session: Session) -> list[str]:
     """What changes the recipes, as options."""
     return [part for value in session.asked.set for part in ("--set", value)]
@@ -331,8 +340,7 @@ def train(session: Session, names: list[str], end: float) -> None:
     for name in names or recipes():
         folder = session.work / "models" / name
         if trained_here(session, name):
-            session.steps.append(Step("train", name, status="ok", error="trained before"))
-            print(f"{'train':<10}{name:<34}trained before")
+            before(session, "train", name, "trained before")
             continue
         unfinished = (folder / "checkpoint.safetensors", folder / "seeds")
         begun = ["--resume"] if any(path.exists() for path in unfinished) else []
@@ -371,7 +379,10 @@ def write_cards(session: Session) -> None:
 
 
 def export(session: Session, names: list[str], end: float) -> None:
-    """Every format in every precision; a model at a time only where all together fail."""
+    """Every format in every precision, but for files that are there, of these weights.
+
+    A model at a time only where all together fail.
+    """
     from cifar_deploy.store import ModelFolder, manifest_path
 
     chosen = trained_of(session, "export", names)
@@ -380,10 +391,16 @@ def export(session: Session, names: list[str], end: float) -> None:
     for flavour, why in unsupported(session).items():
         skip(session, "export", f"engines of {flavour}: {why}")
     for label, options in formats(session):
-        command = program("export", *chosen, *options)
-        step = run(session, "export", f"{label} of {len(chosen)} models", command, end)
-        if step.status == "failed" and len(chosen) > 1:
-            for name in chosen:
+        missing = [
+            name for name in chosen if session.asked.again or not made(session, name, options)
+        ]
+        if not missing:
+            before(session, "export", f"{label} of {len(chosen)} models", "exported before")
+            continue
+        command = program("export", *missing, *options)
+        step = run(session, "export", f"{label} of {len(missing)} models", command, end)
+        if step.status == "failed" and len(missing) > 1:
+            for name in missing:
                 run(session, "export", f"{label} {name}", program("export", name, *options), end)
     folders = [ModelFolder(path) for path in sorted(session.work.glob("models/*"))]
     beside = [manifest_path(file) for folder in folders for file in folder.exported()]
@@ -502,8 +519,7 @@ def _measure(
         for way, options in ways:
             found = results / f"{name}{way and '.'}{way}.json"
             if _measured(session, name, found) and not session.asked.again:
-                session.steps.append(Step(stage, found.stem, status="ok", error="measured before"))
-                print(f"{stage:<10}{found.stem:<34}measured before")
+                before(session, stage, found.stem, "measured before")
                 continue
             command = program("benchmark", name, *options, "--json", str(found))
             since = time.time()
@@ -625,6 +641,20 @@ def exported(session: Session, name: str) -> list[Path]:
     from cifar_deploy.store import ModelFolder
 
     return ModelFolder(session.work / "models" / name).exported()
+
+
+def made(session: Session, name: str, options: list[str]) -> bool:
+    """Whether the file that `export` with these options makes is there, of the weights of now."""
+    from cifar_deploy.store import ModelFolder, manifest_path, read_card, read_json
+
+    folder = ModelFolder(session.work / "models" / name)
+    asked = dict(zip(options[::2], options[1::2], strict=True))
+    precision, flavour = asked["--precision"], asked.get("--flavour")
+    file = folder.engine(precision, flavour) if flavour else folder.onnx(precision)
+    if not file.exists() or not manifest_path(file).exists():
+        return False
+    weights = read_card(folder)["weights"]["sha256"]
+    return bool(read_json(manifest_path(file)).get("weights_sha256") == weights)
 
 
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
@@ -818,7 +848,7 @@ def main() -> int:
     parser.add_argument("--validate-args", default="", help="more options, as one text")
     parser.add_argument("--cpu-verdicts", action="store_true", help="where CUDA runs no ONNX file")
     parser.add_argument("--benchmark-args", default="", help="more options, as one text")
-    parser.add_argument("--again", action="store_true", help="measure what was measured before")
+    parser.add_argument("--again", action="store_true", help="export and measure what was before")
     session = Session(parser.parse_args(), begun=now())
     if session.asked.jobs < 1:
         parser.error("--jobs: at least 1")

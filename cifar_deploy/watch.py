@@ -17,7 +17,9 @@ from cifar_deploy import device as machine
 from cifar_deploy.store import Json
 
 INTERVAL = 0.05  # seconds between samples
-LOOKS_BACK = 1.0  # seconds that NVML's utilisation covers, at most (nvmlUtilization_t)
+# Seconds that NVML's utilisation may look back: it is that of the past period, of up to a second
+# (nvmlUtilization_t), and the period that has ended may have done so almost a second ago.
+LOOKS_BACK = 2.0
 BUSY = 0.05  # share of a device used by others from which it is said
 
 Span = tuple[float, float]  # begin and end, by time.perf_counter

@@ -20,7 +20,7 @@ import cifar_deploy
 from cifar_deploy import architectures
 from cifar_deploy.benchmark import sweep
 from cifar_deploy.data.dataset import Dataset
-from cifar_deploy.store import ModelFolder
+from cifar_deploy.store import ModelFolder, manifest_path
 
 SCRIPT = Path(cifar_deploy.__file__).parent.parent / "benchmarks" / "gpu.py"
 
@@ -377,6 +377,25 @@ def test_a_second_call_keeps_what_the_first_one_did(gpu: ModuleType, session: An
     gpu.run(again, "train", "one", python("pass"), time.monotonic() + 20)
     steps = json.loads((session.out / "summary.json").read_text())["steps"]
     assert {step["name"]: step["status"] for step in steps} == {"one": "ok", "two": "ok"}
+
+
+def test_what_is_exported_is_not_exported_again(gpu: ModuleType, session: Any) -> None:
+    vars(session.asked).update(format=["onnx"], precision=["fp32"])
+    session.facts = {"missing": {}, "checks": {}}
+    gpu.export(session, ["simple_cnn"], time.monotonic() + 120)
+    assert (session.steps[-1].rc, session.steps[-1].status) == (0, "ok")
+    gpu.export(session, ["simple_cnn"], time.monotonic())
+    assert (session.steps[-1].error, session.steps[-1].status) == ("exported before", "ok")
+    # Of other weights, or where it is asked for.
+    manifest = manifest_path(session.work / "models/simple_cnn/simple_cnn.fp32.onnx")
+    kept = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(kept), "weights_sha256": "0" * 64}))
+    gpu.export(session, ["simple_cnn"], time.monotonic())
+    assert session.steps[-1].status == "not started"
+    manifest.write_text(kept)
+    session.asked.again = True
+    gpu.export(session, ["simple_cnn"], time.monotonic())
+    assert session.steps[-1].status == "not started"
 
 
 def test_engines_are_built_of_the_flavours_that_are_installed(

@@ -8,6 +8,7 @@ https://github.com/mlcommons/inference/tree/master/loadgen
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,8 @@ TRIAL_SECONDS = 0.5  # of measuring what LoadGen has to be told to expect
 # LoadGen makes its queries before it begins: Offline one of 1.1 times the expected rate,
 # SingleStream some for twice that rate. With a rate guessed too low it ends early.
 HEADROOM = {OFFLINE: 1.3, SINGLE_STREAM: 2.0}
+OFFLINE_QUERY = 1.1  # of the samples that the expected rate makes in the time: so many are made
+SAMPLE_BYTES = 250  # that LoadGen and its Python module hold for each
 
 
 @dataclass(frozen=True)
@@ -143,13 +146,16 @@ def run_all(
 def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Result:
     """Performance, then accuracy of `contender` over `split`; LoadGen's logs go to `out`.
 
-    Raises UserError where LoadGen is missing, where the runtime fails and where the disk refuses.
+    Raises UserError where LoadGen is missing, where the runtime fails, where the disk refuses and
+    where the samples would not fit into the memory.
     """
     scenario = settings.scenario
     batch, in_flight = _sizes(settings, split)
     lg = loadgen()
     system = _System(lg, contender, split, batch, in_flight)
     expected = HEADROOM[scenario] * system.rate()
+    if scenario == OFFLINE:
+        _check_memory(OFFLINE_QUERY * expected * settings.seconds)
     sut = lg.ConstructSUT(system.issue, lambda: None)
     qsl = lg.ConstructQSL(len(split), len(split), lambda _: None, lambda _: None)
     found: dict[str, Json] = {}
@@ -181,6 +187,18 @@ def _sizes(settings: Settings, split: Split) -> tuple[int, int]:
     if settings.scenario == SINGLE_STREAM:
         return 1, 1
     return min(settings.batch, len(split)), settings.in_flight
+
+
+def _check_memory(samples: float) -> None:
+    """Raise UserError where so many samples at once would not fit into the machine's memory."""
+    need = samples * SAMPLE_BYTES
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > there:
+        raise UserError(
+            f"Offline would ask for {samples / 1e6:,.0f} million images at once, which takes about "
+            f"{need / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}; give fewer "
+            "--seconds"
+        )
 
 
 def _logs_in(lg: Any, folder: Path) -> Any:

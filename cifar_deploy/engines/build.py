@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.engines import cache
-from cifar_deploy.engines.flavour import RTX, Flavour
+from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX, Flavour
 from cifar_deploy.engines.options import HARDWARE, Options, target
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json
@@ -207,7 +207,7 @@ def _refused(flavour: Flavour, parser: Any, source: Path) -> UserError:
 
 def _failed(flavour: Flavour, source: Path, options: Options) -> UserError:
     log = flavour.log
-    if any(re.search(r"(?i)out ?of ?memory", line) for line in log.errors()):
+    if any(re.search(OUT_OF_MEMORY, line) for line in log.errors()):
         # The amount stands in the error or in a warning beside it.
         lines = [*log.errors(), *log.warnings()]
         needs = [int(need[1]) for line in lines if (need := re.search(NEED, line))]

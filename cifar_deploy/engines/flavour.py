@@ -19,6 +19,8 @@ MODULES = {TENSORRT: ("tensorrt",), RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings
 # What this program calls is there from these versions on.
 OLDEST = {TENSORRT: (10, 13), RTX: (1, 7)}
 WARNINGS = 1000  # that are kept
+# In TensorRT's words, CUDA's (cudaErrorMemoryAllocation is number 2) and its driver's.
+OUT_OF_MEMORY = r"(?i)out[ _]?of[ _]?memory|cuda error 2\b"
 INSTALL = {
     TENSORRT: "pip install 'cifar-deploy[tensorrt]', which fetches it from NVIDIA's own index",
     RTX: "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings (Linux x86-64, CUDA 13)",

@@ -16,7 +16,7 @@ import torch
 
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.engines import cache
-from cifar_deploy.engines.flavour import RTX
+from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX
 from cifar_deploy.engines.load import Opened, gpu_of, open_engine
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors, on
@@ -24,7 +24,7 @@ from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 from cifar_deploy.store import Json, sha256_of
 
 LANES = 8  # batch sizes that a thread keeps a context for; each holds memory for the largest batch
-MEMORY = r"(?i)out ?of ?memory|alloc"  # in TensorRT's words for a GPU that is full
+MEMORY = rf"{OUT_OF_MEMORY}|alloc"  # in TensorRT's words for a GPU that is full
 
 # Building a context and capturing touch the device as a whole: one at a time in this process.
 _preparing = threading.Lock()
@@ -229,9 +229,11 @@ class TensorRT:
                 )
             except RuntimeError:  # so it refuses a profile; the log has the reason
                 ready = False
-            if not ready:
-                self._refused("run")
-            side.synchronize()
+            try:
+                side.synchronize()  # also what ran before a refusal: its buffers are let go then
+            finally:
+                if not ready:
+                    self._refused("run")
             graph = None
             if self._kernels:
                 self._kernels.save()
@@ -324,6 +326,8 @@ class _Kernels:
         self._cache = self.config.create_runtime_cache()
         self._saved = 0
         if kept := cache.read(self._path):
+            # It compares the device's context with that of then, and makes none itself.
+            torch.cuda.synchronize(owner._device)
             # False where another driver is here now: then it is compiled anew.
             self._saved = len(kept) if self._cache.deserialize(kept) else 0
         self.config.set_runtime_cache(self._cache)

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -72,6 +73,19 @@ def test_a_batch_is_no_larger_than_the_images_are_many(small_data: Dataset, tmp_
     (result,) = runs.results
     assert result.batch == 50
     assert any("batch 50, 1 in flight" in note for note in table.scenario_notes(runs))
+
+
+def test_samples_that_would_fill_the_memory_are_refused(
+    small_data: Dataset, tmp_path: Path
+) -> None:
+    entered = [Contender("m", "file", Sleeper(lambda _: 0.001))]
+    settings = mlperf.Settings("Offline", 1e7, 256, 1)
+    runs = mlperf.run_all(entered, {"m": small_data.test.first(50)}, settings, tmp_path, CPU)
+    (failure,) = runs.failures
+    assert re.search(
+        r"about [\d,]+ GiB, and this machine has \d+; give fewer --seconds", failure.reason
+    )
+    assert not list(tmp_path.rglob("mlperf_log*"))
 
 
 def test_a_runtime_that_fails_under_loadgen_is_told(small_data: Dataset, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ NO_NODE = "Error Code 10: Internal Error (Could not find any implementation for 
         ([CUDA], [AMOUNT.format(3 << 20), AMOUNT.format(7 << 30)], "needs 7,168 MiB to build"),
         ([f"{POOL} (Requested size was {5 << 20} bytes.)"], [], "needs 5 MiB to build"),
         ([CUDA, NO_NODE], ["a warning"], "needs more memory than there is to"),
+        (["Cuda Driver (CUDA_ERROR_OUT_OF_MEMORY)"], [], "needs more memory than there is to"),
+        (["CUDA error 2 loading a module"], [], "needs more memory than there is to"),
     ],
 )
 def test_memory_that_lacks_is_told_with_the_need(
@@ -90,6 +92,13 @@ def test_memory_that_lacks_is_told_with_the_need(
     message = failing(rtx, graph, errors, warnings)
     assert said in message
     assert message.endswith("; lower --workspace or the largest batch of --batch-profile")
+
+
+def test_another_error_of_cuda_is_not_memory(rtx: Flavour, graph: Graph) -> None:
+    said = (
+        "CUDA error 222 loading a module"  # TensorRT for RTX 1.7.1 on a GPU that it does not know
+    )
+    assert "memory" not in failing(rtx, graph, [said], [])
 
 
 def test_a_workspace_that_is_too_small_is_to_be_raised(rtx: Flavour, graph: Graph) -> None:

@@ -277,6 +277,8 @@ def test_compiled_kernels_are_kept(
     runtime.logits(images[:16])
     (kept,) = cache.folder().glob("kernels-*.cache")
     again = TensorRT(engine, torch.device("cuda", 0))
+    assert again._kernels is not None
+    assert again._kernels._saved == kept.stat().st_size  # taken, and not compiled anew
     np.testing.assert_allclose(again.logits(images[:16]), expected[:16], atol=1e-3)
     kept.write_bytes(b"changed")  # which is noticed, and made anew
     third = TensorRT(engine, torch.device("cuda", 0))

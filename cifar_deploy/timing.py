@@ -23,6 +23,7 @@ BATCHES = (1, 8, 32, 128, 256, 1024)
 BUFFERS = 2  # bound inputs of a batch size that take turns
 LEAST_POOL = 8 << 20  # bytes of distinct images, at least
 WINDOW = 8  # calls; two windows of the same median are steady
+SHORT_WINDOW = 2  # calls at least, where so many take a quarter of the time for warming up
 STEADY = 0.05  # largest difference of the medians, relative
 WARM_UP_SECONDS = 3.0  # at most
 CLOCKS_UP_SECONDS = 0.2  # at least on CUDA, as trtexec: an idle GPU's clocks have to rise
@@ -197,26 +198,30 @@ def collect(one: Callable[[], Call], seconds: float, fewest: int = FEWEST_CALLS)
     return calls
 
 
-def warm_up(lane: Lane) -> None:
-    """Call until the times are steady."""
-    steady(lambda: lane.call().host, CLOCKS_UP_SECONDS if lane.on_cuda else 0.0)
+def warm_up(lane: Lane) -> bool:
+    """Call until the times are steady; whether they were in the end."""
+    return steady(lambda: lane.call().host, CLOCKS_UP_SECONDS if lane.on_cuda else 0.0)
 
 
-def steady(one: Callable[[], float], least: float = 0.0) -> None:
-    """Call for `least` seconds and until two windows have the same median.
+def steady(one: Callable[[], float], least: float = 0.0) -> bool:
+    """Call for `least` seconds and until two windows have the same median; whether they had.
 
     It is given up after WARM_UP_SECONDS.
     """
     start = time.perf_counter()
     end = start + WARM_UP_SECONDS
     before = math.inf
-    while time.perf_counter() < end:
-        window = []
-        for _ in range(WINDOW):
+    while (begun := time.perf_counter()) < end:
+        window: list[float] = []
+        while len(window) < WINDOW:
             window.append(one())
-            if time.perf_counter() > end:
-                return
+            now = time.perf_counter()
+            if now > end:
+                return False
+            if len(window) >= SHORT_WINDOW and now - begun > WARM_UP_SECONDS / 4:
+                break
         median = float(np.median(window))
         if abs(median - before) <= STEADY * median and time.perf_counter() - start >= least:
-            return
+            return True
         before = median
+    return False

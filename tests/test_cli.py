@@ -175,6 +175,9 @@ def test_a_page_that_cannot_be_written_takes_nothing_else_away(run: Run) -> None
 def test_the_page_of_a_lone_file_does_not_replace_that_of_all_models(run: Run) -> None:
     every = Path("models/report.html")
     every.write_text("all models")
+    for some in (("--images", "20"), ("--images", "20", "--precision", "fp32")):
+        answer = run("validate", "simple_cnn", *some, "--no-latency")
+        assert "report: models/simple_cnn/report.html" in answer.out
     file = "models/simple_cnn/simple_cnn.fp32.onnx"
     answer = run("validate", file, "--images", "20", "--no-latency")
     assert "report: models/simple_cnn/report.html" in answer.out
@@ -193,12 +196,18 @@ def test_some_of_a_models_files_are_judged_and_timed(run: Run, refused: Callable
     assert files(*judging, "--precision", "fp16") == ["simple_cnn.fp16.onnx"]
     both = ["simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
     assert files(*judging, "--format", "onnx") == both
+    twice = ("--precision", "fp32", "--precision", "fp16")
+    assert files(*judging, *twice) == both  # and not the last alone
+    said = refused(*judging, "--precision", "fp16", "--precision", "int8")
+    assert "no exported int8 file; run: cifar-deploy export simple_cnn --precision int8" in said
     timing = ("benchmark", "simple_cnn", "--batch", "1", "--seconds", "0.02")
     assert files(*timing, "--precision", "fp32") == ["simple_cnn.fp32.onnx"]
     said = refused("validate", "simple_cnn", "--format", "trt")
     way = "run: cifar-deploy export simple_cnn --format trt"
     assert f"simple_cnn has no exported trt file; {way}\n" in said
     file = "models/simple_cnn/simple_cnn.fp32.onnx"
+    said = refused(*judging, "--runtime", "openvino", "--runtime", "onnxruntime")
+    assert "takes one --runtime" in said
     for command in ("validate", "benchmark"):
         assert "among a model's files" in refused(command, file, "--format", "onnx")
 

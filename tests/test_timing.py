@@ -134,6 +134,14 @@ def test_warming_up_ends_when_times_are_steady() -> None:
     assert len(list(left)) == len(values) - 4 * window
 
 
+def test_slow_calls_are_steady_in_shorter_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.8)
+    runtime = Sleeper(lambda _: 0.11)  # two windows of eight would take twice the time
+    assert warm_up(Lane(runtime, Pool(blank(1), CPU), 1))
+    rising = Sleeper(lambda _: 0.02 * 1.3**rising.calls)
+    assert not warm_up(Lane(rising, Pool(blank(1), CPU), 1))
+
+
 def test_clocks_have_their_time_to_rise() -> None:
     start = time.perf_counter()
     steady(lambda: 1.0, least=0.1)

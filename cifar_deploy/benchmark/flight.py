@@ -2,10 +2,11 @@
 
 On CUDA one thread keeps a queue: each batch has a stream, buffers and copies of its own, and is
 waited for only when its turn comes again, as trtexec does with `--infStreams`. On a CPU each batch
-has a thread.
+has a thread, and its share of the runtime's threads, as benchmark_app does with `-nstreams`.
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,8 @@ from typing import Protocol
 import torch
 
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import Bound, Runtime
 from cifar_deploy.timing import Pool, stream
 
@@ -56,16 +59,28 @@ class CpuFlight:
     def __init__(self, runtime: Runtime, pool: Pool, batch: int, count: int) -> None:
         self.count = count
         self._batch = batch
-        self._bounds = [runtime.bind(pool.images[:batch].numpy()) for _ in range(count)]
+        streams: Sequence[Runtime] = [runtime] * count
+        if isinstance(runtime, OnnxRuntime | OpenVino):
+            streams = runtime.streams(count)
+        self._bounds = [one.bind(pool.images[:batch].numpy()) for one in streams]
         self._pool = pool
+        # Torch's number of threads is the calling thread's; new ones take that of the last call.
+        self._torch_threads = max(1, torch.get_num_threads() // count)
 
     def fly(self, seconds: float) -> Flown:
         """As the protocol says; at least one batch a thread."""
-        start = time.perf_counter()
-        with ThreadPoolExecutor(self.count) as threads:
-            done = threads.map(lambda bound: self._repeat(bound, start + seconds), self._bounds)
-            calls = sum(done)
-        return Flown(calls * self._batch, time.perf_counter() - start)
+        before = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(
+                self.count, initializer=torch.set_num_threads, initargs=(self._torch_threads,)
+            ) as threads:
+                start = time.perf_counter()
+                done = threads.map(lambda bound: self._repeat(bound, start + seconds), self._bounds)
+                calls = sum(done)
+                spent = time.perf_counter() - start
+        finally:
+            torch.set_num_threads(before)
+        return Flown(calls * self._batch, spent)
 
     def _repeat(self, bound: Bound, end: float) -> int:
         calls = 0

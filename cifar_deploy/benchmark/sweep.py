@@ -4,6 +4,7 @@ They take turns in short slices, so that a drift of the clocks hits all alike.
 """
 
 import datetime
+import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import failed, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import Runtime
+from cifar_deploy.runtimes.protocol import Runtime, words
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder
 from cifar_deploy.timing import Call, Lane, Pool, Timing, collect, summarise, warm_up
@@ -44,6 +45,7 @@ class Settings:
     batches: tuple[int, ...]
     seconds: float  # of latency, and at least of throughput, for each file and batch
     in_flight: int  # batches in flight for throughput; 0 leaves it out
+    chosen: bool = True  # whether the batches were asked for: else a file has those that it takes
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Row:
     timing: Timing
     throughput: Throughput | None
     card: Json | None  # clocks, temperature, power while it was measured; None where not watched
+    steady: bool  # whether its times were so when the warm-up ended
 
 
 @dataclass(frozen=True)
@@ -158,14 +161,18 @@ def run(
     What ends it early, Ctrl-C or a GPU that fails, is left in the answer's `ended`, and the batch
     sizes that were done before are kept; it is raised where there is none yet.
     """
-    pool = Pool(pixels(device), device, max(settings.batches))
+    sizes = {
+        model: _sizes([one for one in entered if one.model == model], settings)
+        for model in dict.fromkeys(contender.model for contender in entered)
+    }
+    pool = Pool(pixels(device), device, max(itertools.chain(*sizes.values())))
     with Watch(device) as watch:
         pool_size = {"pool_mib": round(pool.images.nbytes / 2**20, 1)}
         result = Benchmark(settings, conditions(device, watch) | pool_size)
         try:
-            for model in dict.fromkeys(contender.model for contender in entered):
+            for model, batches in sizes.items():
                 mine = [contender for contender in entered if contender.model == model]
-                for batch in settings.batches:
+                for batch in batches:
                     _batch(mine, batch, pool, result, watch, say)
         except (UserError, KeyboardInterrupt) as end:
             if not result.rows:
@@ -174,6 +181,19 @@ def run(
             result.remarks.append(UNFINISHED)
         result.remarks += [*additions(entered), *remarks(device, watch)]
     return result
+
+
+def _takes(one: Contender, batch: int) -> bool:
+    return any(batch in sizes for sizes in one.runtime.batches)
+
+
+def _sizes(entered: Sequence[Contender], settings: Settings) -> list[int]:
+    """The batch sizes of one model: those that were asked for, or such that no file takes none."""
+    sizes = list(settings.batches)
+    for one in entered:
+        if not settings.chosen and not any(_takes(one, batch) for batch in sizes):
+            sizes.append(min(taken[0] for taken in one.runtime.batches))
+    return sizes
 
 
 def additions(entered: Sequence[Contender]) -> list[str]:
@@ -209,10 +229,11 @@ class _Turn:
         self._spans: list[Span] = []
         self._flown: list[Flown] = []
         self._joules: float | None = 0.0
+        self._steady = False
 
     def warm(self) -> None:
         self._lane = Lane(self.contender.runtime, self._pool, self._batch)
-        warm_up(self._lane)
+        self._steady = warm_up(self._lane)
 
     def once(self) -> None:
         """A call that is not timed."""
@@ -251,6 +272,7 @@ class _Turn:
             summarise(self._batch, self._calls, on_cuda),
             self._throughput() if flew else None,
             summary(watch.samples, self._spans),
+            self._steady,
         )
 
     def _throughput(self) -> Throughput:
@@ -276,7 +298,11 @@ def _batch(
 ) -> None:
     """One batch size of one model: latency in turns, then throughput in turns."""
     settings = result.settings
-    left = [_Turn(contender, pool, batch) for contender in entered]
+    left = [_Turn(contender, pool, batch) for contender in entered if _takes(contender, batch)]
+    for one in entered if settings.chosen else []:
+        if not _takes(one, batch):
+            said = f"it takes batches of {words(one.runtime.batches)} only"
+            result.failures.append(Failure(one.model, one.name, said, batch))
 
     def each(what: str, do: Callable[[_Turn], None]) -> None:
         """`do` for all that are left; one that fails leaves."""
@@ -345,6 +371,7 @@ def to_json(result: Benchmark, command: str) -> Json:
                 **asdict(row.timing),
                 "throughput": asdict(row.throughput) if row.throughput else None,
                 "card": row.card,
+                "steady": row.steady,
             }
         )
     return {

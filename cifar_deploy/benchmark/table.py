@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cifar_deploy.benchmark.sweep import Benchmark, Contender, Failure, Row
 from cifar_deploy.store import Json
-from cifar_deploy.timing import Times
+from cifar_deploy.timing import WARM_UP_SECONDS, Times
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,6 +30,7 @@ NUMBERS = (
     "images/J",
 )
 NONE = "-"
+CALLS_FOR_P99 = 100
 
 
 def table(rows: Sequence[Row]) -> "Table":
@@ -97,7 +98,23 @@ def notes(result: Benchmark) -> list[str]:
     )
     if result.settings.in_flight:
         terms += f"; in flight: {result.settings.in_flight} batches at once"
-    return [*lines, f"{terms}.", *_said(result.remarks, result.failures)]
+    return [*lines, f"{terms}.", *_few(result.rows), *_said(result.remarks, result.failures)]
+
+
+def _few(rows: Sequence[Row]) -> list[str]:
+    """Of rows whose figures rest on little: what is to be known."""
+    lines = []
+    if few := [row.timing.calls for row in rows if row.timing.calls < CALLS_FOR_P99]:
+        lines.append(
+            f"{len(few)} of {len(rows)} rows have fewer than {CALLS_FOR_P99} calls, the fewest "
+            f"{min(few)}: their p99 is about the slowest call; --seconds makes more."
+        )
+    if unsteady := sum(not row.steady for row in rows):
+        lines.append(
+            f"{unsteady} of {len(rows)} rows were not steady after {WARM_UP_SECONDS:g} s of "
+            "warm-up, and were timed all the same."
+        )
+    return lines
 
 
 def scenario_notes(runs: "Runs") -> list[str]:

@@ -20,6 +20,7 @@ from cifar_deploy.cli import (
     models,
     package,
     predict,
+    profile,
     signals,
     train,
     validate,
@@ -42,6 +43,7 @@ app.command()(export.export)
 app.command()(validate.validate)
 app.command()(layers.layers)
 app.command()(benchmark.benchmark)
+app.command()(profile.profile)
 app.command()(package.package)
 app.command()(predict.predict)
 app.command()(models.models)

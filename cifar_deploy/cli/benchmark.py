@@ -89,7 +89,7 @@ def benchmark(
     if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
         raise UserError(f"{given[0]} goes with --scenario; speed alone needs no test images")
     sizes = _batches(batch or [])
-    work = _contestants(targets or [], Kind(format, precision))
+    work = _contestants(targets or [], Kind.of(format, precision))
     check_json(json_file)
     stale = _stale(work)  # now: nothing may come between what was measured and its table
     from cifar_deploy.benchmark import mlperf, sweep, table
@@ -131,7 +131,7 @@ def benchmark(
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures, ended = ran.failures, ran.ended
         else:
-            settings = sweep.Settings(sizes or BATCHES, seconds, at_once)
+            settings = sweep.Settings(sizes or BATCHES, seconds, at_once, bool(sizes))
             result = sweep.run(entered, settings, where, told)
             result.failures[:0] = failures
             result.remarks += stale

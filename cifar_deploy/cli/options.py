@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -93,10 +94,12 @@ WeightsFileOption = Annotated[
 ]
 
 FormatOption = Annotated[
-    Format | None, typer.Option(help="Of the models' files only those of this format.")
+    list[Format] | None,
+    typer.Option(help="Of the models' files only those of this format; may be repeated."),
 ]
 PrecisionOption = Annotated[
-    Precision | None, typer.Option(help="Of the models' files only those of this precision.")
+    list[Precision] | None,
+    typer.Option(help="Of the models' files only those of this precision; may be repeated."),
 ]
 SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
 
@@ -114,25 +117,37 @@ StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.
 class Kind:
     """Which of a model's exported files take part; all where nothing is asked for."""
 
-    format: Format | None = None
-    precision: Precision | None = None
+    formats: tuple[Format, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+
+    @classmethod
+    def of(cls, formats: list[Format] | None, precisions: list[Precision] | None) -> "Kind":
+        """As the options say."""
+        return cls(tuple(dict.fromkeys(formats or ())), tuple(dict.fromkeys(precisions or ())))
 
     @property
     def chosen(self) -> bool:
         """Whether anything is asked for."""
-        return bool(self.format or self.precision)
+        return bool(self.formats or self.precisions)
 
     def files(self, folder: store.ModelFolder) -> list[Path]:
         """The files of `folder` that are of this kind."""
-        suffix = SUFFIXES[self.format] if self.format else ""
-        part = f".{self.precision.value}." if self.precision else ""
-        return [f for f in folder.exported() if f.name.endswith(suffix) and part in f.name]
+        suffixes = tuple(SUFFIXES[format] for format in self.formats) or ("",)
+        parts = [f".{precision.value}." for precision in self.precisions] or [""]
+        return [
+            file
+            for file in folder.exported()
+            if file.name.endswith(suffixes) and any(part in file.name for part in parts)
+        ]
 
     def needed(self, folder: store.ModelFolder) -> list[Path]:
-        """The same. Raises UserError where there is none."""
-        if found := self.files(folder):
-            return found
-        raise UserError(f"{folder.path} has no {self}; run: {self.command(folder.name)}")
+        """The same. Raises UserError where there is none of something that is asked for."""
+        formats = [(format,) for format in self.formats] or [self.formats]
+        precisions = [(precision,) for precision in self.precisions] or [self.precisions]
+        for one in itertools.starmap(Kind, itertools.product(formats, precisions)):
+            if not one.files(folder):
+                raise UserError(f"{folder.path} has no {one}; run: {one.command(folder.name)}")
+        return self.files(folder)
 
     def trained(self) -> list[store.ModelFolder]:
         """The trained models that have such a file. Raises UserError where there is none."""
@@ -152,12 +167,12 @@ class Kind:
 
     def command(self, model: str) -> str:
         """What exports files of this kind."""
-        asked = {"--format": self.format, "--precision": self.precision}
-        chosen = [f"{option} {word.value}" for option, word in asked.items() if word]
+        chosen = [f"--format {format.value}" for format in self.formats]
+        chosen += [f"--precision {precision.value}" for precision in self.precisions]
         return " ".join(["cifar-deploy export", model, *chosen])
 
     def __str__(self) -> str:
-        asked = [word.value for word in (self.format, self.precision) if word]
+        asked = ["/".join(words) for words in (self.formats, self.precisions) if words]
         return " ".join(["exported", *asked, "file"])
 
 

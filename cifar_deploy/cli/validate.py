@@ -61,8 +61,9 @@ def validate(
     mean: MeanOption = None,
     std: StdOption = None,
     runtime: Annotated[
-        OnnxBy, typer.Option(help="What runs ONNX files; openvino on a CPU.")
-    ] = OnnxBy.onnxruntime,
+        list[OnnxBy] | None,
+        typer.Option(help="What runs ONNX files; openvino on a CPU. [default: onnxruntime]"),
+    ] = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
@@ -80,10 +81,14 @@ def validate(
 
     Exit status 1 unless every file passes.
     """
-    work = _targets(targets or [], reference, Kind(format, precision))
-    # The page of all models is not written over by one of a few files.
+    kind = Kind.of(format, precision)
+    work = _targets(targets or [], reference, kind)
+    if len(set(runtime or [])) > 1:
+        raise UserError("validate takes one --runtime: a proof is of one; run it once for each")
+    # The page of all models is not written over by one of a few files or images.
     lone = any(Path(target).is_file() for target in targets or [])
-    page = report or (_place(*work[0]) if lone else store.models_root()) / "report.html"
+    part = lone or (len(work) == 1 and (kind.chosen or images is not None))
+    page = report or (_place(*work[0]) if part else store.models_root()) / "report.html"
     store.check_place(page)
     check_json(json_file)
     judgements = prove(
@@ -92,7 +97,7 @@ def validate(
         images=images,
         mean=per_channel(mean, "--mean"),
         std=per_channel(std, "--std", positive=True),
-        onnx=runtime.value,
+        onnx=(runtime or [OnnxBy.onnxruntime])[0].value,
         latency=latency,
         trust=trust,
         device=device,

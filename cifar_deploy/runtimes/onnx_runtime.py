@@ -31,11 +31,18 @@ class OnnxRuntime:
 
     With `pixels` also one with another program's interface, before which they are put. Raises
     UserError where the file is damaged, foreign or not the one its manifest speaks of, and where
-    `device` is CUDA and not every node of the graph can run there.
+    `device` is CUDA and not every node of the graph can run there. `profile` begins the name of the
+    file that ONNX Runtime notes the time of every node in, until `end_profile`. `threads` are a
+    CPU's, by default as many as torch's.
     """
 
     def __init__(
-        self, path: Path, device: torch.device, pixels: onnx_interface.Pixels | None = None
+        self,
+        path: Path,
+        device: torch.device,
+        pixels: onnx_interface.Pixels | None = None,
+        profile: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -49,7 +56,8 @@ class OnnxRuntime:
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.device = str(device)
         self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
-        self._path, self._graph = path, graph
+        self._path, self._graph, self._profile = path, graph, profile
+        self._pixels, self._threads = pixels, threads or torch.get_num_threads()
         self._torch_device = device
         self._sessions: dict[int, Any] = {}
         self._expect_provider(onnxruntime.get_available_providers())
@@ -79,7 +87,10 @@ class OnnxRuntime:
             return self._sessions[stream]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = FATAL  # errors reach the user through the exception
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = self._threads
+        if self._profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._profile)
         providers: list[Any] = [CPU]
         if device.type == "cuda":
             preload()
@@ -114,6 +125,16 @@ class OnnxRuntime:
             onnxruntime.set_default_logger_severity(FATAL)
         self._sessions[stream] = session
         return session
+
+    def streams(self, count: int) -> "list[OnnxRuntime]":
+        """So many of it on the CPU, which share its threads."""
+        threads = max(1, self._threads // count)
+        path, device, pixels = self._path, self._torch_device, self._pixels
+        return [OnnxRuntime(path, device, pixels, threads=threads) for _ in range(count)]
+
+    def end_profile(self) -> Path:
+        """Write what was noted of the current stream's session, and tell where it is."""
+        return Path(self._session().end_profiling())
 
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,18 @@ class OpenVino:
 
     With `pixels` also one with another program's interface, before which they are put. Raises
     UserError where OpenVINO is missing, where the file is damaged, foreign or not the one its
-    manifest speaks of, and where `device` is not the CPU.
+    manifest speaks of, and where `device` is not the CPU. `profile` is given what each run of bound
+    buffers took in every node, OpenVINO's ProfilingInfo. `streams` are the requests that run at the
+    same time, each with its share of the threads.
     """
 
     def __init__(
-        self, path: Path, device: torch.device, pixels: onnx_interface.Pixels | None = None
+        self,
+        path: Path,
+        device: torch.device,
+        pixels: onnx_interface.Pixels | None = None,
+        profile: Callable[[Any], None] | None = None,
+        streams: int = 1,
     ) -> None:
         try:
             self.runtime = version()
@@ -58,9 +65,11 @@ class OpenVino:
         self._graph = graph = onnx_interface.graph(path, pixels)
         self.provider, self.device = "CPU", str(device)
         self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
-        self._path = path
+        self._path, self._profile, self._pixels = path, profile, pixels
         hints = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERF_COUNT": profile is not None,
+            # The hint for latency means one stream.
+            **({"NUM_STREAMS": streams} if streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}),
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             # Else a processor with bf16 rounds more than the file says.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -70,6 +79,11 @@ class OpenVino:
             self._compiled = core().compile_model(model, "CPU", hints)
         except RuntimeError as error:
             raise UserError(f"{path}: OpenVINO cannot load it: {_said(error)}") from error
+
+    def streams(self, count: int) -> "list[OpenVino]":
+        """So many of it, which share the threads: one and the same, with as many streams."""
+        device = torch.device(self.device)
+        return [OpenVino(self._path, device, self._pixels, streams=count)] * count
 
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
@@ -106,6 +120,8 @@ class OpenVino:
         def run() -> torch.Tensor:
             with self._told(len(given)):
                 request.infer()
+            if self._profile:
+                self._profile(request.profiling_info)
             return result
 
         return Bound(given, run)

@@ -53,6 +53,11 @@ class Runtime(Protocol):
         """
 
 
+def words(batches: Sequence[range]) -> str:
+    """The batches that a model takes, as "1 to 8, 64"."""
+    return ", ".join(f"{b[0]}" if len(b) == 1 else f"{b[0]} to {b[-1]}" for b in batches)
+
+
 def in_batches(
     run: Callable[[Images], Logits], images: Images, batches: Sequence[range] = ANY
 ) -> Logits:

@@ -20,7 +20,7 @@ from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX
 from cifar_deploy.engines.load import Opened, gpu_of, open_engine
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors, on
-from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
+from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches, words
 from cifar_deploy.store import Json, sha256_of
 
 LANES = 8  # batch sizes that a thread keeps a context for; each holds memory for the largest batch
@@ -193,9 +193,8 @@ class TensorRT:
         """
         batch = len(images)
         if not any(batch in sizes for sizes in self.batches):
-            said = ", ".join(f"{low} to {high}" for low, _, high in self._profiles)
             raise UserError(
-                f"{self._path}: a batch of {batch} is outside its profile ({said}); "
+                f"{self._path}: a batch of {batch} is outside its profile ({words(self.batches)}); "
                 "export it with another --batch-profile"
             )
         with self._cuda(batch):

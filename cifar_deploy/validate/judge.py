@@ -234,6 +234,7 @@ def judge(
                 "same_as_training": same,
                 "test_set_of_training": bool(same or releases),
                 "images": len(split),
+                "whole_test_set": len(split) == len(dataset.test),
             },
             **reference.facts,
             "device": machine.describe(device),

@@ -194,7 +194,7 @@ def _model(judgement: Judgement, styles: dict[str, str]) -> dict[str, Any]:
     return {
         "name": judgement.model,
         "judgement": judgement,
-        "files": [(_label(judgement, row), row, table.evidence(row)) for row in files],
+        "files": [(_label(judgement, row), row, table.evidence(judgement, row)) for row in files],
         "legend": {name: styles[name] for name in (_label(judgement, row) for row in files)},
         "classes": judgement.classes,
         "bars": _class_differences(judgement, styles) if files else None,

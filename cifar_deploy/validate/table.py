@@ -85,8 +85,11 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
             if row.addition:
                 lines.append(f"{judgement.label(row.file)} {row.addition}.")
             if row.verdict != PASS:
-                lines.append(f"{judgement.label(row.file)}: {row.verdict}: {evidence(row)}")
-                if row.verdict == FAIL and (command := _layers(judgement, row)):
+                said = evidence(judgement, row)
+                lines.append(f"{judgement.label(row.file)}: {row.verdict}: {said}")
+                # No more images would help, or there are none.
+                settled = row.verdict == FAIL or judgement.facts["data"]["whole_test_set"]
+                if settled and (command := _layers(judgement, row)):
                     lines[-1] += f"; `{command}` shows where"
             elif row.largest_difference > OTHER_LOGITS and row.precision != "int8":
                 lines.append(
@@ -116,7 +119,7 @@ def _layers(judgement: Judgement, row: Judged) -> str:
     return shlex.join(["cifar-deploy", "layers", row.file])
 
 
-def evidence(row: Judged) -> str:
+def evidence(judgement: Judgement, row: Judged) -> str:
     """What a file's verdict rests on."""
     comparison = row.comparison
     assert comparison
@@ -128,6 +131,8 @@ def evidence(row: Judged) -> str:
     )
     if comparison.images_needed:
         said += f"; {comparison.images_needed:,} images would tell"
+        if judgement.facts["data"]["whole_test_set"]:
+            said += f", and there are {comparison.images:,}"
     return said
 
 

@@ -1,5 +1,6 @@
 import threading
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import flight, slots
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import Pool
@@ -50,6 +52,33 @@ def test_every_batch_in_flight_has_buffers_and_a_thread_of_its_own(small_data: D
     assert len(threads) == 3
     assert flown.images == 2 * (runtime.calls - calls)
     assert flown.seconds >= 0.05
+
+
+def test_batches_in_flight_share_the_threads(measured: ModelFolder, small_data: Dataset) -> None:
+    pool, before = Pool(small_data.test.images, CPU), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        runtime = OnnxRuntime(measured.onnx("fp32"), CPU)
+        shared = [one._session().get_session_options() for one in runtime.streams(2)]
+        assert [options.intra_op_num_threads for options in shared] == [2, 2]
+        assert flight(runtime, pool, 4, 2).fly(0.0).images == 8
+        seen: set[int] = set()
+        flight(Sleeper(lambda _: float(seen.add(torch.get_num_threads()) or 0)), pool, 4, 2)
+        assert seen == {2}  # torch's own
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs OpenVINO")
+def test_openvino_has_a_stream_a_batch(measured: ModelFolder, small_data: Dataset) -> None:
+    images = small_data.test.images
+    runtime = OpenVino(measured.onnx("fp32"), CPU)
+    one, other = runtime.streams(2)
+    assert one is other
+    assert one._compiled.get_property("NUM_STREAMS") == 2
+    np.testing.assert_allclose(one.logits(images[:4]), runtime.logits(images[:4]), atol=1e-4)
+    assert flight(runtime, Pool(images, CPU), 4, 2).fly(0.0).images == 8
 
 
 def test_no_time_still_sends_each_once() -> None:

@@ -154,6 +154,32 @@ def test_what_fails_is_told_and_the_rest_measured(error: Exception, said: str) -
     assert f"m, small, batch 8: {said}" in table.notes(result)
 
 
+def test_a_batch_that_a_file_does_not_take_is_told_only_where_it_was_asked_for() -> None:
+    single, four = Sleeper(lambda _: 0.0), Sleeper(lambda _: 0.0)
+    single.batches, four.batches = [range(1, 2)], [range(4, 5), range(6, 9)]
+    entered = [Contender("m", "single", single), Contender("n", "four", four)]
+    result = sweep.run(entered, Settings((1, 2), 0.01, 0, chosen=False), CPU)
+    measured = [(row.contender.name, row.timing.batch) for row in result.rows]
+    assert measured == [("single", 1), ("four", 4)]  # at its own, where no other fits
+    assert result.failures == []
+    result = sweep.run(entered, Settings((2,), 0.01, 0), CPU)
+    assert [(failure.name, failure.batch, failure.reason) for failure in result.failures] == [
+        ("single", 2, "it takes batches of 1 only"),
+        ("four", 2, "it takes batches of 4, 6 to 8 only"),
+    ]
+
+
+def test_what_rests_on_few_calls_is_told() -> None:
+    entered = [Contender("m", "slow", Sleeper(lambda _: 0.05))]
+    (row,) = (result := sweep.run(entered, Settings((1,), 0.2, 0), CPU)).rows
+    calls = row.timing.calls
+    assert any(f"the fewest {calls}: their p99" in note for note in table.notes(result))
+    assert row.steady
+    entered = [Contender("m", "quick", Sleeper(lambda _: 0.0005))]
+    result = sweep.run(entered, Settings((1,), 0.5, 0), CPU)
+    assert not any("p99" in note for note in table.notes(result))
+
+
 def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
     class Narrow(Sleeper):
         def bind(self, images: Images) -> Bound:

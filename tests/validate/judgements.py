@@ -62,6 +62,7 @@ def judgement_of(
                 "sha256": data.sha256(),
                 "same_as_training": True,
                 "images": len(data.test),
+                "whole_test_set": True,
             },
             "weights_sha256": "0" * 64,
             "device": "Some CPU, 2 threads",

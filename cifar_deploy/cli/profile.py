@@ -1,0 +1,87 @@
+"""`cifar-deploy profile`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cifar_deploy.cli.options import (
+    SUFFIXES,
+    Format,
+    JsonFileOption,
+    OnnxBy,
+    check_json,
+    doing,
+    show,
+)
+from cifar_deploy.errors import UserError
+
+if TYPE_CHECKING:
+    from cifar_deploy.benchmark.profile import Profile
+
+MUCH = 0.2  # of the time: what is marked
+
+
+def profile(
+    file: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    batch: Annotated[int, typer.Option(help="Images a call.", min=1)] = 1,
+    runtime: Annotated[OnnxBy, typer.Option(help="What runs it.")] = OnnxBy.onnxruntime,
+    seconds: Annotated[float, typer.Option(help="Of measuring.", min=0.0, max=60.0)] = 1.0,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Show where the time of an ONNX file goes: what every layer takes, on a CPU."""
+    check_json(json_file)
+    if file.suffix != SUFFIXES[Format.onnx]:
+        raise UserError(
+            f"{file} is no ONNX file; of an engine `export --format trt --export-layer-info` tells "
+            "the layers, and trtexec --dumpProfile their times"
+        )
+    from cifar_deploy import device as machine
+    from cifar_deploy.benchmark.profile import CPU
+    from cifar_deploy.benchmark.profile import profile as measure
+    from cifar_deploy.runtimes.load import check_file
+    from cifar_deploy.watch import Watch
+
+    check_file(file)
+    with doing(f"running {file}"), Watch(CPU) as watch:
+        found = measure(file, runtime.value, batch, seconds)
+        remarks = watch.remarks()
+    value = {
+        "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
+        "file": str(file),
+        "device": machine.describe(CPU),
+        "versions": machine.versions(),
+        "remarks": remarks,
+        **dataclasses.asdict(found),
+    }
+    show(_table(found), [*_notes(found, machine.describe(CPU)), *remarks], value, json_file, 120)
+
+
+def _notes(found: "Profile", device: str) -> list[str]:
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found.operators().items())
+    layers = sum(layer.ms for layer in found.layers)
+    return [
+        f"{found.runtime}, {device}; batch {found.batch}, medians of {found.runs:,} runs. All "
+        f"layers {layers:.3f} ms, a whole run {found.ms:.3f} ms while it is profiled.",
+        f"By operator: {shares}.",
+    ]
+
+
+def _table(found: "Profile") -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    kernels = any(layer.kernel for layer in found.layers)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("layer", "operator", *(["kernel"] if kernels else [])):
+        table.add_column(heading, overflow="fold")
+    for heading in ("ms", "%"):
+        table.add_column(heading, justify="right")
+    for layer in found.layers:
+        texts = [layer.name, layer.operator, *([layer.kernel] if kernels else [])]
+        share = Text(f"{100 * layer.share:.1f}", "red" if layer.share >= MUCH else "")
+        table.add_row(*map(Text, texts), f"{layer.ms:.3f}", share)
+    return table

@@ -142,11 +142,11 @@ class Kind:
 
     def needed(self, folder: store.ModelFolder) -> list[Path]:
         """The same. Raises UserError where there is none of something that is asked for."""
-        formats = [(format,) for format in self.formats] or [self.formats]
-        precisions = [(precision,) for precision in self.precisions] or [self.precisions]
-        for one in itertools.starmap(Kind, itertools.product(formats, precisions)):
-            if not one.files(folder):
-                raise UserError(f"{folder.path} has no {one}; run: {one.command(folder.name)}")
+        formats: list[tuple[Format, ...]] = [(one,) for one in self.formats] or [()]
+        precisions: list[tuple[Precision, ...]] = [(one,) for one in self.precisions] or [()]
+        for kind in itertools.starmap(Kind, itertools.product(formats, precisions)):
+            if not kind.files(folder):
+                raise UserError(f"{folder.path} has no {kind}; run: {kind.command(folder.name)}")
         return self.files(folder)
 
     def trained(self) -> list[store.ModelFolder]:

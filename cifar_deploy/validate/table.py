@@ -77,6 +77,7 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
     """A line for every verdict but PASS, for other logits, other data, and for what disturbed."""
     lines = []
     for judgement in judgements:
+        lines += _best(judgement)
         if judgement.facts["data"]["same_as_training"] is False:
             lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
         if said := judgement.rows[0].addition:
@@ -103,6 +104,23 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
     disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}
     lines += [f"{said}." for said in disturbed]
     return lines
+
+
+def _best(judgement: Judgement) -> list[str]:
+    """Which of several proved files is the quickest, and which the smallest."""
+    proved = [row for row in judgement.rows if row.verdict == PASS]
+    speeds = [(judgement.label(row.file), row.speed) for row in proved if row.speed]
+    if len(speeds) < 2:
+        return []
+    quick, least = min(speeds, key=lambda one: one[1].smallest.latency.p50)
+    many, most = max(speeds, key=lambda one: one[1].best.images_per_second)
+    small = min(proved, key=lambda row: row.bytes)
+    return [
+        f"With a PASS {quick} has the lowest latency, {least.smallest.latency.p50:.3g} ms of batch "
+        f"{least.smallest.batch}, {many} the most images/s, "
+        f"{most.best.images_per_second:,.0f} in batches of {most.best.batch}, and "
+        f"{judgement.label(small.file)} the fewest bytes, {small.bytes / 1e6:.3g} MB."
+    ]
 
 
 def _layers(judgement: Judgement, row: Judged) -> str:

@@ -110,10 +110,38 @@ def test_notes(judgements: list[Judgement]) -> None:
     assert inconclusive.startswith("mobilenet_v3_small.fp16.onnx: INCONCLUSIVE: 3 images lost")
     needed = judgements[0].rows[1].comparison
     assert needed
-    there = "images would tell, and there are 300"
+    there = "images would tell, and there are 500"
     assert f"{needed.images_needed:,} {there}" in inconclusive
     assert fail.startswith("simple_cnn.fp32.onnx: FAIL: 500 images lost and 0 gained")
     assert unusable == "cut.onnx: cut.onnx is truncated; export it again"
+
+
+def test_the_quickest_of_several_proved_files_is_named(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    labels = small_data.test.labels
+    judgement = make_judgement(dict.fromkeys(("a.onnx", "b.onnx", "c.onnx"), labels))
+    assert judgement.rows[1].speed
+    slow, quick, _ = judgement.rows[1:]
+    speed = judgement.rows[1].speed
+    smallest = dataclasses.replace(
+        speed.smallest, latency=dataclasses.replace(speed.smallest.latency, p50=0.05)
+    )
+    quick = dataclasses.replace(
+        quick, bytes=2_000_000, speed=dataclasses.replace(speed, smallest=smallest)
+    )
+    best = dataclasses.replace(speed.best, images_per_second=20_000.0)
+    slow = dataclasses.replace(slow, bytes=3_000_000, speed=dataclasses.replace(speed, best=best))
+    failed = make_judgement({"c.onnx": (labels + 1) % 10}).rows[1]
+    wrong = dataclasses.replace(failed, speed=dataclasses.replace(speed, smallest=smallest))
+    rows = (judgement.rows[0], slow, quick, wrong)
+    said = table.notes([dataclasses.replace(judgement, rows=rows)])
+    assert (
+        "With a PASS b.onnx has the lowest latency, 0.05 ms of batch 1, a.onnx the most "
+        f"images/s, 20,000 in batches of {best.batch}, and b.onnx the fewest bytes, 2 MB."
+    ) in said
+    alone = table.notes([make_judgement({"a.onnx": labels})])
+    assert not any("With a PASS" in line for line in alone)
 
 
 def test_times_are_explained_only_where_there_are_some(

@@ -48,17 +48,19 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             const bool refused = image.width == 0 || image.height == 0 ||
                                  image.width > 65'535 || image.height > 65'535;
             static const std::uint8_t nothing = 0;
-            image.rgb = refused && kind % 16 == 0 ? &nothing : nullptr;
+            image.data = refused && kind % 16 == 0 ? &nothing : nullptr;
             good = false;
         } else {
             image.width = 1 + (kind % 4 == 1 ? input.number(2) % 2000 : input.number(1) % 48);
             image.height = 1 + (kind % 4 == 2 ? input.number(2) % 2000 : input.number(1) % 48);
-            const std::size_t bytes = image.width * image.height * 3;
+            image.pixels = static_cast<cifar_deploy::Pixels>(kind / 32 % 5);
+            const std::size_t pixel = cifar_deploy::detail::layout(image.pixels).bytes;
+            const std::size_t bytes = image.width * image.height * pixel;
             owned.push_back(std::make_unique<std::uint8_t[]>(bytes));
             const std::size_t taken = input.size < bytes ? input.size : bytes;
             if (taken != 0) std::memcpy(owned.back().get(), input.data, taken);
             if (kind % 32 == 31) input.number(taken);
-            image.rgb = owned.back().get();
+            image.data = owned.back().get();
         }
         images.push_back(image);
     }

@@ -54,7 +54,7 @@ int resize(std::size_t width, std::size_t height) {
     if (image.size() != width * height * 3) return 2;
     std::vector<std::uint8_t> small(pixels);
     cifar_deploy::detail::Resizer resizer(side, side);
-    resizer(bytes_of(image), width, height, small.data());
+    resizer({bytes_of(image), width, height}, small.data());
     return std::fwrite(small.data(), 1, small.size(), stdout) == small.size() ? 0 : 2;
 }
 

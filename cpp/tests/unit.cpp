@@ -261,7 +261,7 @@ void test_answers() {
     std::vector<Prediction> predictions(8);
     classifier.classify_batch(images, predictions);
     for (std::size_t i = 0; i < 8; ++i) {
-        const auto alone = classifier.classify(images[i].rgb, images[i].width, images[i].height);
+        const auto alone = classifier.classify(images[i].data, images[i].width, images[i].height);
         EXPECT(alone.logits == predictions[i].logits && alone.label == predictions[i].label);
     }
     const std::vector<std::uint8_t> grey(32 * 32 * 3, 9);
@@ -276,6 +276,53 @@ void test_answers() {
     // NOLINTNEXTLINE: what was moved from refuses, and does not crash.
     EXPECT(refuses(bad_argument, "moved from", [&] { classifier.classify(rgb.data(), 32, 32); }));
     EXPECT(classifier.try_classify(rgb.data(), 32, 32, quiet).code() == bad_argument);
+}
+
+// The same picture as other programs hold it: other orders of bytes, gaps between the rows.
+void test_pixels() {
+    using cifar_deploy::Pixels;
+    const std::size_t sizes[][2] = {{32, 32}, {50, 40}, {32, 41}, {45, 32}, {20, 9}};
+    for (const auto& [width, height] : sizes) {
+        const auto rgb = picture(width, height);
+        cifar_deploy::detail::Resizer resizer(32, 32);
+        std::vector<std::uint8_t> wanted(32 * 32 * 3);
+        std::vector<std::uint8_t> found(wanted.size());
+        for (const Pixels order :
+             {Pixels::rgb, Pixels::bgr, Pixels::rgba, Pixels::bgra, Pixels::gray}) {
+            const bool gray = order == Pixels::gray;
+            const bool blue_first = order == Pixels::bgr || order == Pixels::bgra;
+            const std::size_t bytes =
+                gray ? 1 : order == Pixels::rgba || order == Pixels::bgra ? 4 : 3;
+            auto plain = rgb;
+            for (const std::size_t gap : {std::size_t{0}, std::size_t{7}}) {
+                const std::size_t stride = width * bytes + gap;
+                std::vector<std::uint8_t> held(stride * height, 0xEE);
+                for (std::size_t i = 0; i < width * height; ++i) {
+                    std::uint8_t* const to = &held[i / width * stride + i % width * bytes];
+                    if (gray) plain[i * 3 + 1] = plain[i * 3 + 2] = rgb[i * 3];
+                    for (std::size_t colour = 0; colour < (gray ? 1 : 3); ++colour) {
+                        to[blue_first ? 2 - colour : colour] = rgb[i * 3 + colour];
+                    }
+                }
+                resizer({plain.data(), width, height}, wanted.data());
+                resizer({held.data(), width, height, order, gap != 0 ? stride : 0}, found.data());
+                EXPECT(found == wanted);
+            }
+        }
+    }
+    Classifier classifier = fake_classifier();
+    auto bgr = picture(32, 32);
+    const auto straight = classifier.classify(bgr.data(), 32, 32);
+    for (std::size_t i = 0; i < bgr.size(); i += 3) std::swap(bgr[i], bgr[i + 2]);
+    const Image image{bgr.data(), 32, 32, Pixels::bgr};
+    EXPECT(classifier.classify(image).logits == straight.logits);
+    Prediction quiet;
+    EXPECT(classifier.try_classify(image, quiet) && quiet.logits == straight.logits);
+    EXPECT(refuses(bad_argument, "its rows have 96 bytes, and its stride is 95",
+                   [&] { classifier.classify({bgr.data(), 32, 32, Pixels::bgr, 95}); }));
+    EXPECT(refuses(bad_argument, "overflow", [&] {
+        classifier.classify({bgr.data(), 32, 32, Pixels::bgr, static_cast<std::size_t>(-96)});
+    }));
 }
 
 void test_sizes_that_the_file_takes() {
@@ -306,11 +353,11 @@ void test_bad_arguments() {
         Prediction untouched;
         untouched.label = "as before";
         const auto status =
-            classifier.try_classify(image.rgb, image.width, image.height, untouched);
+            classifier.try_classify(image.data, image.width, image.height, untouched);
         return status.code() == bad_argument && untouched.label == "as before" &&
                std::string(status.message()).find(said) != std::string::npos &&
                refuses(bad_argument, said, [&] {
-                   classifier.classify(image.rgb, image.width, image.height);
+                   classifier.classify(image.data, image.width, image.height);
                });
     };
     EXPECT(refuses_image({nullptr, 32, 32}, "null pointer"));
@@ -335,7 +382,7 @@ void test_bad_arguments() {
     images.resize(8);
     EXPECT(refuses(bad_argument, "null pointer",
                    [&] { classifier.classify_batch(images, {nullptr, 8}); }));
-    images[5].rgb = nullptr;
+    images[5].data = nullptr;
     predictions[0].label = "as before";
     EXPECT(refuses(bad_argument, "image 5",
                    [&] { classifier.classify_batch(images, predictions); }));
@@ -514,6 +561,7 @@ int main(int count, char** words) {
     test_labels();
     test_status();
     test_answers();
+    test_pixels();
     test_sizes_that_the_file_takes();
     test_bad_arguments();
     test_load(home / "cifar_deploy_unit_load");

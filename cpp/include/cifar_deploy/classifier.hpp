@@ -94,15 +94,22 @@ public:
 
     // One image of any size: 8-bit RGB, height x width x 3 bytes. Throws Error.
     Prediction classify(const std::uint8_t* rgb, std::size_t width, std::size_t height) {
+        return classify(Image{rgb, width, height});
+    }
+
+    // The same of an image with another order of bytes, or gaps between its rows.
+    Prediction classify(const Image& image) {
         Prediction prediction;
-        classify(rgb, width, height, prediction);
+        classify(image, prediction);
         return prediction;
     }
 
     // The same into a prediction that is there already, whose memory is used again.
     void classify(const std::uint8_t* rgb, std::size_t width, std::size_t height,
                   Prediction& prediction) {
-        const Image image{rgb, width, height};
+        classify(Image{rgb, width, height}, prediction);
+    }
+    void classify(const Image& image, Prediction& prediction) {
         classify_batch(Span<const Image>(&image, 1), Span<Prediction>(&prediction, 1));
     }
 
@@ -120,7 +127,10 @@ public:
     }
     Status try_classify(const std::uint8_t* rgb, std::size_t width, std::size_t height,
                         Prediction& prediction) noexcept {
-        return detail::guarded([&] { classify(rgb, width, height, prediction); });
+        return try_classify(Image{rgb, width, height}, prediction);
+    }
+    Status try_classify(const Image& image, Prediction& prediction) noexcept {
+        return detail::guarded([&] { classify(image, prediction); });
     }
     Status try_classify_batch(Span<const Image> images, Span<Prediction> predictions) noexcept {
         return detail::guarded([&] { classify_batch(images, predictions); });
@@ -233,7 +243,7 @@ private:
         static_cast<void>(detail::product(batch, pixels));
         std::uint8_t* input = state.runtime->input(batch);
         for (std::size_t i = 0; i < images.size(); ++i) {
-            state.resizer(images[i].rgb, images[i].width, images[i].height, input + i * pixels);
+            state.resizer(images[i], input + i * pixels);
         }
         const float* logits = state.runtime->run(batch);
         for (std::size_t i = 0; i < images.size() * manifest.classes; ++i) {
@@ -263,17 +273,23 @@ private:
         const auto refuse = [&](const std::string& why) {
             detail::fail(ErrorCode::bad_argument, "image " + std::to_string(number) + ": " + why);
         };
-        if (image.rgb == nullptr) refuse("its pixels are a null pointer; give 8-bit RGB");
+        if (image.data == nullptr) refuse("its pixels are a null pointer; give 8 bits a colour");
         if (image.width == 0 || image.height == 0) {
             refuse("its size is " + std::to_string(image.width) + " x " +
                    std::to_string(image.height) + "; give width and height in pixels");
         }
-        static_cast<void>(detail::product(detail::product(image.width, image.height), 3));
+        static_cast<void>(detail::product(detail::product(image.width, image.height), 4));
         if (image.width > detail::largest_image_side || image.height > detail::largest_image_side) {
             refuse("its size is " + std::to_string(image.width) + " x " +
                    std::to_string(image.height) + ", and a side can have " +
                    std::to_string(detail::largest_image_side) + " pixels; make it smaller");
         }
+        const std::size_t row = image.width * detail::layout(image.pixels).bytes;
+        if (image.stride != 0 && image.stride < row) {
+            refuse("its rows have " + std::to_string(row) + " bytes, and its stride is " +
+                   std::to_string(image.stride) + "; give bytes from row to row, or 0");
+        }
+        static_cast<void>(detail::product(image.stride, image.height));
     }
 
     [[noreturn]] static void too_many(std::size_t given, std::size_t most) {

@@ -10,31 +10,45 @@
 #include <cstring>
 #include <vector>
 
+#include "types.hpp"
+
 namespace cifar_deploy::detail {
+
+// The bytes of a pixel, and where among them the colours are.
+struct Layout {
+    std::size_t bytes;
+    std::size_t red;
+    std::size_t green;
+    std::size_t blue;
+};
+
+inline Layout layout(Pixels pixels) {
+    switch (pixels) {
+        case Pixels::bgr: return {3, 2, 1, 0};
+        case Pixels::rgba: return {4, 0, 1, 2};
+        case Pixels::bgra: return {4, 2, 1, 0};
+        case Pixels::gray: return {1, 0, 0, 0};
+        case Pixels::rgb: break;
+    }
+    return {3, 0, 1, 2};
+}
 
 // Resizes to one size; keeps its memory, so that equal or smaller images need no more.
 class Resizer {
 public:
     Resizer(std::size_t width, std::size_t height) : across_(width), down_(height) {}
 
-    // `from`: height x width x 3 bytes, sides 1 to 65,535. `to`: the size given above, x 3 bytes.
-    void operator()(const std::uint8_t* from, std::size_t width, std::size_t height,
-                    std::uint8_t* to) {
-        const bool narrower = width != across_.out;
-        const bool lower = height != down_.out;
-        if (!narrower && !lower) {
-            std::memcpy(to, from, width * height * 3);
-            return;
-        }
-        if (!narrower) {
-            columns(from, height, to);
-        } else if (!lower) {
-            rows(from, width, height, to);
+    // `from`: sides 1 to 65,535. `to`: RGB of the size given above.
+    void operator()(const Image& from, std::uint8_t* to) {
+        const bool lower = from.height != down_.out;
+        if (lower) between_.resize(from.height * across_.out * 3);
+        std::uint8_t* const narrow = lower ? between_.data() : to;
+        if (from.width != across_.out) {
+            rows(from, narrow);
         } else {
-            between_.resize(height * across_.out * 3);
-            rows(from, width, height, between_.data());
-            columns(between_.data(), height, to);
+            copy(from, narrow);
         }
+        if (lower) columns(narrow, from.height, to);
     }
 
 private:
@@ -87,11 +101,35 @@ private:
         return static_cast<std::uint8_t>(std::clamp(sum >> bits, 0, 255));
     }
 
-    void rows(const std::uint8_t* from, std::size_t width, std::size_t height, std::uint8_t* to) {
-        across_.prepare(width);
-        for (std::size_t y = 0; y < height; ++y, from += width * 3) {
+    static std::size_t stride(const Image& image) {
+        return image.stride != 0 ? image.stride : image.width * layout(image.pixels).bytes;
+    }
+
+    static void copy(const Image& from, std::uint8_t* to) {
+        const Layout pixel = layout(from.pixels);
+        const std::uint8_t* row = from.data;
+        for (std::size_t y = 0; y < from.height; ++y, row += stride(from)) {
+            if (from.pixels == Pixels::rgb) {
+                std::memcpy(to, row, from.width * 3);
+                to += from.width * 3;
+                continue;
+            }
+            for (std::size_t x = 0; x < from.width; ++x, to += 3) {
+                const std::uint8_t* const at = row + x * pixel.bytes;
+                to[0] = at[pixel.red];
+                to[1] = at[pixel.green];
+                to[2] = at[pixel.blue];
+            }
+        }
+    }
+
+    void rows(const Image& from, std::uint8_t* to) {
+        across_.prepare(from.width);
+        const Layout pixel = layout(from.pixels);
+        const std::uint8_t* row = from.data;
+        for (std::size_t y = 0; y < from.height; ++y, row += stride(from)) {
             for (std::size_t x = 0; x < across_.out; ++x, to += 3) {
-                weighted(from + across_.first[x] * 3, 3, across_, x, to);
+                weighted(row + across_.first[x] * pixel.bytes, pixel.bytes, pixel, across_, x, to);
             }
         }
     }
@@ -99,22 +137,23 @@ private:
     void columns(const std::uint8_t* from, std::size_t height, std::uint8_t* to) {
         down_.prepare(height);
         const std::size_t row = across_.out * 3;
+        const Layout rgb = layout(Pixels::rgb);
         for (std::size_t y = 0; y < down_.out; ++y) {
             const std::uint8_t* top = from + down_.first[y] * row;
-            for (std::size_t x = 0; x < row; x += 3, to += 3) weighted(top + x, row, down_, y, to);
+            for (std::size_t x = 0; x < row; x += 3, to += 3) weighted(top + x, row, rgb, down_, y, to);
         }
     }
 
-    static void weighted(const std::uint8_t* pixel, std::size_t step, const Axis& axis,
-                         std::size_t at, std::uint8_t* to) {
+    static void weighted(const std::uint8_t* pixel, std::size_t step, const Layout& colours,
+                         const Axis& axis, std::size_t at, std::uint8_t* to) {
         std::int32_t red = 1 << (bits - 1);
         std::int32_t green = red;
         std::int32_t blue = red;
         const std::int32_t* weight = axis.weights.data() + at * axis.stride;
         for (std::size_t i = 0; i < axis.count[at]; ++i, pixel += step) {
-            red += weight[i] * pixel[0];
-            green += weight[i] * pixel[1];
-            blue += weight[i] * pixel[2];
+            red += weight[i] * pixel[colours.red];
+            green += weight[i] * pixel[colours.green];
+            blue += weight[i] * pixel[colours.blue];
         }
         to[0] = rounded(red);
         to[1] = rounded(green);

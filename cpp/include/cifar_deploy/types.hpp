@@ -10,11 +10,16 @@
 
 namespace cifar_deploy {
 
-// 8-bit RGB, row by row without gaps: height x width x 3 bytes, which stay the caller's.
+// The bytes of a pixel, in their order. OpenCV's images are bgr.
+enum class Pixels { rgb, bgr, rgba, bgra, gray };
+
+// 8 bits a colour, row by row from the top; the bytes stay the caller's.
 struct Image {
-    const std::uint8_t* rgb = nullptr;
+    const std::uint8_t* data = nullptr;
     std::size_t width = 0;   // pixels, 1 to 65,535
     std::size_t height = 0;  // pixels, 1 to 65,535
+    Pixels pixels = Pixels::rgb;
+    std::size_t stride = 0;  // bytes from a row's begin to the next one's; 0: rows without gaps
 };
 
 struct Prediction {

@@ -398,7 +398,7 @@ def export(session: Session, names: list[str], end: float) -> None:
             before(session, "export", f"{label} of {len(chosen)} models", "exported before")
             continue
         command = program("export", *missing, *options)
-        step = run(session, "export", f"{label} of {len(missing)} models", command, end)
+        step = run(session, "export", f"{label} of {len(chosen)} models", command, end)
         if step.status == "failed" and len(missing) > 1:
             for name in missing:
                 run(session, "export", f"{label} {name}", program("export", name, *options), end)
@@ -645,16 +645,19 @@ def exported(session: Session, name: str) -> list[Path]:
 
 def made(session: Session, name: str, options: list[str]) -> bool:
     """Whether the file that `export` with these options makes is there, of the weights of now."""
-    from cifar_deploy.store import ModelFolder, manifest_path, read_card, read_json
+    from cifar_deploy.engines.flavour import TENSORRT
+    from cifar_deploy.store import ModelFolder, card_of, manifest_path, stale
 
     folder = ModelFolder(session.work / "models" / name)
     asked = dict(zip(options[::2], options[1::2], strict=True))
     precision, flavour = asked["--precision"], asked.get("--flavour")
     file = folder.engine(precision, flavour) if flavour else folder.onnx(precision)
-    if not file.exists() or not manifest_path(file).exists():
+    if not file.exists() or not manifest_path(file).exists() or stale(file, card_of(folder)):
         return False
-    weights = read_card(folder)["weights"]["sha256"]
-    return bool(read_json(manifest_path(file)).get("weights_sha256") == weights)
+    if flavour != TENSORRT:
+        return True
+    built = json.loads(manifest_path(file).read_text()).get("gpu") or {}
+    return bool(built.get("name") == session.facts.get("gpu"))
 
 
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:

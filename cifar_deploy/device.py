@@ -2,6 +2,7 @@
 
 import functools
 import platform
+import re
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -96,6 +97,20 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def memory_left() -> int | None:
+    """Bytes of the host's memory that a process can have now; None where nobody says (Linux does).
+
+    MemAvailable of proc(5), or what a container is allowed, if that is less.
+    """
+    info, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    found = []
+    if info.exists() and (said := re.search(r"MemAvailable: +(\d+) kB", info.read_text())):
+        found.append(1024 * int(said[1]))
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        found.append(int(most))
+    return min(found, default=None)
 
 
 @functools.cache

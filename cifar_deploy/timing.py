@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import SIZE, Images
-from cifar_deploy.runtimes.protocol import Bound, Runtime
+from cifar_deploy.runtimes.protocol import Bound, Runtime, takes
 
 BATCHES = (1, 8, 32, 128, 256, 1024)
 BUFFERS = 2  # bound inputs of a batch size that take turns
@@ -63,6 +63,12 @@ class Timing:
     enqueue: Times | None  # trtexec's Enqueue Time
     end_to_end: Times  # the host's clock around the whole call
     images_per_second: float  # one call after another: at the median of end_to_end
+
+
+def default_batches(runtime: Runtime) -> list[int]:
+    """Of BATCHES those that `runtime` takes, or else its own smallest."""
+    taken = [batch for batch in BATCHES if takes(runtime.batches, batch)]
+    return taken or [min(sizes[0] for sizes in runtime.batches)]
 
 
 def times(values: Sequence[float]) -> Times:

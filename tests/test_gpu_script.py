@@ -381,7 +381,7 @@ def test_a_second_call_keeps_what_the_first_one_did(gpu: ModuleType, session: An
 
 def test_what_is_exported_is_not_exported_again(gpu: ModuleType, session: Any) -> None:
     vars(session.asked).update(format=["onnx"], precision=["fp32"])
-    session.facts = {"missing": {}, "checks": {}}
+    session.facts = {"missing": {}, "checks": {}, "gpu": "NVIDIA H100"}
     gpu.export(session, ["simple_cnn"], time.monotonic() + 120)
     assert (session.steps[-1].rc, session.steps[-1].status) == (0, "ok")
     gpu.export(session, ["simple_cnn"], time.monotonic())
@@ -393,6 +393,13 @@ def test_what_is_exported_is_not_exported_again(gpu: ModuleType, session: Any) -
     gpu.export(session, ["simple_cnn"], time.monotonic())
     assert session.steps[-1].status == "not started"
     manifest.write_text(kept)
+    engine = session.work / "models/simple_cnn/simple_cnn.fp32.tensorrt.engine"
+    options = ["--format", "trt", "--precision", "fp32", "--flavour", "tensorrt"]
+    engine.touch()
+    for card, there in (("NVIDIA H100", True), ("NVIDIA H200", False)):
+        built = {**json.loads(kept), "gpu": {"name": card}}
+        manifest_path(engine).write_text(json.dumps(built))
+        assert gpu.made(session, "simple_cnn", options) is there
     session.asked.again = True
     gpu.export(session, ["simple_cnn"], time.monotonic())
     assert session.steps[-1].status == "not started"

@@ -135,10 +135,10 @@ def test_warming_up_ends_when_times_are_steady() -> None:
 
 
 def test_slow_calls_are_steady_in_shorter_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.8)
-    runtime = Sleeper(lambda _: 0.11)  # two windows of eight would take twice the time
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 2.0)
+    runtime = Sleeper(lambda _: 0.3)  # two windows of eight would take twice the time
     assert warm_up(Lane(runtime, Pool(blank(1), CPU), 1))
-    rising = Sleeper(lambda _: 0.02 * 1.3**rising.calls)
+    rising = Sleeper(lambda _: 0.05 * 1.3**rising.calls)
     assert not warm_up(Lane(rising, Pool(blank(1), CPU), 1))
 
 

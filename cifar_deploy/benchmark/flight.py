@@ -5,8 +5,9 @@ waited for only when its turn comes again, as trtexec does with `--infStreams`. 
 has a thread, and its share of the runtime's threads, as benchmark_app does with `-nstreams`.
 """
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,8 +15,6 @@ from typing import Protocol
 import torch
 
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
-from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import Bound, Runtime
 from cifar_deploy.timing import Pool, stream
 
@@ -59,28 +58,34 @@ class CpuFlight:
     def __init__(self, runtime: Runtime, pool: Pool, batch: int, count: int) -> None:
         self.count = count
         self._batch = batch
-        streams: Sequence[Runtime] = [runtime] * count
-        if isinstance(runtime, OnnxRuntime | OpenVino):
-            streams = runtime.streams(count)
-        self._bounds = [one.bind(pool.images[:batch].numpy()) for one in streams]
         self._pool = pool
-        # Torch's number of threads is the calling thread's; new ones take that of the last call.
-        self._torch_threads = max(1, torch.get_num_threads() // count)
+        # Torch's number of threads is the calling thread's.
+        self._threads = max(1, torch.get_num_threads() // count)
+        streams = runtime.streams(count)
+        with self._sharing():  # torch.compile compiles for a number of threads
+            self._bounds = [one.bind(pool.images[:batch].numpy()) for one in streams]
 
     def fly(self, seconds: float) -> Flown:
         """As the protocol says; at least one batch a thread."""
-        before = torch.get_num_threads()
-        try:
+        with self._sharing():
+            start = time.perf_counter()
             with ThreadPoolExecutor(
-                self.count, initializer=torch.set_num_threads, initargs=(self._torch_threads,)
+                self.count, initializer=torch.set_num_threads, initargs=(self._threads,)
             ) as threads:
-                start = time.perf_counter()
                 done = threads.map(lambda bound: self._repeat(bound, start + seconds), self._bounds)
                 calls = sum(done)
-                spent = time.perf_counter() - start
+            spent = time.perf_counter() - start
+        return Flown(calls * self._batch, spent)
+
+    @contextlib.contextmanager
+    def _sharing(self) -> Iterator[None]:
+        """Torch's number of threads is a batch's share; it is also what new threads begin with."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            yield
         finally:
             torch.set_num_threads(before)
-        return Flown(calls * self._batch, spent)
 
     def _repeat(self, bound: Bound, end: float) -> int:
         calls = 0

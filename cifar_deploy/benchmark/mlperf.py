@@ -8,7 +8,6 @@ https://github.com/mlcommons/inference/tree/master/loadgen
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cifar_deploy import device as machine
 from cifar_deploy.benchmark.flight import slots
 from cifar_deploy.benchmark.sweep import (
     UNFINISHED,
@@ -190,14 +190,12 @@ def _sizes(settings: Settings, split: Split) -> tuple[int, int]:
 
 
 def _check_memory(samples: float) -> None:
-    """Raise UserError where so many samples at once would not fit into the machine's memory."""
-    need = samples * SAMPLE_BYTES
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need > there:
+    """Raise UserError where so many samples at once would not fit into the memory that is left."""
+    need, there = samples * SAMPLE_BYTES, machine.memory_left()
+    if there is not None and need > there:
         raise UserError(
             f"Offline would ask for {samples / 1e6:,.0f} million images at once, which takes about "
-            f"{need / 2**30:,.0f} GiB, and this machine has {there / 2**30:,.0f}; give fewer "
-            "--seconds"
+            f"{need / 2**30:,.0f} GiB, and {there / 2**30:,.0f} are left here; give fewer --seconds"
         )
 
 

@@ -5,14 +5,14 @@ ONNX Runtime's profiler (SessionOptions.enable_profiling) and OpenVINO's perform
 runtime's own: it merges some, and puts others between them.
 """
 
+import bisect
 import collections
 import json
-import re
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from cifar_deploy.runtimes.load import OPENVINO
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.openvino import OpenVino
-from cifar_deploy.runtimes.protocol import Runtime, words
-from cifar_deploy.timing import Lane, Pool, collect, warm_up
+from cifar_deploy.runtimes.protocol import Runtime, takes, words
+from cifar_deploy.timing import FEWEST_CALLS, Lane, Pool, warm_up
 
 CPU = torch.device("cpu")
-# What ONNX Runtime adds to a node's name, for itself.
-ADDED = re.compile(r"(_token_\d+)?(_nchwc)?_kernel_time$")
+MOST_RUNS = 1000  # ONNX Runtime's profiler notes a million events
+
+Run = dict[tuple[str, str, str], float]  # milliseconds by name, operator and kernel, in their order
 
 
 @dataclass(frozen=True)
@@ -71,64 +72,51 @@ def profile(path: Path, onnx: str, batch: int, seconds: float) -> Profile:
 def _onnxruntime(path: Path, batch: int, seconds: float) -> Profile:
     with tempfile.TemporaryDirectory() as place:
         runtime = OnnxRuntime(path, CPU, Pixels(), profile=Path(place, "profile"))
-        times = _run(path, runtime, batch, seconds)
+        lane = _warm(path, runtime, batch)
+        times = _times(lane, seconds)
         events = json.loads(runtime.end_profile().read_text())
-    nodes = [event for event in events if event["cat"] == "Node"]
-    whole = [event for event in events if event["name"] == "model_run"][-len(times) :]
-    runs = []
-    for run in whole:
-        begin, end = run["ts"], run["ts"] + run["dur"]
-        mine = [node for node in nodes if begin <= node["ts"] <= end]
-        runs.append([(_node(node), node["dur"] / 1000) for node in mine])
+    begins = sorted(event["ts"] for event in events if event["name"] == "model_run")[-len(times) :]
+    runs: list[Run] = [{} for _ in begins]
+    for event in events:
+        if event["cat"] == "Node" and event["ts"] >= begins[0]:
+            name = event["name"].removesuffix("_kernel_time")
+            run = runs[bisect.bisect(begins, event["ts"]) - 1]
+            run[name, event["args"]["op_name"], ""] = event["dur"] / 1000
     return _summary(runtime, batch, times, runs)
-
-
-def _node(event: Any) -> tuple[str, str, str]:
-    return ADDED.sub("", event["name"]), event["args"]["op_name"], ""
 
 
 def _openvino(path: Path, batch: int, seconds: float) -> Profile:
-    told: list[Any] = []
-    runtime = OpenVino(path, CPU, Pixels(), profile=told.append)
-    times = _run(path, runtime, batch, seconds)
-    runs = [
-        [
-            (
-                (info.node_name, info.node_type, info.exec_type),
-                info.real_time.total_seconds() * 1000,
-            )
-            for info in run
-            if info.status == type(info.status).EXECUTED
-        ]
-        for run in told[-len(times) :]
-    ]
+    runtime = OpenVino(path, CPU, Pixels(), profile=True)
+    lane = _warm(path, runtime, batch)
+    runs: list[Run] = []
+
+    def note() -> None:
+        runs.append({(name, kind, kernel): ms for name, kind, kernel, ms in runtime.layers()})
+
+    times = _times(lane, seconds, note)
     return _summary(runtime, batch, times, runs)
 
 
-def _run(path: Path, runtime: Runtime, batch: int, seconds: float) -> list[float]:
-    """Milliseconds of the runs after the warm-up."""
-    if not any(batch in sizes for sizes in runtime.batches):
+def _warm(path: Path, runtime: Runtime, batch: int) -> Lane:
+    if not takes(runtime.batches, batch):
         raise UserError(f"{path} takes batches of {words(runtime.batches)} only; give --batch")
     lane = Lane(runtime, Pool(pixels(CPU), CPU, batch), batch)
     warm_up(lane)
-    return [call.host for call in collect(lane.call, seconds)]
+    return lane
 
 
-def _summary(
-    runtime: Runtime,
-    batch: int,
-    times: Sequence[float],
-    runs: Sequence[Sequence[tuple[tuple[str, str, str], float]]],
-) -> Profile:
-    # In the order of the last run; a name may stand there twice.
-    spent: dict[tuple[str, str, str], list[float]] = {key: [] for key, _ in runs[-1]}
-    for run in runs:
-        mine: collections.Counter[tuple[str, str, str]] = collections.Counter()
-        for key, ms in run:
-            mine[key] += ms  # type: ignore[assignment]
-        for key in spent:
-            spent[key].append(mine[key])
-    medians = {key: float(np.median(values)) for key, values in spent.items()}
+def _times(lane: Lane, seconds: float, after: Callable[[], None] = lambda: None) -> list[float]:
+    """Milliseconds of the runs; `after` each of them, untimed, something may be asked."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < FEWEST_CALLS or (len(times) < MOST_RUNS and time.perf_counter() < end):
+        times.append(lane.call().host)
+        after()
+    return times
+
+
+def _summary(runtime: Runtime, batch: int, times: Sequence[float], runs: Sequence[Run]) -> Profile:
+    medians = {key: float(np.median([run.get(key, 0.0) for run in runs])) for key in runs[-1]}
     total = sum(medians.values())
     layers = tuple(Layer(*key, ms, ms / total) for key, ms in medians.items())
     return Profile(runtime.runtime, batch, len(runs), float(np.median(times)), layers)

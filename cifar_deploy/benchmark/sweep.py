@@ -22,10 +22,19 @@ from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import failed, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import Runtime, words
+from cifar_deploy.runtimes.protocol import Runtime, takes, words
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder
-from cifar_deploy.timing import Call, Lane, Pool, Timing, collect, summarise, warm_up
+from cifar_deploy.timing import (
+    Call,
+    Lane,
+    Pool,
+    Timing,
+    collect,
+    default_batches,
+    summarise,
+    warm_up,
+)
 from cifar_deploy.watch import Span, Watch, describe, summary
 
 TURNS = 5  # slices of the time for latency
@@ -45,7 +54,7 @@ class Settings:
     batches: tuple[int, ...]
     seconds: float  # of latency, and at least of throughput, for each file and batch
     in_flight: int  # batches in flight for throughput; 0 leaves it out
-    chosen: bool = True  # whether the batches were asked for: else a file has those that it takes
+    chosen: bool = True  # whether the batches were asked for; else they are those of each file
 
 
 @dataclass(frozen=True)
@@ -183,17 +192,11 @@ def run(
     return result
 
 
-def _takes(one: Contender, batch: int) -> bool:
-    return any(batch in sizes for sizes in one.runtime.batches)
-
-
 def _sizes(entered: Sequence[Contender], settings: Settings) -> list[int]:
-    """The batch sizes of one model: those that were asked for, or such that no file takes none."""
-    sizes = list(settings.batches)
-    for one in entered:
-        if not settings.chosen and not any(_takes(one, batch) for batch in sizes):
-            sizes.append(min(taken[0] for taken in one.runtime.batches))
-    return sizes
+    """The batch sizes of one model: those that were asked for, or all that its contenders have."""
+    if settings.chosen:
+        return list(settings.batches)
+    return sorted({size for one in entered for size in default_batches(one.runtime)})
 
 
 def additions(entered: Sequence[Contender]) -> list[str]:
@@ -298,10 +301,14 @@ def _batch(
 ) -> None:
     """One batch size of one model: latency in turns, then throughput in turns."""
     settings = result.settings
-    left = [_Turn(contender, pool, batch) for contender in entered if _takes(contender, batch)]
-    for one in entered if settings.chosen else []:
-        if not _takes(one, batch):
+    left = []
+    for one in entered:
+        if takes(one.runtime.batches, batch):
+            left.append(_Turn(one, pool, batch))
+        elif settings.chosen:
             said = f"it takes batches of {words(one.runtime.batches)} only"
+            if one.name.endswith(".engine"):
+                said += "; export it with another --batch-profile"
             result.failures.append(Failure(one.model, one.name, said, batch))
 
     def each(what: str, do: Callable[[_Turn], None]) -> None:

@@ -85,7 +85,7 @@ def validate(
     work = _targets(targets or [], reference, kind)
     if len(set(runtime or [])) > 1:
         raise UserError("validate takes one --runtime: a proof is of one; run it once for each")
-    # The page of all models is not written over by one of a few files or images.
+    # The page of all models is not written over by one of a few files or images of one.
     lone = any(Path(target).is_file() for target in targets or [])
     part = lone or (len(work) == 1 and (kind.chosen or images is not None))
     page = report or (_place(*work[0]) if part else store.models_root()) / "report.html"
@@ -219,7 +219,7 @@ def prove(
             if reference.data and not judgement.facts["data"]["test_set_of_training"]:
                 refused = f"{reference.model} was trained on other data"
             try:
-                proof.write(judgement, own, len(dataset.test))
+                proof.write(judgement, own)
             except UserError as error:  # the verdict is still to be shown
                 refused = str(error)
             if refused:

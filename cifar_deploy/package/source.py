@@ -172,7 +172,7 @@ def _capability(manifest: Json) -> str:
 def _only_gpu(manifest: Json) -> str:
     """The model of GPU that an engine is bound to, "" for none (`engines.manifest.refusal`)."""
     bound = manifest["flavour"] != RTX and manifest.get("hardware_compatibility") is None
-    return str(manifest["gpu"].get("name") or "") if bound else ""
+    return str(manifest["gpu"]["name"]) if bound else ""
 
 
 def _proof(path: Path, sha256: str) -> Json | None:

@@ -60,6 +60,7 @@ class OnnxRuntime:
         self._pixels, self._threads = pixels, threads or torch.get_num_threads()
         self._torch_device = device
         self._sessions: dict[int, Any] = {}
+        self._streams: list[OnnxRuntime] = []
         self._expect_provider(onnxruntime.get_available_providers())
         self.provider: str = self._session().get_providers()[0]
         self._expect_provider([self.provider])
@@ -127,10 +128,16 @@ class OnnxRuntime:
         return session
 
     def streams(self, count: int) -> "list[OnnxRuntime]":
-        """So many of it on the CPU, which share its threads."""
-        threads = max(1, self._threads // count)
-        path, device, pixels = self._path, self._torch_device, self._pixels
-        return [OnnxRuntime(path, device, pixels, threads=threads) for _ in range(count)]
+        """On a GPU itself; on a CPU so many sessions, which are kept, that share the threads."""
+        if self._torch_device.type != "cpu" or count == 1:
+            return [self] * count
+        if len(self._streams) != count:
+            threads = max(1, self._threads // count)
+            path, device, pixels = self._path, self._torch_device, self._pixels
+            self._streams = [
+                OnnxRuntime(path, device, pixels, threads=threads) for _ in range(count)
+            ]
+        return self._streams
 
     def end_profile(self) -> Path:
         """Write what was noted of the current stream's session, and tell where it is."""

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ class OpenVino:
 
     With `pixels` also one with another program's interface, before which they are put. Raises
     UserError where OpenVINO is missing, where the file is damaged, foreign or not the one its
-    manifest speaks of, and where `device` is not the CPU. `profile` is given what each run of bound
-    buffers took in every node, OpenVINO's ProfilingInfo. `streams` are the requests that run at the
-    same time, each with its share of the threads.
+    manifest speaks of, and where `device` is not the CPU. With `profile` it knows what the last run
+    took, see `layers`; `at_once` are the requests that run at the same time, each with its share of
+    the threads.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class OpenVino:
         path: Path,
         device: torch.device,
         pixels: onnx_interface.Pixels | None = None,
-        profile: Callable[[Any], None] | None = None,
-        streams: int = 1,
+        profile: bool = False,
+        at_once: int = 1,
     ) -> None:
         try:
             self.runtime = version()
@@ -65,11 +65,13 @@ class OpenVino:
         self._graph = graph = onnx_interface.graph(path, pixels)
         self.provider, self.device = "CPU", str(device)
         self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
-        self._path, self._profile, self._pixels = path, profile, pixels
+        self._path, self._pixels = path, pixels
+        self._streams: list[OpenVino] = []
+        self._last: Any = None  # the request that ran last, of bound buffers
         hints = {
-            "PERF_COUNT": profile is not None,
+            "PERF_COUNT": profile,
             # The hint for latency means one stream.
-            **({"NUM_STREAMS": streams} if streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}),
+            **({"NUM_STREAMS": at_once} if at_once > 1 else {"PERFORMANCE_HINT": "LATENCY"}),
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             # Else a processor with bf16 rounds more than the file says.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -81,9 +83,21 @@ class OpenVino:
             raise UserError(f"{path}: OpenVINO cannot load it: {_said(error)}") from error
 
     def streams(self, count: int) -> "list[OpenVino]":
-        """So many of it, which share the threads: one and the same, with as many streams."""
-        device = torch.device(self.device)
-        return [OpenVino(self._path, device, self._pixels, streams=count)] * count
+        """One and the same, which is kept, with as many of OpenVINO's streams."""
+        if count == 1:
+            return [self]
+        if len(self._streams) != count:
+            one = OpenVino(self._path, torch.device(self.device), self._pixels, at_once=count)
+            self._streams = [one] * count
+        return self._streams
+
+    def layers(self) -> list[tuple[str, str, str, float]]:
+        """Name, operator, kernel and milliseconds of all that the last run of bound buffers did."""
+        return [
+            (one.node_name, one.node_type, one.exec_type, one.real_time.total_seconds() * 1000)
+            for one in self._last.profiling_info
+            if one.status == type(one.status).EXECUTED
+        ]
 
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
@@ -120,8 +134,7 @@ class OpenVino:
         def run() -> torch.Tensor:
             with self._told(len(given)):
                 request.infer()
-            if self._profile:
-                self._profile(request.profiling_info)
+            self._last = request
             return result
 
         return Bound(given, run)

@@ -52,6 +52,14 @@ class Runtime(Protocol):
         Raises UserError for a batch that the model does not take.
         """
 
+    def streams(self, count: int) -> "Sequence[Runtime]":
+        """So many for as many of the host's threads; on a CPU they share this one's threads."""
+
+
+def takes(batches: Sequence[range], batch: int) -> bool:
+    """Whether a model of these batch sizes takes `batch` images."""
+    return any(batch in sizes for sizes in batches)
+
 
 def words(batches: Sequence[range]) -> str:
     """The batches that a model takes, as "1 to 8, 64"."""

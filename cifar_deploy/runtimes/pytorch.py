@@ -49,6 +49,10 @@ class PyTorch:
             logits: torch.Tensor = self._graph(images)
             return logits
 
+    def streams(self, count: int) -> "list[PyTorch]":
+        """Itself: torch's number of threads is the calling thread's (torch.set_num_threads)."""
+        return [self] * count
+
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
 

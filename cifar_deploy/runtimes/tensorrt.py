@@ -20,7 +20,7 @@ from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX
 from cifar_deploy.engines.load import Opened, gpu_of, open_engine
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors, on
-from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches, words
+from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches, takes, words
 from cifar_deploy.store import Json, sha256_of
 
 LANES = 8  # batch sizes that a thread keeps a context for; each holds memory for the largest batch
@@ -192,7 +192,7 @@ class TensorRT:
         Raises UserError for a batch that no optimization profile takes.
         """
         batch = len(images)
-        if not any(batch in sizes for sizes in self.batches):
+        if not takes(self.batches, batch):
             raise UserError(
                 f"{self._path}: a batch of {batch} is outside its profile ({words(self.batches)}); "
                 "export it with another --batch-profile"
@@ -201,6 +201,10 @@ class TensorRT:
             lane = self._lane(batch, torch.cuda.current_stream(self._device))
             lane.given.copy_(torch.from_numpy(images))
         return Bound(lane.given, lane.enqueue)
+
+    def streams(self, count: int) -> "list[TensorRT]":
+        """Itself: every batch has a context and a CUDA stream of its own."""
+        return [self] * count
 
     def _profile(self, batch: int) -> int:
         """The profile that takes `batch` and is tuned nearest to it."""

@@ -9,7 +9,7 @@ from cifar_deploy.device import exhausted
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.cuda import cuda_errors, failed
 from cifar_deploy.runtimes.protocol import Runtime
-from cifar_deploy.timing import BATCHES, Pool, Timing, time_batch
+from cifar_deploy.timing import Pool, Timing, default_batches, time_batch
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,9 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
     """
     device = torch.device(runtime.device)
     pool = Pool(images, device)
-    taken = [batch for batch in BATCHES if any(batch in sizes for sizes in runtime.batches)]
     sweep: list[Timing] = []
     best: Timing | None = None
-    for batch in taken or [min(sizes[0] for sizes in runtime.batches)]:
+    for batch in default_batches(runtime):
         if batch > len(images):
             break
         try:

@@ -8,18 +8,18 @@ from cifar_deploy.store import Json, proof_path, sha256_of, write_json
 from cifar_deploy.validate.judge import Judged, Judgement
 
 
-def write(judgement: Judgement, judged: dict[Path, str], test_images: int) -> list[Path]:
+def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
     """Write `<file>.proof.json` beside every file of a model's own that was judged in full.
 
     `judged` has the files that lie beside the weights they were judged against, each with the
-    sha256 it had before. Nothing is written unless all `test_images` of the data set that the model
+    sha256 it had before. Nothing is written unless all test images of the data set that the model
     was trained on were used (`validate --images` and other data prove nothing; one release of
     CIFAR-10 does for another), nor for a file that has changed meanwhile, could not be run here, or
     was judged with something put before it.
     Returns what was written. Raises UserError where the disk refuses.
     """
     data = judgement.facts["data"]
-    if not data["test_set_of_training"] or data["images"] != test_images:
+    if not data["test_set_of_training"] or not data["whole_test_set"]:
         return []
     written = []
     for row in judgement.rows[1:]:

@@ -134,13 +134,19 @@ macro(_cd_tensorrt name upper header_root)
   # On Windows the library of TensorRT for RTX has its version in its name.
   _cd_version(_cd_rtx_major "${CIFAR_DEPLOY_${upper}_INCLUDE}" TRT_MAJOR_RTX)
   _cd_version(_cd_rtx_minor "${CIFAR_DEPLOY_${upper}_INCLUDE}" TRT_MINOR_RTX)
-  _cd_binary(CIFAR_DEPLOY_${upper}_LIBRARY ${header_root} ${ARGN}
-    tensorrt_rtx_${_cd_rtx_major}_${_cd_rtx_minor})
+  set(_cd_names ${ARGN})
+  if("${upper}" STREQUAL "TENSORRT_RTX" AND _cd_rtx_major)
+    list(APPEND _cd_names tensorrt_rtx_${_cd_rtx_major}_${_cd_rtx_minor})
+  endif()
+  _cd_binary(CIFAR_DEPLOY_${upper}_LIBRARY ${header_root} ${_cd_names})
   _cd_version(_cd_major "${CIFAR_DEPLOY_${upper}_INCLUDE}" NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE)
   _cd_find(CUDAToolkit)
   if("${upper}" STREQUAL "TENSORRT" AND _cd_major AND _cd_major LESS 10)
+    set(_cd_old "${CIFAR_DEPLOY_TENSORRT_INCLUDE}")
+    unset(CIFAR_DEPLOY_TENSORRT_INCLUDE CACHE)  # so that the next try looks again
+    unset(CIFAR_DEPLOY_TENSORRT_LIBRARY CACHE)
     _cd_missing("TensorRT 10 or later" CIFAR_DEPLOY_WITH_TENSORRT
-      "In ${CIFAR_DEPLOY_TENSORRT_INCLUDE} is version ${_cd_major}. Set TENSORRT_ROOT to the folder of a newer release.")
+      "In ${_cd_old} is version ${_cd_major}. Set TENSORRT_ROOT to the folder of a newer release.")
   elseif(CIFAR_DEPLOY_${upper}_INCLUDE AND CIFAR_DEPLOY_${upper}_LIBRARY AND TARGET CUDA::cudart)
     string(TOLOWER ${upper} _cd_lower)
     _cd_library(cifar_deploy::${_cd_lower}

@@ -62,6 +62,7 @@ def test_batches_in_flight_share_the_threads(measured: ModelFolder, small_data: 
         shared = [one._session().get_session_options() for one in runtime.streams(2)]
         assert [options.intra_op_num_threads for options in shared] == [2, 2]
         assert flight(runtime, pool, 4, 2).fly(0.0).images == 8
+        assert runtime.streams(2) is runtime.streams(2)  # loaded once
         seen: set[int] = set()
         flight(Sleeper(lambda _: float(seen.add(torch.get_num_threads()) or 0)), pool, 4, 2)
         assert seen == {2}  # torch's own
@@ -70,11 +71,26 @@ def test_batches_in_flight_share_the_threads(measured: ModelFolder, small_data: 
         torch.set_num_threads(before)
 
 
+def test_what_is_compiled_is_compiled_for_the_threads_in_flight(
+    measured: ModelFolder, small_data: Dataset
+) -> None:
+    runtime = PyTorch(weights.load(measured), CPU, compiled=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        made = flight(runtime, Pool(small_data.test.images, CPU), 2, 2)
+        assert made.fly(0.0).images == 4
+
+
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs OpenVINO")
 def test_openvino_has_a_stream_a_batch(measured: ModelFolder, small_data: Dataset) -> None:
     images = small_data.test.images
     runtime = OpenVino(measured.onnx("fp32"), CPU)
-    one, other = runtime.streams(2)
+    assert runtime.streams(1) == [runtime]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        one, other = runtime.streams(2)
+    finally:
+        torch.set_num_threads(before)
     assert one is other
     assert one._compiled.get_property("NUM_STREAMS") == 2
     np.testing.assert_allclose(one.logits(images[:4]), runtime.logits(images[:4]), atol=1e-4)

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from processes import command_line
 
+from cifar_deploy.benchmark.profile import MOST_RUNS, profile
 from cifar_deploy.store import ModelFolder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -23,8 +24,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_every_layer_has_its_time(
-    run: Run, measured: ModelFolder, runtime: str, tmp_path: Path
+    run: Run,
+    measured: ModelFolder,
+    runtime: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     if importlib.util.find_spec(runtime) is None:
         pytest.skip(f"needs {runtime}")
     file, figures = measured.onnx("fp32"), tmp_path / "profile.json"
@@ -43,10 +49,18 @@ def test_every_layer_has_its_time(
     assert all(layer["name"] in out.replace("\n", "") for layer in heavy if len(layer["name"]) < 30)
     assert "By operator:" in out
     assert all(bool(layer["kernel"]) == (runtime == "openvino") for layer in heavy)
-    assert not list(tmp_path.glob("*.json.*"))  # nor anything of ONNX Runtime's own
+    assert list(tmp_path.iterdir()) == [figures]  # and no file of ONNX Runtime's own
 
 
 HEAVY = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Convolution", "FullyConnected")
+
+
+def test_many_runs_of_a_small_network_are_summed_up_at_once(measured: ModelFolder) -> None:
+    found = profile(measured.onnx("fp32"), "onnxruntime", 1, 2.0)
+    assert 100 < found.runs <= MOST_RUNS
+    # Every run has all layers: none was counted with its neighbour's.
+    assert all(layer.ms > 0 for layer in found.layers)
+    assert sum(layer.ms for layer in found.layers) < 2 * found.ms
 
 
 def test_what_cannot_be_profiled_is_told(run: Run, measured: ModelFolder, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_what_fails_is_told_and_the_rest_measured(error: Exception, said: str) -
 
 def test_a_batch_that_a_file_does_not_take_is_told_only_where_it_was_asked_for() -> None:
     single, four = Sleeper(lambda _: 0.0), Sleeper(lambda _: 0.0)
-    single.batches, four.batches = [range(1, 2)], [range(4, 5), range(6, 9)]
+    single.batches, four.batches = [range(1, 2)], [range(4, 5)]
     entered = [Contender("m", "single", single), Contender("n", "four", four)]
     result = sweep.run(entered, Settings((1, 2), 0.01, 0, chosen=False), CPU)
     measured = [(row.contender.name, row.timing.batch) for row in result.rows]
@@ -165,7 +165,7 @@ def test_a_batch_that_a_file_does_not_take_is_told_only_where_it_was_asked_for()
     result = sweep.run(entered, Settings((2,), 0.01, 0), CPU)
     assert [(failure.name, failure.batch, failure.reason) for failure in result.failures] == [
         ("single", 2, "it takes batches of 1 only"),
-        ("four", 2, "it takes batches of 4, 6 to 8 only"),
+        ("four", 2, "it takes batches of 4 only"),
     ]
 
 

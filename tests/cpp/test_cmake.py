@@ -130,13 +130,13 @@ def test_a_tensorrt_that_is_too_old_is_none(tmp_path: Path) -> None:
     assert f"without TensorRT 10 or later. To use it: In {root}/include is version 8." in said
     new = "#define TRT_MAJOR_ENTERPRISE 11\n#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n"
     root = tensorrt(tmp_path / "11", new, "libnvinfer.so")
-    assert "TensorRT 10 or later" not in configured(tmp_path / "new", f"-DTENSORRT_ROOT={root}")
+    assert "TensorRT 10 or later" not in configured(tmp_path, f"-DTENSORRT_ROOT={root}")
 
 
 def test_windows_names_the_library_by_its_version(tmp_path: Path) -> None:
     version = "#define TRT_MAJOR_RTX 1\n#define TRT_MINOR_RTX 7\n"
     root = tensorrt(tmp_path / "rtx", version, "libtensorrt_rtx_1_7.so")
-    said = configured(tmp_path, f"-DTENSORRT_RTX_ROOT={root}")
+    said = configured(tmp_path, f"-DTENSORRT_RTX_ROOT={root}", *without("TENSORRT"))
     # Found, and used where the CUDA toolkit is, too.
     assert "Set TENSORRT_RTX_ROOT" not in said
 

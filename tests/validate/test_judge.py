@@ -317,7 +317,7 @@ def test_a_file_may_be_the_reference(
         assert [row.verdict for row in rows] == [PASS, FAIL]
         assert judgement.facts["reference_sha256"] == sha256_of(file)
         assert not judgement.facts["data"]["test_set_of_training"]
-        assert proof.write(judgement, {fp16: sha256_of(fp16)}, len(judged_data.test)) == []
+        assert proof.write(judgement, {fp16: sha256_of(fp16)}) == []
     assert own.rows[1].largest_difference == pytest.approx(
         others.rows[1].largest_difference, abs=1e-3
     )
@@ -397,4 +397,4 @@ def test_what_was_put_before_a_file_is_no_proof_of_it(
     own = shutil.copy(folder.onnx("fp32"), tmp_path / "own.onnx")
     judgement = judged(trained, [floats, own], judged_data)
     files = {file: sha256_of(file) for file in (floats, own)}
-    assert proof.write(judgement, files, len(judged_data.test)) == [proof_path(own)]
+    assert proof.write(judgement, files) == [proof_path(own)]

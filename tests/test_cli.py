@@ -416,6 +416,34 @@ def test_models_shows_what_is_trained(run: Run) -> None:
     Path("kept").rename(weights)
 
 
+def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> None:
+    facts = json.loads(run("models", FILE, "--json").out)
+    assert facts["operators"]["Conv"] == 2
+    assert facts["sha256"] == sha256_of(Path(FILE))
+    card = json.loads(Path("models/simple_cnn/card.json").read_text())
+    assert facts["weights_sha256"] == card["weights"]["sha256"]
+    said = run("models", FILE).out
+    assert "takes      images uint8 [batch, 32, 32, 3]" in said
+    assert "none of these bytes; run: cifar-deploy validate" in said
+    proof = Path(f"{FILE}.proof.json")
+    told = {"verdict": "PASS", "accuracy": 0.5, "reference_accuracy": 0.51, "runtime": "R 1"}
+    told |= {"sha256": facts["sha256"], "data": {"images": 500, "name": "synthetic"}}
+    proof.write_text(json.dumps(told))
+    wanted = "PASS: 50.00 %, the reference 51.00 %, on 500 test images of synthetic, by R 1"
+    assert wanted in run("models", FILE).out
+    proof.write_text(json.dumps({**told, "sha256": "0" * 64}))  # of other bytes
+    assert "PASS" not in run("models", FILE).out
+    proof.write_text(json.dumps({"sha256": facts["sha256"], "verdict": "PASS"}))
+    assert "not a whole one; run: cifar-deploy validate" in run("models", FILE).out
+    proof.unlink()
+    stranger = Path("stranger.onnx")
+    shutil.copy(FILE, stranger)
+    assert "no manifest" in run("models", stranger).out
+    stranger.write_bytes(stranger.read_bytes()[:1000])
+    assert "stranger.onnx" in refused("models", stranger)
+    assert "lost.onnx" in refused("models", "lost.onnx")
+
+
 def test_models_shows_those_of_other_names_and_what_is_stale(run: Run) -> None:
     own = Path("models/mine")
     shutil.copytree("models/simple_cnn", own)

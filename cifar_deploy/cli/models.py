@@ -1,5 +1,6 @@
 """`cifar-deploy models`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,11 +12,25 @@ from cifar_deploy.errors import UserError
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="Print the layers of this network, or of this model's.")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|FILE]",
+            help="Print the layers of this network, or of this model's; or what a file is.",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """What networks there are, what is trained and what is exported; or one network's layers."""
+    """What networks there are, what is trained and what is exported; or one network's layers.
+
+    Of an exported file: what it takes and gives, what it is made of, and whether it is proved.
+    """
+    if name and Path(name).suffix in store.EXPORTED:
+        facts = _facts(Path(name))
+        if as_json:
+            print_json(facts)
+        else:
+            _show_file(facts)
+        return
     if name:
         from cifar_deploy.architectures.summary import layers, text
 
@@ -35,6 +50,66 @@ def models(
     damaged = [entry["damaged"] for entry in entries if entry["damaged"]]
     if damaged:  # after the others
         raise UserError("\n".join(damaged))
+
+
+def _facts(path: Path) -> store.Json:
+    """What an exported file says of itself, its manifest of it, and its proof."""
+    from cifar_deploy.engines import manifest as engine_manifest
+    from cifar_deploy.runtimes import onnx_interface
+
+    if path.suffix == ".engine":
+        manifest: store.Json | None = engine_manifest.read(path)
+        facts = dict(manifest or {})
+    else:
+        manifest = store.read_manifest(path)
+        facts = onnx_interface.inspect(path, foreign=True)
+        facts["operators"] = onnx_interface.operators(path)
+    sha256 = store.sha256_of(path)
+    proof = store.read_json(beside) if (beside := store.proof_path(path)).exists() else None
+    return {
+        **facts,
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "manifest": manifest is not None,
+        "model": (manifest or {}).get("model"),
+        "weights_sha256": (manifest or {}).get("weights_sha256"),
+        "stale": store.stale(path, store.card_of(store.ModelFolder(path.absolute().parent))),
+        "proof": proof if proof and proof.get("sha256") == sha256 else None,
+    }
+
+
+def _show_file(facts: store.Json) -> None:
+    def side(values: list[store.Json]) -> str:
+        return ", ".join(f"{v['name']} {v['dtype']} {v['shape']}".replace("'", "") for v in values)
+
+    built = f"{facts['flavour']} {facts['tensorrt']}" if "flavour" in facts else ""
+    kind = built or f"opset {facts['opset']}"
+    typer.echo(f"{facts['file']}: {facts['precision']}, {kind}, {facts['bytes'] / 1e6:.3g} MB")
+    typer.echo(f"takes      {side(facts['inputs'])}")
+    typer.echo(f"gives      {side(facts['outputs'])}")
+    if counted := facts.get("operators"):
+        typer.echo(f"operators  {', '.join(f'{kind} {n}' for kind, n in counted.items())}")
+    origin = "no manifest: it is from elsewhere, or was moved without it"
+    if facts["manifest"]:
+        origin = f"{facts['model']}, weights {facts['weights_sha256']}"
+        origin += "; the model has others now, export it again" * facts["stale"]
+    typer.echo(f"of         {origin}")
+    typer.echo(f"proof      {_proved(facts['proof'])}")
+
+
+def _proved(proof: store.Json | None) -> str:
+    if not proof:
+        return "none of these bytes; run: cifar-deploy validate"
+    try:
+        data = proof["data"]
+        return (
+            f"{proof['verdict']}: {100 * proof['accuracy']:.2f} %, the reference "
+            f"{100 * proof['reference_accuracy']:.2f} %, on {data['images']:,} test images of "
+            f"{data['name']}, by {proof['runtime']}"
+        )
+    except (KeyError, TypeError, ValueError):
+        return "not a whole one; run: cifar-deploy validate"
 
 
 def _show(entries: list[store.Json]) -> None:

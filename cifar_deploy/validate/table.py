@@ -117,10 +117,10 @@ def _best(judgement: Judgement) -> list[str]:
     many, most = max(speeds, key=lambda one: one[1].best.images_per_second)
     small = min(proved, key=lambda row: row.bytes)
     return [
-        f"With a PASS {quick} has the lowest latency, {least.smallest.latency.p50:.3g} ms of batch "
-        f"{least.smallest.batch}, {many} the most images/s, "
-        f"{most.best.images_per_second:,.0f} in batches of {most.best.batch}, and "
-        f"{judgement.label(small.file)} the fewest bytes, {small.bytes / 1e6:.3g} MB."
+        f"Of the proved files {quick} has the lowest latency, "
+        f"{least.smallest.latency.p50:.3g} ms of batch {least.smallest.batch}, {many} "
+        f"the most images/s, {most.best.images_per_second:,.0f} in batches of {most.best.batch}, "
+        f"and {judgement.label(small.file)} the fewest bytes, {small.bytes / 1e6:.3g} MB."
     ]
 
 

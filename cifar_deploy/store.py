@@ -19,6 +19,11 @@ from cifar_deploy.errors import UserError, disk_errors
 MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
 CARD = "card.json"
 EXPORTED = (".onnx", ".engine")  # what the exporter writes, by its suffix
+# What a whole proof says in numbers.
+PROOF_NUMBERS = (
+    *("accuracy", "reference_accuracy"),
+    *("upper_bound_of_loss_points", "margin_points"),
+)
 Json = dict[str, Any]
 
 
@@ -290,6 +295,30 @@ def manifest_path(file: Path) -> Path:
 def proof_path(file: Path) -> Path:
     """What `validate` found out about an exported file, beside it: `<file>.proof.json`."""
     return file.with_name(file.name + ".proof.json")
+
+
+def read_proof(path: Path, sha256: str) -> Json | None:
+    """The proof beside an exported file, if it is of exactly the bytes of `sha256`.
+
+    Raises UserError where it lacks what is told of it.
+    """
+    file = proof_path(path)
+    if not file.exists():
+        return None
+    proof = read_json(file)
+    if proof.get("sha256") != sha256:
+        return None
+    data = proof.get("data")
+    whole = (
+        all(isinstance(proof.get(key), str) for key in ("verdict", "runtime", "provider"))
+        and all(isinstance(proof.get(key), int | float) for key in PROOF_NUMBERS)
+        and isinstance(data, dict)
+        and isinstance(data.get("images"), int)
+        and isinstance(data.get("name"), str)
+    )
+    if not whole:
+        raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path.parent.name}")
+    return proof
 
 
 def write_manifest(file: Path, facts: Json) -> Json:

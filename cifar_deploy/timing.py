@@ -195,11 +195,16 @@ def time_batch(runtime: Runtime, pool: Pool, batch: int, seconds: float) -> Timi
     return summarise(batch, collect(lane.call, seconds), lane.on_cuda)
 
 
-def collect(one: Callable[[], Call], seconds: float, fewest: int = FEWEST_CALLS) -> list[Call]:
-    """Calls for about `seconds`, at least `fewest`."""
+def collect(
+    one: Callable[[], Call],
+    seconds: float,
+    fewest: int = FEWEST_CALLS,
+    most: float = math.inf,
+) -> list[Call]:
+    """Calls for about `seconds`, at least `fewest` and at most `most`."""
     calls: list[Call] = []
     end = time.perf_counter() + seconds
-    while len(calls) < fewest or time.perf_counter() < end:
+    while len(calls) < fewest or (len(calls) < most and time.perf_counter() < end):
         calls.append(one())
     return calls
 

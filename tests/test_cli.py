@@ -427,6 +427,7 @@ def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> N
     assert "none of these bytes; run: cifar-deploy validate" in said
     proof = Path(f"{FILE}.proof.json")
     told = {"verdict": "PASS", "accuracy": 0.5, "reference_accuracy": 0.51, "runtime": "R 1"}
+    told |= {"provider": "CPU", "upper_bound_of_loss_points": 0.1, "margin_points": 0.5}
     told |= {"sha256": facts["sha256"], "data": {"images": 500, "name": "synthetic"}}
     proof.write_text(json.dumps(told))
     wanted = "PASS: 50.00 %, the reference 51.00 %, on 500 test images of synthetic, by R 1"

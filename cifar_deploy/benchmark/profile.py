@@ -9,7 +9,6 @@ import bisect
 import collections
 import json
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import Runtime, takes, words
-from cifar_deploy.timing import FEWEST_CALLS, Lane, Pool, warm_up
+from cifar_deploy.timing import Call, Lane, Pool, collect, warm_up
 
 CPU = torch.device("cpu")
 MOST_RUNS = 1000  # ONNX Runtime's profiler notes a million events
@@ -73,7 +72,7 @@ def _onnxruntime(path: Path, batch: int, seconds: float) -> Profile:
     with tempfile.TemporaryDirectory() as place:
         runtime = OnnxRuntime(path, CPU, Pixels(), profile=Path(place, "profile"))
         lane = _warm(path, runtime, batch)
-        times = _times(lane, seconds)
+        times = _times(lane.call, seconds)
         events = json.loads(runtime.end_profile().read_text())
     begins = sorted(event["ts"] for event in events if event["name"] == "model_run")[-len(times) :]
     runs: list[Run] = [{} for _ in begins]
@@ -90,10 +89,12 @@ def _openvino(path: Path, batch: int, seconds: float) -> Profile:
     lane = _warm(path, runtime, batch)
     runs: list[Run] = []
 
-    def note() -> None:
+    def noted() -> Call:
+        call = lane.call()  # timed, and what follows not
         runs.append({(name, kind, kernel): ms for name, kind, kernel, ms in runtime.layers()})
+        return call
 
-    times = _times(lane, seconds, note)
+    times = _times(noted, seconds)
     return _summary(runtime, batch, times, runs)
 
 
@@ -105,14 +106,9 @@ def _warm(path: Path, runtime: Runtime, batch: int) -> Lane:
     return lane
 
 
-def _times(lane: Lane, seconds: float, after: Callable[[], None] = lambda: None) -> list[float]:
-    """Milliseconds of the runs; `after` each of them, untimed, something may be asked."""
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < FEWEST_CALLS or (len(times) < MOST_RUNS and time.perf_counter() < end):
-        times.append(lane.call().host)
-        after()
-    return times
+def _times(one: Callable[[], Call], seconds: float) -> list[float]:
+    """Milliseconds of the runs."""
+    return [call.host for call in collect(one, seconds, most=MOST_RUNS)]
 
 
 def _summary(runtime: Runtime, batch: int, times: Sequence[float], runs: Sequence[Run]) -> Profile:

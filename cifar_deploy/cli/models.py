@@ -64,8 +64,12 @@ def _facts(path: Path) -> store.Json:
         manifest = store.read_manifest(path)
         facts = onnx_interface.inspect(path, foreign=True)
         facts["operators"] = onnx_interface.operators(path)
-    sha256 = store.sha256_of(path)
-    proof = store.read_json(beside) if (beside := store.proof_path(path)).exists() else None
+    # With a manifest the bytes are those that it names.
+    sha256 = manifest["sha256"] if manifest else store.sha256_of(path)
+    try:
+        proof = store.read_proof(path, sha256)
+    except UserError:
+        proof = {}  # not a whole one
     return {
         **facts,
         "file": str(path),
@@ -75,7 +79,7 @@ def _facts(path: Path) -> store.Json:
         "model": (manifest or {}).get("model"),
         "weights_sha256": (manifest or {}).get("weights_sha256"),
         "stale": store.stale(path, store.card_of(store.ModelFolder(path.absolute().parent))),
-        "proof": proof if proof and proof.get("sha256") == sha256 else None,
+        "proof": proof,
     }
 
 
@@ -100,16 +104,14 @@ def _show_file(facts: store.Json) -> None:
 
 def _proved(proof: store.Json | None) -> str:
     if not proof:
-        return "none of these bytes; run: cifar-deploy validate"
-    try:
-        data = proof["data"]
-        return (
-            f"{proof['verdict']}: {100 * proof['accuracy']:.2f} %, the reference "
-            f"{100 * proof['reference_accuracy']:.2f} %, on {data['images']:,} test images of "
-            f"{data['name']}, by {proof['runtime']}"
-        )
-    except (KeyError, TypeError, ValueError):
-        return "not a whole one; run: cifar-deploy validate"
+        state = "none of these bytes" if proof is None else "not a whole one"
+        return f"{state}; run: cifar-deploy validate"
+    data = proof["data"]
+    return (
+        f"{proof['verdict']}: {100 * proof['accuracy']:.2f} %, the reference "
+        f"{100 * proof['reference_accuracy']:.2f} %, on {data['images']:,} test images of "
+        f"{data['name']}, by {proof['runtime']}"
+    )
 
 
 def _show(entries: list[store.Json]) -> None:

@@ -15,15 +15,11 @@ from cifar_deploy.store import (
     manifest_path,
     proof_path,
     read_card,
-    read_json,
     read_manifest,
+    read_proof,
 )
 
 PASS = "PASS"  # validate's word for a proved file
-PROOF_NUMBERS = (
-    *("accuracy", "reference_accuracy"),
-    *("upper_bound_of_loss_points", "margin_points"),
-)
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Sou
         path=path,
         data=data,
         manifest=manifest,
-        proof=_proof(path, manifest["sha256"]),
+        proof=read_proof(path, manifest["sha256"]),
         backend=backend,
         network=str(manifest["network"]),
         precision=str(manifest["precision"]),
@@ -173,30 +169,6 @@ def _only_gpu(manifest: Json) -> str:
     """The model of GPU that an engine is bound to, "" for none (`engines.manifest.refusal`)."""
     bound = manifest["flavour"] != RTX and manifest.get("hardware_compatibility") is None
     return str(manifest["gpu"]["name"]) if bound else ""
-
-
-def _proof(path: Path, sha256: str) -> Json | None:
-    """The proof beside `path`, if it is of exactly these bytes.
-
-    Raises UserError where it lacks what a README says of it.
-    """
-    file = proof_path(path)
-    if not file.exists():
-        return None
-    proof = read_json(file)
-    if proof.get("sha256") != sha256:
-        return None
-    data = proof.get("data")
-    whole = (
-        all(isinstance(proof.get(key), str) for key in ("verdict", "runtime", "provider"))
-        and all(isinstance(proof.get(key), int | float) for key in PROOF_NUMBERS)
-        and isinstance(data, dict)
-        and isinstance(data.get("images"), int)
-        and isinstance(data.get("name"), str)
-    )
-    if not whole:
-        raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path.parent.name}")
-    return proof
 
 
 def require_proof(source: Source) -> None:

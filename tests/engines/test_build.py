@@ -95,9 +95,8 @@ def test_memory_that_lacks_is_told_with_the_need(
 
 
 def test_another_error_of_cuda_is_not_memory(rtx: Flavour, graph: Graph) -> None:
-    said = (
-        "CUDA error 222 loading a module"  # TensorRT for RTX 1.7.1 on a GPU that it does not know
-    )
+    # Of TensorRT for RTX 1.7.1 on a GPU that it does not know.
+    said = "CUDA error 222 loading a module"
     assert "memory" not in failing(rtx, graph, [said], [])
 
 

@@ -1,10 +1,12 @@
 """Something to measure: an untrained network and its exports, made once."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
 
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
@@ -59,3 +61,14 @@ def models(measured: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of models that the program looks into."""
     monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(measured.path.parent))
     return measured.path.parent
+
+
+@pytest.fixture
+def compiled_graphs() -> Callable[[], int]:
+    """How many graphs torch.compile has made in this test.
+
+    It would run what another test made of the same network for as long as that has not been freed.
+    """
+    torch._dynamo.reset()
+    before = counters["stats"]["unique_graphs"]
+    return lambda: counters["stats"]["unique_graphs"] - before

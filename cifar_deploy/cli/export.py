@@ -130,6 +130,15 @@ class Quantising:
     data_dir: Path | None = None
     keep: tuple[str, ...] = ()
 
+    @classmethod
+    def again(cls, file: Path, data_dir: Path | None) -> "Quantising":
+        """As `file` was, where its manifest stands and tells: it is made anew of other weights."""
+        path = store.manifest_path(file)
+        made = store.read_json(path).get("calibration") if path.exists() else None
+        if not isinstance(made, dict):
+            return cls(data_dir=data_dir)
+        return cls(made.get("images"), data_dir, tuple(made.get("kept_fp32", ())))
+
 
 def write_onnx(
     folders: list[store.ModelFolder],

@@ -42,7 +42,8 @@ def package(
 ) -> None:
     """Write what a machine without Python needs to run a proved file: a folder or a .tar.gz.
 
-    The file is exported first where it is missing or older than the weights.
+    The file is exported first where it is missing or older than the weights, int8 as it was before:
+    calibrated on as many images, with the same layers in fp32.
     """
     folder = architectures.folder(model)
     name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
@@ -56,7 +57,8 @@ def package(
     from cifar_deploy.package import cpp, source, triton
 
     if format is Format.onnx and source.is_stale(folder, precision.value):
-        write_onnx([folder], [precision.value], Quantising(data_dir=data_dir))
+        as_before = Quantising.again(folder.onnx(precision.value), data_dir)
+        write_onnx([folder], [precision.value], as_before)
     found = source.find(folder, format.value, precision.value, flavour)
     if not unproved:
         source.require_proof(found)

@@ -24,7 +24,14 @@ from cifar_deploy.device import pick
 from cifar_deploy.engines.flavour import AUTO, choose
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import write
-from cifar_deploy.store import ModelFolder, proof_path, sha256_of, write_manifest
+from cifar_deploy.store import (
+    ModelFolder,
+    manifest_path,
+    proof_path,
+    read_json,
+    sha256_of,
+    write_manifest,
+)
 from cifar_deploy.validate.judge import Options, Reference, judge
 
 OURS = {
@@ -339,6 +346,23 @@ def test_what_is_missing_is_exported(run: Run, model: ModelFolder) -> None:
         path.unlink()
     assert "is not proved" in run("package", NAME, "--precision", "fp16").err
     assert [path.name for path in model.exported()] == ["simple_cnn.fp16.onnx"]
+
+
+def test_int8_of_other_weights_is_made_as_it_was(
+    run: Run, model: ModelFolder, dataset: Dataset
+) -> None:
+    asked = ("--precision", "int8", "--calibration-images", "8", "--keep-fp32", "node_conv2d_1")
+    assert run("export", NAME, *asked).status == 0
+    before = read_json(manifest_path(model.onnx("int8")))
+    write_model(model, dataset, seed=2)
+    assert "node_conv2d_1 in fp32" in run("package", NAME, "--precision", "int8").err
+    made = read_json(manifest_path(model.onnx("int8")))
+    assert made["weights_sha256"] != before["weights_sha256"]
+    assert made["calibration"] == before["calibration"]
+    assert (made["calibration"]["images"], made["calibration"]["kept_fp32"]) == (
+        8,
+        ["node_conv2d_1"],
+    )
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -167,8 +167,9 @@ def run(
 ) -> Benchmark:
     """Measure every contender at every batch size; those of one model take turns.
 
-    What ends it early, Ctrl-C or a GPU that fails, is left in the answer's `ended`, and the batch
-    sizes that were done before are kept; it is raised where there is none yet.
+    What ends it early, Ctrl-C or a GPU that fails, is left in the answer's `ended`, and what was
+    done before is kept: whole batch sizes, and the last one's latency where that was through. It is
+    raised where there is nothing yet.
     """
     sizes = {
         model: _sizes([one for one in entered if one.model == model], settings)
@@ -330,17 +331,19 @@ def _batch(
         each("warms up", _Turn.once)
     for _ in range(TURNS):
         each("latency", lambda turn: turn.time(settings.seconds / TURNS))
-    timed = list(left)
-    if settings.in_flight:
-        each("warms up", lambda turn: turn.board(settings.in_flight))
-        if on_cuda:
-            each("warms up", _Turn.fly_once)
-        counted = watch.joules() is not None
-        seconds = max(settings.seconds, ENERGY_SECONDS) if counted else settings.seconds
-        for _ in range(FLIGHT_TURNS):
-            each("throughput", lambda turn: turn.fly(seconds / FLIGHT_TURNS, watch))
-    for turn in timed:  # the latency also of what then did not fit several times
-        result.rows.append(turn.row(watch, bool(settings.in_flight) and turn in left))
+    timed, flew = list(left), []
+    try:
+        if settings.in_flight:
+            each("warms up", lambda turn: turn.board(settings.in_flight))
+            if on_cuda:
+                each("warms up", _Turn.fly_once)
+            counted = watch.joules() is not None
+            seconds = max(settings.seconds, ENERGY_SECONDS) if counted else settings.seconds
+            for _ in range(FLIGHT_TURNS):
+                each("throughput", lambda turn: turn.fly(seconds / FLIGHT_TURNS, watch))
+            flew = left
+    finally:  # the latency also of what then did not fit several times, or was ended
+        result.rows += [turn.row(watch, turn in flew) for turn in timed]
 
 
 def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Failure:

@@ -233,6 +233,21 @@ def test_a_gpu_that_fails_later_leaves_what_was_measured() -> None:
     assert sweep.UNFINISHED in sweep.to_json(result, "")["remarks"]
 
 
+def test_an_end_during_throughput_leaves_the_latency() -> None:
+    def stop(said: str) -> None:
+        if said.endswith("throughput"):
+            raise KeyboardInterrupt
+
+    entered = [Contender("m", name, Sleeper(lambda _: 0.0)) for name in ("one", "two")]
+    result = sweep.run(entered, Settings((1, 2), 0.01, 1), CPU, stop)
+    assert [(row.contender.name, row.timing.batch) for row in result.rows] == [
+        ("one", 1),
+        ("two", 1),
+    ]
+    assert [row.throughput for row in result.rows] == [None, None]
+    assert isinstance(result.ended, KeyboardInterrupt)
+
+
 def test_torch_compiles_every_batch_size(
     measured: ModelFolder, compiled_graphs: Callable[[], int]
 ) -> None:

@@ -16,7 +16,7 @@ from cifar_deploy.data.image import from_pillow, read_image, to_array
 from cifar_deploy.device import pick
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest
-from cifar_deploy.runtimes.load import open_file, open_model, open_runtime
+from cifar_deploy.runtimes.load import ONNX, ONNXRUNTIME, open_file, open_model, open_runtime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.store import EXPORTED
 
@@ -90,6 +90,7 @@ def load(
     model: "str | PathLike[str]",
     device: "str | int | torch.device" = "auto",
     trust: bool = False,
+    runtime: str | None = None,
 ) -> Classifier:
     """Load what `model` names.
 
@@ -97,7 +98,8 @@ def load(
     that file, in its runtime. A folder that `cifar-deploy package --target cpp` wrote: the file in
     it. `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda", "cuda:N", the number N alone
     or a torch.device. Engines are code: `trust` loads one whose manifest is missing or does not
-    match.
+    match. `runtime` is what runs an ONNX file, "onnxruntime", which is the default, or "openvino",
+    on a CPU.
 
     Raises UserError where there is no such thing, where it is damaged, and where it cannot run.
     """
@@ -107,12 +109,24 @@ def load(
     path = Path(model)
     if manifest.is_package(path):
         file, classes, known = manifest.open_package(path)
-        return Classifier(open_runtime(file, where, known=known), classes, str(path))
+        onnx = _onnx(file, runtime)
+        return Classifier(open_runtime(file, where, known=known, onnx=onnx), classes, str(path))
     if path.suffix in EXPORTED or path.is_file():
-        runtime, classes = open_file(path, where, trust)
+        opened, classes = open_file(path, where, trust, _onnx(path, runtime))
+    elif runtime:
+        raise UserError(f"{model} runs in PyTorch; a runtime can be chosen for an ONNX file")
     else:
-        runtime, classes = open_model(architectures.folder(str(model)), where)
-    return Classifier(runtime, classes, str(model))
+        opened, classes = open_model(architectures.folder(str(model)), where)
+    return Classifier(opened, classes, str(model))
+
+
+def _onnx(file: Path, runtime: str | None) -> str:
+    """What runs `file` if it is an ONNX file. Raises UserError where it was chosen and cannot."""
+    if runtime and runtime not in ONNX:
+        raise UserError(f"runtime {runtime}: it can be {' or '.join(ONNX)}")
+    if runtime and file.suffix != ".onnx":
+        raise UserError(f"{file} has one runtime; it can be chosen for an ONNX file")
+    return runtime or ONNXRUNTIME
 
 
 def pictures(images: Pictures) -> Images:

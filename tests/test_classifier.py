@@ -165,6 +165,23 @@ def test_everything_that_can_be_named(
         assert np.allclose(loaded.logits(images), wanted, atol=1e-3), name
 
 
+def test_what_runs_an_onnx_file_can_be_chosen(
+    folder: ModelFolder, package: Path, images: Images
+) -> None:
+    pytest.importorskip("openvino")
+    wanted = load(folder.onnx("fp32"), "cpu").logits(images)
+    for name in (folder.onnx("fp32"), package):
+        loaded = load(name, "cpu", runtime="openvino")
+        assert "OpenVINO" in repr(loaded)
+        np.testing.assert_allclose(loaded.logits(images), wanted, atol=1e-3)
+    with pytest.raises(UserError, match=r"runtime tvm: it can be onnxruntime or openvino$"):
+        load(package, "cpu", runtime="tvm")
+    with pytest.raises(UserError, match=r"runs in PyTorch; a runtime can be chosen for an ONNX"):
+        load(folder.path, "cpu", runtime="openvino")
+    with pytest.raises(UserError, match=r"a\.engine has one runtime"):
+        load("a.engine", "cpu", runtime="openvino")
+
+
 def test_the_command_predicts_with_the_same_code(
     folder: ModelFolder, package: Path, images: Images, tmp_path: Path
 ) -> None:

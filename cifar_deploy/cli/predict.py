@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cifar_deploy import store
-from cifar_deploy.cli.options import DeviceOption, JsonFlag, TrustFlag, print_json, say
+from cifar_deploy.cli.options import DeviceOption, JsonFlag, OnnxBy, TrustFlag, print_json, say
 from cifar_deploy.errors import UserError, disk_errors
 
 
@@ -16,6 +16,9 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Pictures, or folders of them.")
     ],
     top: Annotated[int, typer.Option(help="So many of the likeliest classes.", min=1)] = 3,
+    runtime: Annotated[
+        OnnxBy | None, typer.Option(help="What runs an ONNX file. [default: onnxruntime]")
+    ] = None,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
@@ -25,7 +28,7 @@ def predict(
 
     images = [path for given in images for path in _pictures(given)]
     pixels = pictures(images)  # a picture that is none is told before a model is loaded
-    classifier = load(model, device, trust)
+    classifier = load(model, device, trust, runtime)
     answers: list[store.Json] = [
         {
             "image": str(path),

@@ -47,13 +47,13 @@ def open_runtime(
 
 
 def open_file(
-    path: Path, device: torch.device, trust: bool = False
+    path: Path, device: torch.device, trust: bool = False, onnx: str = ONNXRUNTIME
 ) -> tuple[Runtime, tuple[str, ...]]:
     """An exported file in its runtime, and its class names (numbers, where it carries none).
 
-    Raises UserError as `open_runtime` does.
+    `onnx` is what runs ONNX files. Raises UserError as `open_runtime` does.
     """
-    runtime = open_runtime(path, device, trust)
+    runtime = open_runtime(path, device, trust, onnx=onnx)
     if isinstance(runtime, TensorRT):
         classes, count = runtime.manifest.get("classes"), runtime.classes
     else:

@@ -310,7 +310,7 @@ def read_proof(path: Path, sha256: str) -> Json | None:
         return None
     data = proof.get("data")
     whole = (
-        all(isinstance(proof.get(key), str) for key in ("verdict", "runtime", "provider"))
+        all(isinstance(proof.get(key), str) for key in ("verdict", "runtime", "provider", "device"))
         and all(isinstance(proof.get(key), int | float) for key in PROOF_NUMBERS)
         and isinstance(data, dict)
         and isinstance(data.get("images"), int)

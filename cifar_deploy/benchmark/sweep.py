@@ -245,7 +245,9 @@ class _Turn:
 
     def time(self, seconds: float) -> None:
         begin = time.perf_counter()
-        self._calls += collect(self._lane.call, seconds, fewest=1)
+        calls = collect(self._lane.call, seconds, fewest=1)
+        # The first finds the caches as another contender left them; five such would be the p99.
+        self._calls += calls[1:] or calls
         self._spans.append((begin, time.perf_counter()))
 
     def board(self, in_flight: int) -> None:

@@ -31,6 +31,7 @@ NUMBERS = (
 )
 NONE = "-"
 CALLS_FOR_P99 = 100
+BATCHES_IN_FLIGHT = 20  # fewer, and how the last ones end counts
 
 
 def table(rows: Sequence[Row]) -> "Table":
@@ -108,6 +109,12 @@ def _few(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"{len(few)} of {len(rows)} rows have fewer than {CALLS_FOR_P99} calls, the fewest "
             f"{min(few)}: their p99 is about the slowest call; --seconds makes more."
+        )
+    flown = [r.throughput.images // r.timing.batch for r in rows if r.throughput]
+    if short := [batches for batches in flown if batches < BATCHES_IN_FLIGHT]:
+        lines.append(
+            f"{len(short)} of {len(flown)} figures in flight are of fewer than {BATCHES_IN_FLIGHT} "
+            f"batches, the fewest {min(short)}: they may be off by some percent."
         )
     if unsteady := sum(not row.steady for row in rows):
         lines.append(

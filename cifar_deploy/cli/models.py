@@ -108,9 +108,10 @@ def _proved(proof: store.Json | None) -> str:
         return f"{state}; run: cifar-deploy validate"
     data = proof["data"]
     return (
-        f"{proof['verdict']}: {100 * proof['accuracy']:.2f} %, the reference "
+        f"{proof['verdict']} (margin {proof['margin_points']:g} points): "
+        f"{100 * proof['accuracy']:.2f} %, the reference "
         f"{100 * proof['reference_accuracy']:.2f} %, on {data['images']:,} test images of "
-        f"{data['name']}, by {proof['runtime']}"
+        f"{data['name']}, by {proof['runtime']} on {proof['device']}"
     )
 
 

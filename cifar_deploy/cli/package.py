@@ -59,7 +59,7 @@ def package(
     if format is Format.onnx and source.is_stale(folder, precision.value):
         as_before = Quantising.again(folder.onnx(precision.value), data_dir)
         write_onnx([folder], [precision.value], as_before)
-    found = source.find(folder, format.value, precision.value, flavour)
+    found = source.find(folder, format.value, precision.value, flavour, target.value)
     if not unproved:
         source.require_proof(found)
     if target is Target.triton:
@@ -83,7 +83,9 @@ def package(
             }
         )
         return
+    proved = "NOT PROVED"
+    if found.proved and found.proof:
+        proved = f"proved to lose no more than {found.proof['margin_points']:g} points"
     say(
-        f"{place}  {sum(map(len, contents.values())) / 1e6:.1f} MB, "
-        f"{len(contents)} files{'' if found.proved else ', NOT PROVED'}"
+        f"{place}  {sum(map(len, contents.values())) / 1e6:.1f} MB, {len(contents)} files, {proved}"
     )

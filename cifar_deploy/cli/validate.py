@@ -218,6 +218,8 @@ def prove(
             refused = ""
             if reference.data and not judgement.facts["data"]["test_set_of_training"]:
                 refused = f"{reference.model} was trained on other data"
+            elif judgement.strayed is not None:
+                refused = f"{reference.model} is not what its card says"
             try:
                 proof.write(judgement, own)
             except UserError as error:  # the verdict is still to be shown

@@ -20,6 +20,7 @@ from cifar_deploy.store import (
 )
 
 PASS = "PASS"  # validate's word for a proved file
+TRITON = "triton"  # the target whose runtime and device are known
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,30 @@ class Source:
     output: str
     fixed_batch: int  # 0: any
     engine: Engine | None
+    target: str  # "cpp" or "triton"
 
     @property
     def proved(self) -> bool:
-        """Whether `validate` gave these bytes a PASS."""
-        return self.proof is not None and self.proof.get("verdict") == PASS
+        """Whether `validate` gave these bytes a PASS, and where it counts."""
+        return self.proof is not None and self.proof["verdict"] == PASS and not self.elsewhere
+
+    @property
+    def elsewhere(self) -> str:
+        """Why a PASS is none for the target: what computed then is not what will; "" if it is."""
+        if self.engine or not self.proof:
+            return ""
+        by, provider = str(self.proof["runtime"]), str(self.proof["provider"])
+        on_gpu = provider.startswith("CUDA")
+        if self.precision == "int8" and on_gpu:
+            return (
+                "on a GPU, where ONNX Runtime computes in fp32 what is 8 bits on a CPU; "
+                "validate it with --device cpu"
+            )
+        if self.target == TRITON and not by.startswith("ONNX Runtime"):
+            return f"by {by}, and Triton runs it in ONNX Runtime; validate it with that"
+        if self.target == TRITON and self.precision == "fp16" and not on_gpu:
+            return "on a CPU, which computes fp16 in fp32, and Triton has a GPU; validate it there"
+        return ""
 
     @property
     def sha256(self) -> str:
@@ -81,11 +101,13 @@ def is_stale(folder: ModelFolder, precision: str) -> bool:
     return not file.exists() or _manifest_of(file, folder).get("weights_sha256") != weights
 
 
-def find(folder: ModelFolder, format: str, precision: str, flavour: str = AUTO) -> Source:
+def find(
+    folder: ModelFolder, format: str, precision: str, flavour: str = AUTO, target: str = "cpp"
+) -> Source:
     """The exported file of a trained model in `format` ("onnx" or "trt"), an engine of `flavour`.
 
-    Raises UserError where there is none, it is of earlier weights, damaged, or its manifest lacks
-    something.
+    Raises UserError where there is none, it is of earlier weights, damaged or another one under its
+    name, or its manifest lacks something.
     """
     weights = read_card(folder)["weights"]["sha256"]
     path = folder.onnx(precision) if format == "onnx" else _engine(folder, precision, flavour)
@@ -93,19 +115,24 @@ def find(folder: ModelFolder, format: str, precision: str, flavour: str = AUTO) 
         raise UserError(f"{path} does not exist; run: cifar-deploy export {folder.name}")
     manifest = _manifest_of(path, folder)
     check_weights(path, manifest, weights)
+    if (manifest.get("file"), manifest.get("precision")) != (path.name, precision):
+        raise UserError(
+            f"{path} was exported as {manifest.get('file')} in {manifest.get('precision')}, by its "
+            "manifest; export it again"
+        )
     with disk_errors(path, "read"):
         data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
         raise UserError(f"{path} was changed while it was read; try again")
     try:
-        return _source(folder, path, data, manifest)
+        return _source(folder, path, data, manifest, target)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(
             f"{manifest_path(path)} lacks what a package needs ({error!r}); export it again"
         ) from error
 
 
-def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Source:
+def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json, target: str) -> Source:
     engine = None
     if path.suffix == ".onnx":  # the graph itself says it, and cannot be wrong
         facts, backend = onnx_interface.inspect(path), "onnx"
@@ -141,6 +168,7 @@ def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json) -> Sou
         output=str(answer["name"]),
         fixed_batch=batch if isinstance(batch, int) and batch > 0 else 0,
         engine=engine,
+        target=target,
     )
 
 
@@ -176,7 +204,9 @@ def require_proof(source: Source) -> None:
     name = source.folder.name
     if source.proved:
         return
-    if source.proof:
+    if source.proof and source.proof["verdict"] == PASS:
+        why = f"was proved {source.elsewhere}"
+    elif source.proof:
         why = f"did not pass: {source.proof.get('verdict')}; see `cifar-deploy validate {name}`"
     elif proof_path(source.path).exists():
         why = f"was exported anew since it was judged; run: cifar-deploy validate {name}"

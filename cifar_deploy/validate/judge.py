@@ -29,8 +29,13 @@ MARGINS = {"fp32": 0.05, "fp16": 0.10, "int8": 0.50}
 REFERENCE = "REFERENCE"
 PYTORCH = "PyTorch (reference)"  # stands for a file where a model is the reference
 UNUSABLE = "UNUSABLE"
+STRAYED = 0.2  # points between a reference and its card, whose device rounded otherwise
 
 Say = Callable[[str], None]  # told what is being done, for the progress line
+
+
+class NoAnswer(UserError):
+    """A file ran, and what it gave cannot be taken for answers to the images."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Reference:
     std: list[float]
     data: Json  # what it was trained on: sha256, verified; empty where nobody knows
     facts: Json  # the sha256 of its weights, or of the file
+    accuracy: float | None  # on the test images when its training ended; None where nobody knows
     open: Callable[[torch.device, Pixels, str], Runtime]
 
     @classmethod
@@ -73,6 +79,7 @@ class Reference:
             std=trained.std,
             data=trained.card["data"],
             facts={"weights_sha256": stored["sha256"]},
+            accuracy=trained.card.get("test_accuracy"),
             open=lambda device, pixels, onnx: PyTorch(trained, device),
         )
 
@@ -101,6 +108,7 @@ class Reference:
             std=std,
             data={},
             facts={"reference_sha256": sha256_of(path)},
+            accuracy=None,
             open=lambda device, pixels, onnx: open_runtime(path, device, pixels=pixels, onnx=onnx),
         )
 
@@ -137,10 +145,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A file that could not be run here, and why."""
+    """A file that could not be run here, and why; `ran`: it did, and gave no answers."""
 
     file: str
     reason: str
+    ran: bool = False
     verdict: str = UNUSABLE
 
 
@@ -154,12 +163,14 @@ class Judgement:
     rows: tuple[Judged, ...]  # the reference first
     unusable: tuple[Unusable, ...]
     facts: Json  # data, device, threads, versions
+    strayed: float | None = None  # what the card says, where the reference is not as accurate here
 
     @property
     def passed(self) -> bool:
-        """Whether there were files, and every one of them passed."""
+        """Whether there were files, and every one of them passed, by a reference that is sound."""
         files = self.rows[1:]
-        return bool(files) and not self.unusable and all(row.verdict == PASS for row in files)
+        sound = not self.unusable and self.strayed is None
+        return bool(files) and sound and all(row.verdict == PASS for row in files)
 
     @property
     def reference(self) -> str:
@@ -216,10 +227,13 @@ def judge(
                 size = file.stat().st_size
                 rows.append(_row(str(file), runtime, size, split, first, options))
             except UserError as error:
-                unusable.append(Unusable(str(file), str(error).removeprefix(f"{file}: ")))
+                reason = str(error).removeprefix(f"{file}: ")
+                unusable.append(Unusable(str(file), reason, isinstance(error, NoAnswer)))
     sha256, seen = dataset.sha256(), reference.data
     same = sha256 == seen["sha256"] if seen else None
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
+    of_training, whole = bool(same or releases), len(split) == len(dataset.test)
+    then = reference.accuracy if of_training and whole else None
     return Judgement(
         model=reference.model,
         classes=reference.classes,
@@ -232,9 +246,9 @@ def judge(
                 "verified": dataset.verified,
                 "sha256": sha256,
                 "same_as_training": same,
-                "test_set_of_training": bool(same or releases),
+                "test_set_of_training": of_training,
                 "images": len(split),
-                "whole_test_set": len(split) == len(dataset.test),
+                "whole_test_set": whole,
             },
             **reference.facts,
             "device": machine.describe(device),
@@ -242,6 +256,7 @@ def judge(
             "versions": machine.versions(),
             "remarks": watch.remarks() if options.seconds else [],  # what disturbed the times
         },
+        strayed=then if then and abs(first.accuracy - then) > STRAYED / 100 else None,
     )
 
 
@@ -264,17 +279,17 @@ def _row(
     logits = runtime.logits(split.images)
     reference_logits = reference.logits if reference else logits
     if len(logits) != len(split):
-        raise UserError(
+        raise NoAnswer(
             f"{file} gives {len(logits):,} answers for {len(split):,} images; export it with an "
             "open batch, or one that is fixed throughout"
         )
     if lost := unanswered(logits):
-        raise UserError(
+        raise NoAnswer(
             f"{file} has no number for an answer to {lost:,} of {len(split):,} images (NaN or "
             "infinity): its weights, or the mean and std, are too large or too small"
         )
     if logits.shape != reference_logits.shape:
-        raise UserError(
+        raise NoAnswer(
             f"{file} answers with {logits.shape[1]} classes, the reference with "
             f"{reference_logits.shape[1]}: it is another model's"
         )
@@ -342,6 +357,7 @@ def to_json(judgement: Judgement) -> Json:
     return {
         "model": judgement.model,
         "passed": judgement.passed,
+        **({} if judgement.strayed is None else {"card_accuracy": judgement.strayed}),
         **judgement.facts,
         "rows": rows,
     }

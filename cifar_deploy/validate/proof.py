@@ -4,6 +4,7 @@ import datetime
 import math
 from pathlib import Path
 
+from cifar_deploy.errors import disk_errors
 from cifar_deploy.store import Json, proof_path, sha256_of, write_json
 from cifar_deploy.validate.judge import Judged, Judgement
 
@@ -14,12 +15,19 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
     `judged` has the files that lie beside the weights they were judged against, each with the
     sha256 it had before. Nothing is written unless all test images of the data set that the model
     was trained on were used (`validate --images` and other data prove nothing; one release of
-    CIFAR-10 does for another), nor for a file that has changed meanwhile, could not be run here, or
-    was judged with something put before it.
+    CIFAR-10 does for another), nor where the reference is not what its card says, nor for a file
+    that has changed meanwhile, could not be run here, or was judged with something put before it.
+    Of a file that ran and gave no answers an earlier proof is taken away.
     Returns what was written. Raises UserError where the disk refuses.
     """
     data = judgement.facts["data"]
     if not data["test_set_of_training"] or not data["whole_test_set"]:
+        return []
+    for lost in judgement.unusable:
+        if lost.ran and Path(lost.file) in judged:
+            with disk_errors(proof_path(Path(lost.file)), "remove"):
+                proof_path(Path(lost.file)).unlink(missing_ok=True)
+    if judgement.strayed is not None:
         return []
     written = []
     for row in judgement.rows[1:]:

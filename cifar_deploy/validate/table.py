@@ -3,12 +3,13 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from cifar_deploy.errors import UserError
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
-from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS
+from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, score_bound
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,6 +81,13 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
         lines += _best(judgement)
         if judgement.facts["data"]["same_as_training"] is False:
             lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
+        if judgement.strayed is not None:
+            lines.append(
+                f"{judgement.model} gets {100 * judgement.rows[0].accuracy:.2f} % of the test "
+                f"images here, and got {100 * judgement.strayed:.2f} % when its training ended "
+                "(card.json): its code has changed since. To be as good as that proves nothing; "
+                "train it again."
+            )
         if said := judgement.rows[0].addition:
             lines.append(f"{judgement.reference} {said}.")
         for row in judgement.rows[1:]:
@@ -97,6 +105,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
                     f"{judgement.label(row.file)}: its classes are right, its logits differ by up "
                     f"to {row.largest_difference:.2g}: its probabilities are not the reference's."
                 )
+            if row.verdict != FAIL:
+                lines += _worst_class(judgement, row)
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
     if any(row.normalised for judgement in judgements for row in judgement.rows):
         lines.append("--mean and --std name another normalisation.")
@@ -118,9 +128,36 @@ def _best(judgement: Judgement) -> list[str]:
     small = min(proved, key=lambda row: row.bytes)
     return [
         f"Of the proved files {quick} has the lowest latency, "
-        f"{least.smallest.latency.p50:.3g} ms of batch {least.smallest.batch}, {many} "
-        f"the most images/s, {most.best.images_per_second:,.0f} in batches of {most.best.batch}, "
+        f"{least.smallest.latency.p50:.3g} ms of batch {least.smallest.batch}, {many} the "
+        f"most images/s within 2 %, {most.best.images_per_second:,.0f} in batches of {most.best.batch}, "
         f"and {judgement.label(small.file)} the fewest bytes, {small.bytes / 1e6:.3g} MB."
+    ]
+
+
+def _worst_class(judgement: Judgement, row: Judged) -> list[str]:
+    """The class that a file loses most of, where it is more than all are allowed, and no chance.
+
+    Each class's bound is at 95 % for all of them together (Bonferroni).
+    """
+    assert row.comparison
+    labels, reference = judgement.split.labels, judgement.rows[0].predictions
+    z = NormalDist().inv_cdf(1 - 0.05 / len(judgement.classes))
+    found = []
+    for label, name in enumerate(judgement.classes):
+        of_class = labels == label
+        images = int(of_class.sum())
+        if not images:
+            continue
+        before, now = reference[of_class] == label, row.predictions[of_class] == label
+        lost, gained = int((before & ~now).sum()), int((~before & now).sum())
+        if score_bound(lost, gained, images, -z) > row.comparison.margin:
+            found.append(((lost - gained) / images, name, lost, gained, images))
+    if not found:
+        return []
+    loss, name, lost, gained, images = max(found)
+    return [
+        f"{judgement.label(row.file)} loses most in one class: {100 * loss:.2g} points of "
+        f"{images:,} {name} images ({lost:,} lost, {gained:,} gained)."
     ]
 
 

@@ -169,6 +169,22 @@ def test_a_batch_that_a_file_does_not_take_is_told_only_where_it_was_asked_for()
     ]
 
 
+def test_a_call_after_another_contenders_is_not_counted() -> None:
+    ran: list[str] = []
+
+    def cold(name: str) -> Callable[[int], float]:
+        def seconds(_: int) -> float:
+            ran.append(name)
+            return 0.001 if ran[-2:] in ([name], [name, name]) else 0.05
+
+        return seconds
+
+    entered = [Contender("m", name, Sleeper(cold(name))) for name in ("one", "two")]
+    for row in sweep.run(entered, Settings((1,), 1.0, 0), CPU).rows:
+        assert row.timing.calls >= sweep.TURNS
+        assert row.timing.latency.p99 < 25
+
+
 def test_what_rests_on_few_calls_is_told() -> None:
     entered = [Contender("m", "slow", Sleeper(lambda _: 0.05))]
     (row,) = (result := sweep.run(entered, Settings((1,), 0.2, 0), CPU)).rows
@@ -176,8 +192,13 @@ def test_what_rests_on_few_calls_is_told() -> None:
     assert any(f"the fewest {calls}: their p99" in note for note in table.notes(result))
     assert row.steady
     entered = [Contender("m", "quick", Sleeper(lambda _: 0.0005))]
-    result = sweep.run(entered, Settings((1,), 0.5, 0), CPU)
-    assert not any("p99" in note for note in table.notes(result))
+    result = sweep.run(entered, Settings((1,), 0.5, 1), CPU)
+    assert not any("p99" in note or "figures in flight" in note for note in table.notes(result))
+    entered = [Contender("m", "slow in flight", Sleeper(lambda _: 0.05))]
+    (row,) = (result := sweep.run(entered, Settings((2,), 0.1, 2), CPU)).rows
+    assert row.throughput
+    told = f"1 of 1 figures in flight are of fewer than 20 batches, the fewest {2 * 2}:"
+    assert any(told in note for note in table.notes(result))
 
 
 def test_what_does_not_fit_several_times_keeps_its_latency() -> None:

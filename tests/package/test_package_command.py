@@ -24,6 +24,7 @@ from cifar_deploy.device import pick
 from cifar_deploy.engines.flavour import AUTO, choose
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import write
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.store import (
     ModelFolder,
     manifest_path,
@@ -231,11 +232,80 @@ def test_a_proof_that_cannot_be_written_keeps_no_verdict_back(run: Run, model: M
 def test_a_proof_that_is_none(refused: Refused, model: ModelFolder) -> None:
     path = proof_path(model.onnx("fp32"))
     proof = json.loads(path.read_text())
-    for key in ("accuracy", "margin_points", "data", "provider"):
+    for key in ("accuracy", "margin_points", "data", "provider", "device"):
         path.write_text(json.dumps({**proof, key: None}))
         assert "is no whole proof; run: cifar-deploy validate simple_cnn" in refused(
             "package", NAME
         )
+
+
+def test_a_file_that_gives_no_answers_loses_its_proof(
+    run: Run, model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = proof_path(model.onnx("fp16"))
+    assert path.exists()
+    whole = OnnxRuntime.logits
+    # As a GPU answers where values in between are too large for fp16: this CPU takes fp32.
+    monkeypatch.setattr(OnnxRuntime, "logits", lambda self, images: whole(self, images) * np.nan)
+    answer = run("validate", model.onnx("fp16"), "--max-drop", "1", "--no-latency")
+    assert answer.status == 1
+    assert "no number for an answer to 500 of 500 images" in answer.out
+    assert not path.exists()
+
+
+def test_a_reference_that_is_not_what_was_trained_proves_nothing(
+    run: Run, model: ModelFolder
+) -> None:
+    path = proof_path(model.onnx("fp32"))
+    accuracy = json.loads(path.read_text())["reference_accuracy"]
+    card = json.loads(model.card.read_text())
+    quick = ("validate", NAME, "--max-drop", "1", "--no-latency", "--device", "cpu")
+    for points, status in ((0.1, 0), (0.4, 1), (-0.4, 1)):
+        path.unlink()
+        card["test_accuracy"] = accuracy + points / 100
+        model.card.write_text(json.dumps(card))
+        answer = run(*quick, "--json", "judged.json")
+        assert (answer.status, path.exists()) == (status, not status)
+        strayed = f"and got {100 * card['test_accuracy']:.2f} % when its training ended"
+        assert (strayed in answer.out) == bool(status)
+        assert ("simple_cnn is not what its card says" in answer.err) == bool(status)
+        path.touch()
+    (judged,) = json.loads(Path("judged.json").read_text())["models"]
+    assert judged["card_accuracy"] == card["test_accuracy"]
+    assert run(*quick, "--images", "499").status == 0  # of fewer it may be another
+
+
+def test_a_proof_counts_where_the_file_will_run(
+    run: Run, refused: Refused, model: ModelFolder
+) -> None:
+    def proved_by(precision: str, **how: str) -> None:
+        path = proof_path(model.onnx(precision))
+        proof = json.loads(proof_path(model.onnx("fp32")).read_text())
+        sha256 = sha256_of(model.onnx(precision))
+        path.write_text(json.dumps({**proof, "sha256": sha256, **how}))
+
+    triton = ("package", NAME, "--target", "triton", "--force", "--precision")
+    assert "was proved on a CPU, which computes fp16 in fp32" in refused(*triton, "fp16")
+    assert run(*triton, "fp16", "--unproved").err.endswith("NOT PROVED\n")
+    readme = Path("simple_cnn-triton/README.md").read_text()
+    assert "**This file is not proved for where it is to run.**" in readme
+    proved_by("fp16", provider="CUDAExecutionProvider", device="NVIDIA H200")
+    assert run(*triton, "fp16").err.endswith("proved to lose no more than 1 points\n")
+    assert "CUDAExecutionProvider, NVIDIA H200" in Path("simple_cnn-triton/README.md").read_text()
+    proved_by("fp32", runtime="OpenVINO 2026.4.1", provider="CPU")
+    assert "was proved by OpenVINO 2026.4.1, and Triton" in refused(*triton, "fp32")
+    assert run("package", NAME).status == 0  # C++ has OpenVINO too
+    assert run("export", NAME, "--precision", "int8", "--calibration-images", "8").status == 0
+    proved_by("int8", provider="CUDAExecutionProvider", device="NVIDIA H200")
+    for command in (triton, ("package", NAME, "--force", "--precision")):
+        assert "validate it with --device cpu" in refused(*command, "int8")
+
+
+def test_another_file_under_the_name_is_refused(refused: Refused, model: ModelFolder) -> None:
+    for suffix in ("", ".json", ".proof.json"):
+        shutil.copy(f"{model.onnx('fp16')}{suffix}", f"{model.onnx('fp32')}{suffix}")
+    said = refused("package", NAME)
+    assert "fp32.onnx was exported as simple_cnn.fp16.onnx in fp16, by its manifest" in said
 
 
 def test_data_other_than_the_trainings_proves_nothing(run: Run, model: ModelFolder) -> None:

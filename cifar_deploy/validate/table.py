@@ -129,8 +129,9 @@ def _best(judgement: Judgement) -> list[str]:
     return [
         f"Of the proved files {quick} has the lowest latency, "
         f"{least.smallest.latency.p50:.3g} ms of batch {least.smallest.batch}, {many} the "
-        f"most images/s within 2 %, {most.best.images_per_second:,.0f} in batches of {most.best.batch}, "
-        f"and {judgement.label(small.file)} the fewest bytes, {small.bytes / 1e6:.3g} MB."
+        f"most images/s within 2 %, {most.best.images_per_second:,.0f} in batches of "
+        f"{most.best.batch}, and {judgement.label(small.file)} the fewest bytes, "
+        f"{small.bytes / 1e6:.3g} MB."
     ]
 
 

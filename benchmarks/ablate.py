@@ -30,9 +30,11 @@ from cifar_deploy.train.progress import Bar
 WHOLE = "the recipe"
 
 
-def key_of(variation: str, seed: int, chosen: recipe.Recipe, data_sha256: str) -> str:
-    """What a result stands under: another recipe, data set or teacher is another result."""
-    facts = json.dumps([chosen.to_dict(), data_sha256, teachers.facts(chosen)], sort_keys=True)
+def key_of(variation: str, seed: int, chosen: recipe.Recipe, data_sha256: str, device: str) -> str:
+    """What a result stands under: another recipe, data set, teacher or device gives another."""
+    facts = json.dumps(
+        [chosen.to_dict(), data_sha256, teachers.facts(chosen), device], sort_keys=True
+    )
     return f"{variation} / seed {seed} / {hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
@@ -46,13 +48,18 @@ def run(options: argparse.Namespace, dataset: Dataset) -> list[store.Json]:
     if options.epochs is not None:
         basis.append(f"train.epochs={options.epochs}")
     sha256 = dataset.sha256()
+    device = machine.describe(machine.pick(options.device))
+    as_it_is = recipe.load(found, basis)
+    for variation in options.set:
+        if recipe.load(found, [*basis, *variation.split()]) == as_it_is:
+            raise UserError(f"--set {variation} changes nothing: the recipe has that already")
     results = []
     # A seed after the other, so that every variation has a first result soon.
     for seed in range(options.seeds):
         for variation in (WHOLE, *options.set):
             changes = [] if variation == WHOLE else variation.split()
             chosen = recipe.load(found, [*basis, *changes, f"train.seed={seed}"])
-            key = key_of(variation, seed, chosen, sha256)
+            key = key_of(variation, seed, chosen, sha256, device)
             if key not in done["results"]:
                 print(f"{variation}, seed {seed}", file=sys.stderr)
                 done["results"][key] = one(options, chosen, dataset, variation, seed)

@@ -313,9 +313,9 @@ def before(session: Session, stage: str, name: str, what: str) -> None:
     print(f"{step.title}{what}")
 
 
-def overrides(session: Session) -> list[str]:
-    """What changes the recipes, as options."""
-    return [part for value in session.asked.set for part in ("--set", value)]
+def overrides(changes: list[str]) -> list[str]:
+    """What changes a recipe, as options."""
+    return [part for value in changes for part in ("--set", value)]
 
 
 def program(*arguments: str) -> list[str]:
@@ -346,7 +346,7 @@ def train(session: Session, names: list[str], end: float) -> None:
         begun = ["--resume"] if any(path.exists() for path in unfinished) else []
         begun += ["--seeds", str(session.asked.seeds)] if session.asked.seeds > 1 else []
         source = ["--device", session.asked.device, "--data", session.asked.data]
-        commands[name] = program("train", name, *source, *overrides(session), *begun)
+        commands[name] = program("train", name, *source, *overrides(session.asked.set), *begun)
     # The cards after each training: what comes next may be killed.
     run_all(
         session, "train", commands, end, session.asked.jobs, ended=partial(write_cards, session)
@@ -361,7 +361,7 @@ def speed(session: Session, names: list[str], end: float) -> None:
         return
     script = [sys.executable, str(ROOT / "benchmarks" / "train_speed.py")]
     asked = session.asked
-    options = ["--seeds", str(max(asked.seeds, SPEED_SEEDS)), *overrides(session)]
+    options = ["--seeds", str(max(asked.seeds, SPEED_SEEDS)), *overrides(asked.speed_set)]
     options += ["--airbench", asked.airbench] if asked.airbench else []
     found = session.work / "speed.json"
     run(session, "speed", "custom_resnet", [*script, "--json", str(found), "gpu", *options], end)
@@ -839,7 +839,8 @@ def main() -> int:
     parser.add_argument("--wheels", default="", help="folder of wheels to install first")
     parser.add_argument("--device", default="cuda", help="cuda; cpu to try this script out")
     parser.add_argument("--data", default="auto", help="auto or synthetic")
-    parser.add_argument("--set", action="append", default=[], help="override recipes")
+    parser.add_argument("--set", action="append", default=[], help="override recipes to train")
+    parser.add_argument("--speed-set", action="append", default=[], help="override speed's recipe")
     parser.add_argument("--seeds", type=int, default=1, help="train with so many seeds")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time on the device")
     parser.add_argument("--airbench", default="", help="airbench94_muon.py, for the speed stage")

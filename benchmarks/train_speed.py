@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import gc
 import importlib.util
+import itertools
 import multiprocessing
 import resource
 import statistics
@@ -214,7 +215,7 @@ def usual(dataset: Dataset, network_name: str, batch: int, workers: int) -> Call
     criterion = nn.CrossEntropyLoss()
 
     def run(steps: int) -> float:
-        batches = iter(loader)
+        batches = (each for _ in itertools.count() for each in loader)  # epoch after epoch
         next(batches)  # the workers are up
         started = time.perf_counter()
         for _ in range(steps):

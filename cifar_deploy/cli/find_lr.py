@@ -20,6 +20,7 @@ from cifar_deploy.cli.options import (
     TeacherOption,
     WeightsFileOption,
     by_teachers,
+    doing,
     print_json,
 )
 from cifar_deploy.cli.train import home
@@ -65,7 +66,8 @@ def find_lr(
     prepare(where)
     job = Job(name, found, find.load(data.value, data_dir), where, folder)
     job = dataclasses.replace(job, init=init, weights_file=weights_file)
-    curve = finder.find(job, low, high, steps)
+    with doing("range test") as told:
+        curve = finder.find(job, low, high, steps, told)
     finder.draw(picture, f"{name}, batch of {found.train.batch_size}", curve)
     more, filters = {}, ""
     if found.optimizer.name == "muon":  # its rate moved in proportion

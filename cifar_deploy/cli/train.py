@@ -1,6 +1,7 @@
 """`cifar-deploy train`."""
 
 import contextlib
+import os
 import shlex
 import sys
 import time
@@ -32,6 +33,9 @@ from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer
+
+FEW_STEPS = 500  # in all; of less than FEW_AN_EPOCH, the batch is large for the images
+FEW_AN_EPOCH = 10
 
 
 def train(
@@ -211,11 +215,17 @@ def _plan(trainer: "Trainer") -> str:
     job, state = trainer.job, trainer.state
     options = job.recipe.train
     begun = f", from step {state.step} on" if state.step else ""
+    few = ""
+    if trainer.steps_per_epoch < FEW_AN_EPOCH and trainer.steps < FEW_STEPS:
+        few = (
+            f"\nonly {trainer.steps:,} steps of {options.batch_size} images: a smaller "
+            "--batch-size, and --lr with it, or more --epochs would train more"
+        )
     return (
         f"{job.network}: {len(trainer.train_split):,} images, {trainer.steps:,} steps in "
         f"{in_epochs(options.epochs)}{begun}, seed {options.seed}, "
         f"{'bf16' if trainer.bf16 else 'fp32'} on {describe(job.device)}; "
-        f"checkpoints in {job.folder.path}"
+        f"checkpoints in {job.folder.path}{few}"
     )
 
 
@@ -253,5 +263,7 @@ def _differs(trainer: "Trainer", card: store.Json) -> bool:
 def _command(processes: int) -> str:
     """The command that gives this run again, from its beginning."""
     arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--json", "--profile")]
-    before = f"torchrun --nproc-per-node {processes} -m cifar_deploy"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # of them, on this machine
+    machines = f"--nnodes {processes // here} " if processes > here else ""
+    before = f"torchrun {machines}--nproc-per-node {here} -m cifar_deploy"
     return f"{before if processes > 1 else 'cifar-deploy'} {shlex.join(arguments)}"

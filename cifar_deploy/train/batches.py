@@ -11,6 +11,7 @@ from cifar_deploy.data.dataset import SIZE, Split
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Recipe
+from cifar_deploy.store import Json
 from cifar_deploy.train.ranks import Ranks
 
 # What is augmented at once. On a GPU all of CIFAR-10: a few kernels an epoch. A CPU goes batch by
@@ -38,6 +39,19 @@ def reseed(seed: int, device: torch.device) -> None:
         begin: Any = torch.cuda.init
         begin()  # without it there is no generator yet
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+def check_unseen(model: str, data: Json, sha256: str, holdout: int) -> None:
+    """Raise UserError where what was trained on `data`, of a card, may have seen what is held out.
+
+    `sha256` is the data set's, of which `holdout` images are. The last of one shuffle are: who held
+    out more of them has seen none of these.
+    """
+    if data.get("sha256") == sha256 and (data.get("holdout_images") or 0) < holdout:
+        raise UserError(
+            f"{model} may have seen the images that are held out, and would tell of them; it is "
+            f"to be trained with --hold-out {holdout}, too (and --out FOLDER)"
+        )
 
 
 def split_holdout(train: Split, recipe: Recipe) -> tuple[Split, Split | None]:

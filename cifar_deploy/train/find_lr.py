@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +40,15 @@ def check(low: float, high: float) -> None:
         raise UserError(f"--low {low:g} --high {high:g}: the range runs upwards, from above 0")
 
 
-def find(job: Job, low: float, high: float, steps: int) -> Found:
+def find(
+    job: Job, low: float, high: float, steps: int, say: Callable[[str], None] = lambda _: None
+) -> Found:
     """Train for up to `steps` steps while the rate grows from `low` to `high`, evenly in its log.
 
     The rate is `optimizer.lr`; Muon's moves with it in proportion. It stops where the smoothed loss
     is three times its lowest or no number. Suggested as the peak for OneCycle is a tenth of the
-    rate with the lowest loss, which keeps away from divergence (fastai's rule). Nothing is written.
+    rate with the lowest loss, which keeps away from divergence (fastai's rule). Nothing is written;
+    `say` is told how far it is.
     Raises UserError for a range that shows nothing, and where the device's memory is full.
     """
     check(low, high)
@@ -57,7 +61,7 @@ def find(job: Job, low: float, high: float, steps: int) -> Found:
     growth = math.log(high / low) / max(steps - 1, 1)
     rates = [low * math.exp(growth * step) for step in range(steps)]
     trainer.factor = lambda step: rates[step] / recipe.optimizer.lr
-    raw = trainer.in_memory(lambda: _losses(trainer, steps))
+    raw = trainer.in_memory(lambda: _losses(trainer, rates, say))
     losses = smoothed(raw)
     if len(losses) < 10:
         raise UserError(
@@ -67,8 +71,9 @@ def find(job: Job, low: float, high: float, steps: int) -> Found:
     return judged(rates[: len(losses)], losses)
 
 
-def _losses(trainer: Trainer, steps: int) -> list[float]:
+def _losses(trainer: Trainer, rates: list[float], say: Callable[[str], None]) -> list[float]:
     """The loss of every step until it diverges, read back seldom."""
+    steps = len(rates)
     waiting: list[torch.Tensor] = []
     found: list[float] = []
     trainer._train_mode()
@@ -79,8 +84,10 @@ def _losses(trainer: Trainer, steps: int) -> list[float]:
         if len(waiting) == READ_EVERY or step + 1 == steps:
             found += torch.stack(waiting).tolist()
             waiting.clear()
-            if len(smoothed(found)) < len(found):
+            curve = smoothed(found)
+            if len(curve) < len(found):
                 break
+            say(f"step {step + 1:,} of {steps:,}: rate {rates[step]:.2g}, loss {curve[-1]:.3f}")
     return found
 
 

@@ -16,7 +16,7 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.data.find import patience
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.recipe import Finetune
-from cifar_deploy.store import Json, models_root, sha256_of
+from cifar_deploy.store import Json, ModelFolder, card_of, models_root, sha256_of
 
 IMAGENET = "imagenet"
 # torchvision's name of the weights, and what of them is the classifier.
@@ -36,7 +36,8 @@ PATCHES = 5_000  # images whose patches a whitening is made from
 class Start:
     """Where the weights of a run come from; `mean` and `std` of the pixels they are used to.
 
-    `pretrained` are the parameters that are not new.
+    `pretrained` are the parameters that are not new; `data` is what they have learned from, as a
+    card has it, where that is known.
     """
 
     origin: str
@@ -44,10 +45,11 @@ class Start:
     std: list[float]
     pretrained: list[str] = field(default_factory=list)
     sha256: str | None = None
+    data: Json = field(default_factory=dict)
 
     def to_dict(self) -> Json:
         """Plain values for a checkpoint's header."""
-        return dict(vars(self))
+        return {key: value for key, value in vars(self).items() if key != "data"}
 
 
 # --- chance with structure ----------------------------------------------------------------------
@@ -144,7 +146,19 @@ def load(
     mean, std = facts.get("mean"), facts.get("std")
     if not (isinstance(mean, list) and isinstance(std, list)):
         raise UserError(f"{path} does not say how its pixels were normalised; make it anew")
-    return Start(path.name, mean, std, kept, sha256_of(path))
+    sha256 = sha256_of(path)
+    return Start(path.name, mean, std, kept, sha256, _learned_from(path, sha256, facts))
+
+
+def _learned_from(path: Path, sha256: str, facts: Json) -> Json:
+    """The sha256 of the data set that weights were trained on, and how many were held out."""
+    if "data_sha256" in facts:  # a checkpoint
+        holdout = facts.get("recipe", {}).get("data", {}).get("holdout", 0)
+        return {"sha256": facts["data_sha256"], "holdout_images": holdout}
+    card = card_of(ModelFolder(path.parent))
+    mine = card.get("weights", {}).get("sha256") == sha256
+    data: Json = card.get("data", {}) if mine else {}
+    return data
 
 
 def within(folder: Path, init: str) -> bool:

@@ -29,7 +29,7 @@ from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json, ModelFolder, check_place, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial, teachers
-from cifar_deploy.train.batches import Batches, reseed, seed_of, split_holdout
+from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.memory import largest
 from cifar_deploy.train.objective import Objective
@@ -141,7 +141,10 @@ class Trainer:
         self.forward: Any = self.objective
         if self.ranks.world > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.objective, device_ids=ids)
+            # Nobody's buffers but the first process's are used (Ranks.same_buffers).
+            self.forward = DistributedDataParallel(
+                self.objective, device_ids=ids, broadcast_buffers=False
+            )
         if self.compiled:
             tried = recipe.train.compile == "max"
             mode = "max-autotune-no-cudagraphs" if tried else None
@@ -180,6 +183,7 @@ class Trainer:
         classes = job.dataset.classes
         with self.ranks.one_after_the_other():  # only one of a machine's processes downloads
             found = initial.load(network, job.network, job.init, job.weights_file, classes)
+        check_unseen(job.init, found.data, self.data_sha256, job.recipe.data.holdout)
         return network, self._known(found)
 
     def _check_first_size(self) -> None:

@@ -12,6 +12,7 @@ from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Distill, Recipe
 from cifar_deploy.store import Json, ModelFolder, sha256_of
+from cifar_deploy.train.batches import check_unseen
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,7 @@ def load(recipe: Recipe, classes: Sequence[str], data_sha256: str) -> list[Teach
         if trained.classes != tuple(classes):
             known, wanted = ", ".join(trained.classes), ", ".join(classes)
             raise UserError(f"{model} cannot teach this: it knows {known}, not {wanted}")
-        data, holdout = trained.card.get("data", {}), recipe.data.holdout
-        # The last of one shuffle are held out: more of them are the same ones and others.
-        if data.get("sha256") == data_sha256 and (data.get("holdout_images") or 0) < holdout:
-            raise UserError(
-                f"{model} may have seen the images that are held out, and would tell of them; a "
-                f"teacher is trained with --hold-out {holdout}, too (and --out FOLDER)"
-            )
+        check_unseen(model, trained.card.get("data", {}), data_sha256, recipe.data.holdout)
         found.append(Teacher(model, trained.card["weights"]["sha256"], trained.graph()))
     return found
 

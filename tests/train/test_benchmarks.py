@@ -91,6 +91,8 @@ def test_ablations_go_on_and_end_in_a_table(call: Any, pictures: Path, tmp_path:
     assert [row[1].split(" ±")[0] for row in rows] == [f"{mean:.2f}" for mean in means.values()]
     with pytest.raises(UserError, match="no network is called 'resnet19x'"):
         call("ablate", "resnet19x")
+    with pytest.raises(UserError, match=r"--set train\.batch_size=60 changes nothing"):
+        call("ablate", "simple_cnn", *options, *basis, "--set", "train.batch_size=60")
 
 
 def test_the_loops_on_a_cpu_are_compared(call: Any, pictures: Path, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_the_command_draws_and_suggests(
     command = ["find-lr", "simple_cnn", *options, "--steps", "80", "--high", "30"]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0
+    assert "step 20 of 80: rate 0." in done.stderr
     answer = json.loads(done.stdout)
     assert answer["rates"][0] == pytest.approx(1e-4)
     assert len(answer["rates"]) == len(answer["losses"]) <= 80

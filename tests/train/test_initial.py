@@ -212,6 +212,27 @@ def test_a_trained_model_is_a_beginning(make_job: MakeJob, recorder: Any, few: D
     assert card["init"]["sha256"] == initial.sha256_of(first.folder.weights)
 
 
+def test_a_beginning_has_not_seen_what_is_held_out(
+    make_job: MakeJob, recorder: Any, few: Dataset
+) -> None:
+    first = make_job("data.holdout=50", "data.test=false", folder="first")
+    half = make_job("data.holdout=50", "data.test=false", folder="half")
+    trainer = Trainer(half)
+    trainer.step()
+    trainer._save()
+    Trainer(first).run(recorder)
+    for origin in (first.folder.path, first.folder.weights, half.folder.checkpoint):
+        job = dataclasses.replace(make_job("data.holdout=51", folder="next"), init=str(origin))
+        said = f"^{origin} may have seen the images that are held out"
+        with pytest.raises(UserError, match=said):
+            Trainer(job)
+        Trainer(dataclasses.replace(make_job("data.holdout=50", folder="next"), init=str(origin)))
+    # Of other images, or by weights whose card is another's, nothing is known.
+    other = dataclasses.replace(few, train=few.train.first(599))
+    job = make_job("data.holdout=51", dataset=other, folder="next")
+    Trainer(dataclasses.replace(job, init=str(first.folder.path)))
+
+
 def test_another_network_is_no_beginning(make_job: MakeJob, recorder: Any, normed: str) -> None:
     first = make_job("train.epochs=1", folder="first")
     Trainer(first).run(recorder)

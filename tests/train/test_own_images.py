@@ -77,6 +77,7 @@ def test_three_classes_go_the_whole_way(
     options = ("--batch-size", "20", "--epochs", "12", "--lr", "0.03")
     command = ("train", "simple_cnn", "--data-dir", "garden", *options)
     assert run(monkeypatch, *command) == 0
+    assert "only 72 steps of 20 images: a smaller --batch-size" in capsys.readouterr().err
     folder = ModelFolder(Path("models/simple_cnn"))
     card = read_card(folder)
     assert card["data"]["classes"] == sorted(COLOURS)

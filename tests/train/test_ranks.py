@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import cifar_deploy
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
-from cifar_deploy.cli import app
+from cifar_deploy.cli import app, train
 from cifar_deploy.errors import OwnError, UserError
 from cifar_deploy.store import ModelFolder, read_card
 from cifar_deploy.train import checkpoint
@@ -104,6 +105,14 @@ def test_two_processes_do_what_one_does_also_after_one_was_killed(
     lines = [json.loads(line) for line in two.log.read_text().splitlines()]
     assert lines == second["history"]
     assert not two.checkpoint.exists()
+
+
+def test_the_command_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "train", "cnn9", "--resume"])
+    assert train._command(1) == "cifar-deploy train cnn9"
+    for here, said in (("8", "--nproc-per-node 8"), ("4", "--nnodes 2 --nproc-per-node 4")):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        assert train._command(8) == f"torchrun {said} -m cifar_deploy train cnn9"
 
 
 @pytest.mark.parametrize(

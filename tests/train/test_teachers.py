@@ -236,7 +236,7 @@ def test_who_cannot_teach_is_told(make_job: MakeJob, recorder: Any, few: Dataset
     assert Path("teacher", "model.safetensors").read_bytes() == before
     others = dataclasses.replace(few, classes=(*few.classes[:9], "other"))
     refused("it knows .*, not .*, other$", by("teacher"), dataset=others)
-    refused("is trained with --hold-out 101, too", by("teacher"), "data.holdout=101")
+    refused("is to be trained with --hold-out 101, too", by("teacher"), "data.holdout=101")
     refused("of no use without teachers; name them with --teacher", "distill.weight=0.5")
     refused("distill.teachers is 'teacher'; it is none or a list", "distill.teachers=teacher")
     # One that had fewer images than that to learn from has seen none of these.

@@ -1,6 +1,7 @@
 """The machine: which device to use, what it can do, and how it is named beside a figure."""
 
 import functools
+import math
 import platform
 import re
 from contextlib import AbstractContextManager
@@ -111,6 +112,20 @@ def memory_left() -> int | None:
     if limit.exists() and (most := limit.read_text().strip()).isdigit():
         found.append(int(most))
     return min(found, default=None)
+
+
+def threads_allowed(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """How many threads a container's share of the processor is worth; None where it has it all.
+
+    `limit` is the kernel's (cgroup-v2.rst): microseconds of processor time in a period. Libraries
+    count the host's cores; with as many threads they are stopped in the middle of every period.
+    """
+    if not limit.exists():
+        return None
+    most, _, period = limit.read_text().partition(" ")
+    if not (most.isdigit() and period.strip().isdigit()):  # "max"
+        return None
+    return max(1, math.ceil(int(most) / int(period)))
 
 
 @functools.cache

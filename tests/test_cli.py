@@ -22,6 +22,7 @@ from processes import may_mount
 from cifar_deploy import cli
 from cifar_deploy.data import synthetic
 from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.device import threads_allowed
 from cifar_deploy.store import sha256_of
 
 FILE = "models/simple_cnn/simple_cnn.fp32.onnx"
@@ -427,11 +428,16 @@ def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> N
     assert "none of these bytes; run: cifar-deploy validate" in said
     proof = Path(f"{FILE}.proof.json")
     told = {"verdict": "PASS", "accuracy": 0.5, "reference_accuracy": 0.51, "runtime": "R 1"}
-    told |= {"provider": "CPU", "upper_bound_of_loss_points": 0.1, "margin_points": 0.5}
+    told |= {
+        "provider": "CPU",
+        "device": "D",
+        "upper_bound_of_loss_points": 0.1,
+        "margin_points": 0.5,
+    }
     told |= {"sha256": facts["sha256"], "data": {"images": 500, "name": "synthetic"}}
     proof.write_text(json.dumps(told))
-    wanted = "PASS: 50.00 %, the reference 51.00 %, on 500 test images of synthetic, by R 1"
-    assert wanted in run("models", FILE).out
+    wanted = "PASS (margin 0.5 points): 50.00 %, the reference 51.00 %, on 500 test images of "
+    assert f"{wanted}synthetic, by R 1 on D" in run("models", FILE).out
     proof.write_text(json.dumps({**told, "sha256": "0" * 64}))  # of other bytes
     assert "PASS" not in run("models", FILE).out
     proof.write_text(json.dumps({"sha256": facts["sha256"], "verdict": "PASS"}))
@@ -876,6 +882,32 @@ def test_cuda_without_a_gpu(refused: Callable[..., str]) -> None:
     device = f"cuda:{torch.cuda.device_count()}"
     assert "--device cpu" in refused("train", "cnn9", "--device", device)
     assert "--device cpu" in refused("validate", "simple_cnn", "--device", device)
+
+
+def test_a_containers_share_of_the_processor_is_kept_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "cpu.max"
+    for text, wanted in (
+        ("max 100000\n", None),
+        ("400000 100000\n", 4),
+        ("150000 100000\n", 2),
+        ("5000 100000\n", 1),
+        ("", None),
+    ):
+        limit.write_text(text)
+        assert threads_allowed(limit) == wanted
+    assert threads_allowed(tmp_path / "absent") is None
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(sys, "argv", ["cifar-deploy", "--version"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    for allowed, before, after in ((1, "7", "7"), (1, None, "1"), (999, None, str(cores))):
+        monkeypatch.setattr(cli, "threads_allowed", lambda allowed=allowed: allowed)
+        if before is None:
+            monkeypatch.delenv("OMP_NUM_THREADS")
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert os.environ["OMP_NUM_THREADS"] == after
 
 
 def test_an_image_that_is_none(refused: Callable[..., str]) -> None:

@@ -25,6 +25,7 @@ from cifar_deploy.cli import (
     train,
     validate,
 )
+from cifar_deploy.device import threads_allowed
 from cifar_deploy.errors import OwnError, UserError
 
 app = typer.Typer(
@@ -73,6 +74,9 @@ def _run() -> None:
         sys.argv.remove("--debug")
     # Large pages for large tensors: training on a CPU spends less time on page faults.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if allowed := threads_allowed():
+        threads = min(allowed, len(os.sched_getaffinity(0)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # A file's name need not be UTF-8; in JSON what comes out is an escape that it knows.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -29,6 +29,9 @@ MARGINS = {"fp32": 0.05, "fp16": 0.10, "int8": 0.50}
 REFERENCE = "REFERENCE"
 PYTORCH = "PyTorch (reference)"  # stands for a file where a model is the reference
 UNUSABLE = "UNUSABLE"
+ALONE = 32  # images that are also run in the smallest batches that a file takes
+# Of the largest logit: kernels for another batch round otherwise, by less.
+OTHERWISE = 0.05
 STRAYED = 0.2  # points between a reference and its card, whose device rounded otherwise
 
 Say = Callable[[str], None]  # told what is being done, for the progress line
@@ -293,6 +296,7 @@ def _row(
             f"{file} answers with {logits.shape[1]} classes, the reference with "
             f"{reference_logits.shape[1]}: it is another model's"
         )
+    _check_batches(file, runtime, split, logits)
     predictions = logits.argmax(1)
     right = predictions == split.labels
     comparison = None
@@ -317,6 +321,28 @@ def _row(
         speed=measure(runtime, split.images, options.seconds) if options.seconds else None,
         addition=runtime.addition,
     )
+
+
+def _check_batches(file: str, runtime: Runtime, split: Split, logits: Logits) -> None:
+    """Raise NoAnswer where an image's answer is another one in a smaller batch.
+
+    So it is where a batch norm still takes its batch's statistics, and applications send single
+    images. Each of a file's ranges of batches, as an engine's optimization profiles are, has
+    kernels of its own, and is run at its smallest.
+    """
+    for sizes in runtime.batches:
+        size = sizes[0]
+        count = min(max(ALONE // size * size, size), len(split))
+        parts = [runtime.logits(split.images[i : i + size]) for i in range(0, count, size)]
+        with np.errstate(invalid="ignore"):  # a class that is ruled out in both
+            apart = np.abs(np.concatenate(parts)[:count] - logits[:count])
+        scale = np.abs(logits[np.isfinite(logits)]).max(initial=0.0)
+        if (apart > OTHERWISE * scale).any():
+            raise NoAnswer(
+                f"{file} answers otherwise in batches of {size}, by up to {np.nanmax(apart):.2g} "
+                "in a logit: what it says of an image must not depend on the others; export it in "
+                "eval mode"
+            )
 
 
 def to_json(judgement: Judgement) -> Json:

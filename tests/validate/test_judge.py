@@ -280,6 +280,25 @@ def test_what_answers_with_no_number_never_passes(
         judged(broken, [folder.onnx("fp32")], judged_data, images=50)
 
 
+def test_an_answer_that_depends_on_the_batch_is_none(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset, tmp_path: Path
+) -> None:
+    """As of a network that was exported in training mode: in large batches it hardly shows."""
+    model = onnx.load(folder.onnx("fp32"))
+    (answer,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["own" if name == answer.name else name for name in node.output]
+    axes = numpy_helper.from_array(np.array([0]), "axes")
+    model.graph.initializer.append(axes)
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["own", "axes"], ["mean"]))
+    model.graph.node.append(onnx.helper.make_node("Sub", ["own", "mean"], [answer.name]))
+    file = tmp_path / "dependent.onnx"
+    onnx.save(model, file)
+    (row,) = judged(trained, [file], judged_data, Options(seconds=0)).unusable
+    assert row.ran
+    assert row.reason.startswith("answers otherwise in batches of 1, by up to ")
+
+
 def test_openvino_may_judge(trained: Trained, folder: ModelFolder, judged_data: Dataset) -> None:
     pytest.importorskip("openvino")
     judgement = judged(trained, folder.exported(), judged_data, Options(seconds=0, onnx=OPENVINO))

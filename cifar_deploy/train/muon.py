@@ -62,8 +62,8 @@ class Muon(torch.optim.SGD):
 
     Such a group's filters [out, in, h, w], taken as matrices [out, in * h * w], are scaled to norm
     sqrt(out) before each step: a batch norm behind them makes their scale of no account (where
-    there is none, as in simple_cnn, it changes what the network computes). They have no weight
-    decay.
+    there is none, as in simple_cnn and in mobilenet_v3_small's squeeze and excitation, it changes
+    what the network computes). They have no weight decay.
     """
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ import math
 import platform
 import re
 from contextlib import AbstractContextManager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,6 +144,8 @@ def has_bf16(device: "torch.device") -> bool:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that produce or run models here."""
+    from importlib import metadata
+
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

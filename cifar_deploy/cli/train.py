@@ -191,8 +191,8 @@ def run(
             if ranks.main:
                 say(_plan(trainer))
                 say_untested(dataset)
-                if lost := _replaced(trainer):
-                    say(lost)
+                for told in filter(None, (_few(trainer), _replaced(trainer))):
+                    say(told)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
 
         try:
@@ -215,17 +215,21 @@ def _plan(trainer: "Trainer") -> str:
     job, state = trainer.job, trainer.state
     options = job.recipe.train
     begun = f", from step {state.step} on" if state.step else ""
-    few = ""
-    if trainer.steps_per_epoch < FEW_AN_EPOCH and trainer.steps < FEW_STEPS:
-        few = (
-            f"\nonly {trainer.steps:,} steps of {options.batch_size} images: a smaller "
-            "--batch-size, and --lr with it, or more --epochs would train more"
-        )
     return (
         f"{job.network}: {len(trainer.train_split):,} images, {trainer.steps:,} steps in "
         f"{in_epochs(options.epochs)}{begun}, seed {options.seed}, "
         f"{'bf16' if trainer.bf16 else 'fp32'} on {describe(job.device)}; "
-        f"checkpoints in {job.folder.path}{few}"
+        f"checkpoints in {job.folder.path}"
+    )
+
+
+def _few(trainer: "Trainer") -> str:
+    """What is told of a run whose batches are large for its images."""
+    if trainer.steps_per_epoch >= FEW_AN_EPOCH or trainer.steps >= FEW_STEPS:
+        return ""
+    return (
+        f"only {trainer.steps:,} steps of {trainer.job.recipe.train.batch_size} images: a smaller "
+        "--batch-size, and --lr with it, or more --epochs would train more"
     )
 
 

@@ -17,7 +17,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import Logits, Runtime
+from cifar_deploy.runtimes.protocol import Logits, Runtime, in_batches
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, sha256_of
 from cifar_deploy.validate.latency import Speed, measure
@@ -330,14 +330,14 @@ def _check_batches(file: str, runtime: Runtime, split: Split, logits: Logits) ->
     images. Each of a file's ranges of batches, as an engine's optimization profiles are, has
     kernels of its own, and is run at its smallest.
     """
+    allowed = OTHERWISE * np.abs(logits[np.isfinite(logits)]).max(initial=0.0)
     for sizes in runtime.batches:
         size = sizes[0]
-        count = min(max(ALONE // size * size, size), len(split))
-        parts = [runtime.logits(split.images[i : i + size]) for i in range(0, count, size)]
+        few = split.images[: max(ALONE, size)]
+        smaller = in_batches(runtime.logits, few, (range(size, size + 1),))
         with np.errstate(invalid="ignore"):  # a class that is ruled out in both
-            apart = np.abs(np.concatenate(parts)[:count] - logits[:count])
-        scale = np.abs(logits[np.isfinite(logits)]).max(initial=0.0)
-        if (apart > OTHERWISE * scale).any():
+            apart = np.abs(smaller - logits[: len(few)])
+        if (apart > allowed).any():
             raise NoAnswer(
                 f"{file} answers otherwise in batches of {size}, by up to {np.nanmax(apart):.2g} "
                 "in a logit: what it says of an image must not depend on the others; export it in "

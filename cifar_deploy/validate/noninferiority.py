@@ -8,6 +8,7 @@ such images too, where the plain normal interval shrinks to nothing.
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +99,41 @@ def compare(
             _needed(lost / images, gained / images, margin) if verdict == INCONCLUSIVE else None
         ),
     )
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """What is lost of the images of one class, which has the number `label`."""
+
+    label: int
+    images: int
+    lost: int
+    gained: int
+
+
+def worst_class(
+    reference_right: npt.NDArray[np.bool_],
+    right: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.int64],
+    classes: int,
+    margin: float,
+) -> ClassLoss | None:
+    """The class that loses the largest share of its images; None where none loses over `margin`.
+
+    A class does where its lower bound is above it, at 95 % for all `classes` together (Bonferroni).
+    `labels`, int [n], are the images' classes; the rest as in `compare`.
+    """
+    z = NormalDist().inv_cdf(1 - 0.05 / classes)
+    images, lost, gained = (
+        np.bincount(labels[chosen], minlength=classes).tolist()
+        for chosen in (slice(None), reference_right & ~right, ~reference_right & right)
+    )
+    losing = [
+        ClassLoss(*of_class)
+        for of_class in zip(range(classes), images, lost, gained, strict=True)
+        if of_class[1] and score_bound(of_class[2], of_class[3], of_class[1], -z) > margin
+    ]
+    return max(losing, key=lambda one: (one.lost - one.gained) / one.images, default=None)
 
 
 def _needed(lost: float, gained: float, margin: float) -> int | None:

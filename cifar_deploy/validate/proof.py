@@ -24,9 +24,10 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
     if not data["test_set_of_training"] or not data["whole_test_set"]:
         return []
     for lost in judgement.unusable:
-        if lost.ran and Path(lost.file) in judged:
-            with disk_errors(proof_path(Path(lost.file)), "remove"):
-                proof_path(Path(lost.file)).unlink(missing_ok=True)
+        file = Path(lost.file)
+        if lost.ran and file in judged:
+            with disk_errors(proof_path(file), "remove"):
+                proof_path(file).unlink(missing_ok=True)
     if judgement.strayed is not None:
         return []
     written = []

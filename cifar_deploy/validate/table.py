@@ -3,13 +3,12 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from cifar_deploy.errors import UserError
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
-from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, score_bound
+from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, worst_class
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -136,29 +135,18 @@ def _best(judgement: Judgement) -> list[str]:
 
 
 def _worst_class(judgement: Judgement, row: Judged) -> list[str]:
-    """The class that a file loses most of, where it is more than all are allowed, and no chance.
-
-    Each class's bound is at 95 % for all of them together (Bonferroni).
-    """
+    """The class that a file loses most of, where it is more than all are allowed."""
     assert row.comparison
-    labels, reference = judgement.split.labels, judgement.rows[0].predictions
-    z = NormalDist().inv_cdf(1 - 0.05 / len(judgement.classes))
-    found = []
-    for label, name in enumerate(judgement.classes):
-        of_class = labels == label
-        images = int(of_class.sum())
-        if not images:
-            continue
-        before, now = reference[of_class] == label, row.predictions[of_class] == label
-        lost, gained = int((before & ~now).sum()), int((~before & now).sum())
-        if score_bound(lost, gained, images, -z) > row.comparison.margin:
-            found.append(((lost - gained) / images, name, lost, gained, images))
-    if not found:
+    labels, classes = judgement.split.labels, judgement.classes
+    rights = (judgement.rows[0].predictions == labels, row.predictions == labels)
+    worst = worst_class(*rights, labels, len(classes), row.comparison.margin)
+    if not worst:
         return []
-    loss, name, lost, gained, images = max(found)
+    points = 100 * (worst.lost - worst.gained) / worst.images
     return [
-        f"{judgement.label(row.file)} loses most in one class: {100 * loss:.2g} points of "
-        f"{images:,} {name} images ({lost:,} lost, {gained:,} gained)."
+        f"{judgement.label(row.file)} loses most in one class: {points:.2g} points of "
+        f"{worst.images:,} {classes[worst.label]} images ({worst.lost:,} lost, {worst.gained:,} "
+        "gained)."
     ]
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from cifar_deploy.benchmark.sweep import (
 )
 from cifar_deploy.data.dataset import Split
 from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.signals import handled
 from cifar_deploy.store import Json
 from cifar_deploy.watch import Watch
 
@@ -94,7 +96,7 @@ class Runs:
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    ended: UserError | None = None
+    ended: UserError | KeyboardInterrupt | None = None
 
 
 def loadgen() -> Any:
@@ -118,9 +120,9 @@ def run_all(
 ) -> Runs:
     """Every contender over the test images of its model in `splits`, one after another.
 
-    LoadGen's logs go to `out`/<model>/<name>/<scenario>/. A GPU that fails is left in the answer's
-    `ended`, with what was found before. Raises UserError where LoadGen is missing, where the disk
-    refuses, and where the GPU fails before anything was found.
+    LoadGen's logs go to `out`/<model>/<name>/<scenario>/. A GPU that fails, or Ctrl-C, is left in
+    the answer's `ended`, with what was found before. Raises UserError where LoadGen is missing,
+    where the disk refuses, and where the GPU fails before anything was found.
     """
     with Watch(device) as watch:
         runs = Runs(settings, conditions(device, watch))
@@ -134,7 +136,7 @@ def run_all(
                 except (UserError, RuntimeError) as error:
                     batch, _ = _sizes(settings, split)
                     runs.failures.append(failure(contender, batch, error))
-        except UserError as end:
+        except (UserError, KeyboardInterrupt) as end:
             if not runs.results:
                 raise
             runs.ended = end
@@ -147,7 +149,7 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
     """Performance, then accuracy of `contender` over `split`; LoadGen's logs go to `out`.
 
     Raises UserError where LoadGen is missing, where the runtime fails, where the disk refuses and
-    where the samples would not fit into the memory.
+    where the samples would not fit into the memory; KeyboardInterrupt once LoadGen has ended.
     """
     scenario = settings.scenario
     batch, in_flight = _sizes(settings, split)
@@ -171,7 +173,8 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
             folder = out / mode
             with disk_errors(folder, "write"):
                 folder.mkdir(parents=True, exist_ok=True)
-            lg.StartTestWithLogSettings(sut, qsl, test, _logs_in(lg, folder))
+            with handled(system.end):
+                lg.StartTestWithLogSettings(sut, qsl, test, _logs_in(lg, folder))
             if system.error:
                 raise system.error
             (folder / "mlperf_log_trace.json").unlink(missing_ok=True)  # empty: not asked for
@@ -225,7 +228,12 @@ class _System:
             torch.empty(first.shape, dtype=torch.uint8, pin_memory=on_cuda) for _ in self._slots
         ]
         self._waiting: list[Sequence[Any]] = [[] for _ in self._slots]
-        self.error: Exception | None = None
+        self._told = 0  # of a query's samples, in their order
+        self.error: BaseException | None = None
+
+    def end(self, _number: int, _frame: FrameType | None) -> None:
+        """A signal's handler: compute nothing more."""
+        self.error = self.error or KeyboardInterrupt()
 
     def rate(self) -> float:
         """Images a second, tried for a moment after a warm-up."""
@@ -243,16 +251,20 @@ class _System:
     def issue(self, samples: Sequence[Any]) -> None:
         """LoadGen's call: compute `samples` and tell of each when it is done."""
         # An exception would not pass through LoadGen: it is kept, and what is left is given up.
+        self._told = 0
         try:
-            if not self.error:
-                self._compute(samples)
-                return
+            self._compute(samples)
         except Exception as error:
             self.error = error
-        self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(s.id, 0, 0) for s in samples])
+        left = samples[self._told :]
+        if left:
+            self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(s.id, 0, 0) for s in left])
 
     def _compute(self, samples: Sequence[Any]) -> None:
+        self._waiting = [[] for _ in self._slots]
         for number, start in enumerate(range(0, len(samples), self._batch)):
+            if self.error:
+                return
             place = number % len(self._slots)
             self._finish(place)
             some = samples[start : start + self._batch]
@@ -281,6 +293,7 @@ class _System:
         self._lg.QuerySamplesComplete(
             [response(s.id, address + i * size, size) for i, s in enumerate(samples)]
         )
+        self._told += len(samples)
         self._waiting[place] = []
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from cifar_deploy.train.interrupt import handled
+from cifar_deploy.signals import handled
 
 TOGETHER = 1.0  # seconds between signals that are one
 

@@ -2,13 +2,11 @@
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-NUMBERS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP))
+from cifar_deploy.signals import handled
 
 
 class Interrupted(Exception):
@@ -17,25 +15,6 @@ class Interrupted(Exception):
     def __init__(self, number: int, step: int, checkpoint: Path) -> None:
         super().__init__(f"stopped by signal {number} after step {step}")
         self.signal, self.step, self.checkpoint = number, step, checkpoint
-
-
-@contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
-    """Give `handler` SIGINT, SIGTERM and SIGHUP meanwhile; yields whose they were, by number.
-
-    What is ignored, as SIGHUP by nohup, stays so. In another thread than the main one signals are
-    another's business, and none is taken.
-    """
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in NUMBERS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                previous[number] = signal.signal(number, handler)
-    try:
-        yield previous
-    finally:
-        for number, theirs in previous.items():
-            signal.signal(number, theirs)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,33 @@ def test_a_gpu_that_fails_ends_the_run_and_keeps_what_was_found(
     assert late.calls == 0
     with pytest.raises(UserError, match=r"^m, b: the GPU failed"):
         mlperf.run_all(entered[1:], splits, settings, tmp_path, CPU)
+
+
+@pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
+def test_ctrl_c_under_loadgen_keeps_what_was_found(
+    small_data: Dataset, tmp_path: Path, ctrl_c: Callable[[], None], scenario: str
+) -> None:
+    """It would not pass through LoadGen, which ends the process then."""
+    good, stopped, late = (Sleeper(lambda _: 0.001) for _ in range(3))
+    after = []
+
+    def interrupted(_: int) -> float:
+        if (tmp_path / "m" / "b" / scenario / "performance").exists():
+            after.append(1)
+            if len(after) == 3:
+                ctrl_c()
+        return 0.001
+
+    stopped.seconds = interrupted
+    named = (("a", good), ("b", stopped), ("c", late))
+    entered = [Contender("m", name, one) for name, one in named]
+    settings = mlperf.Settings(scenario, 0.2, 2, 1)
+    runs = mlperf.run_all(entered, {"m": small_data.test.first(20)}, settings, tmp_path, CPU)
+    assert [result.contender.name for result in runs.results] == ["a"]
+    assert isinstance(runs.ended, KeyboardInterrupt)
+    assert sweep.UNFINISHED in runs.remarks
+    assert len(after) <= 4  # what was being computed, and nothing more
+    assert (runs.failures, late.calls) == ([], 0)
 
 
 def test_without_loadgen_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,29 @@
+"""Ctrl-C, SIGTERM and a closed terminal, for those who must not be torn out of what they do."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+NUMBERS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP))
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
+    """Give `handler` SIGINT, SIGTERM and SIGHUP meanwhile; yields whose they were, by number.
+
+    What is ignored, as SIGHUP by nohup, stays so. In another thread than the main one signals are
+    another's business, and none is taken.
+    """
+    previous: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in NUMBERS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, handler)
+    try:
+        yield previous
+    finally:
+        for number, theirs in previous.items():
+            signal.signal(number, theirs)

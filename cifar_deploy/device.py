@@ -80,6 +80,21 @@ def every_shape() -> AbstractContextManager[None]:
     return within
 
 
+def quiet_autotune() -> None:
+    """From now on torch.compile keeps to itself what "max-autotune" tries.
+
+    Otherwise it prints the times of all kernels of every layer, and a traceback for each of them
+    that asks for more than the card has, over any table.
+    """
+    import logging
+
+    from torch._inductor import config, select_algorithm
+
+    config.max_autotune_report_choices_stats = False
+    select_algorithm.PRINT_AUTOTUNE = False
+    logging.getLogger(select_algorithm.__name__).setLevel(logging.CRITICAL)
+
+
 def describe(device: "torch.device") -> str:
     """The device as it stands beside a figure: the GPU's name, or the CPU's with the threads."""
     import torch

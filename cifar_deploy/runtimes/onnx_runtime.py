@@ -15,7 +15,7 @@ from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-FATAL = 4  # of ONNX Runtime's severities
+ERROR, FATAL = 3, 4  # of ONNX Runtime's severities
 
 
 def preload() -> None:
@@ -95,6 +95,8 @@ class OnnxRuntime:
         providers: list[Any] = [CPU]
         if device.type == "cuda":
             preload()
+            # It warns of every provider that is no plugin. Why one does not load is an error.
+            onnxruntime.set_default_logger_severity(ERROR)
             # A node that only the CPU can run is then an error and not a hidden copy.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             # Of int8 graphs it has no convolutions, nor int32 biases, which ONNX Runtime adds by

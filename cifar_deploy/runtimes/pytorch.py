@@ -7,7 +7,7 @@ import torch
 
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.device import every_shape, exhausted
+from cifar_deploy.device import every_shape, exhausted, quiet_autotune
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors
 from cifar_deploy.runtimes.protocol import ANY, Bound, Logits, in_batches
@@ -40,6 +40,8 @@ class PyTorch:
             trained = copy.deepcopy(trained)
         graph = trained.graph(DTYPES[precision]).to(device).to(memory_format=torch.channels_last)
         self._compiled = compiled
+        if compiled:
+            quiet_autotune()
         self._graph = torch.compile(graph, mode=MODE, dynamic=False) if compiled else graph
         if device.type == "cuda":  # other streams may use it
             torch.cuda.synchronize(device)

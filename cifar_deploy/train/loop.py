@@ -146,8 +146,10 @@ class Trainer:
                 self.objective, device_ids=ids, broadcast_buffers=False
             )
         if self.compiled:
-            tried = recipe.train.compile == "max"
-            mode = "max-autotune-no-cudagraphs" if tried else None
+            mode = None
+            if recipe.train.compile == "max":
+                mode = "max-autotune-no-cudagraphs"
+                machine.quiet_autotune()
             # The few sizes of images are met while warming up; kernels for any size are slower.
             self.forward = torch.compile(self.forward, mode=mode, dynamic=False)
         self.factor: Callable[[int], float] = lambda step: rate(recipe.schedule, step, self.steps)

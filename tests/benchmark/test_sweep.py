@@ -1,9 +1,12 @@
+import inspect
 import itertools
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,6 +286,19 @@ def test_torch_compiles_every_batch_size(
         np.testing.assert_allclose(answer.numpy(), expected[: len(answer)], atol=1e-4)
 
 
+def test_what_torch_tries_is_not_printed(measured: ModelFolder) -> None:
+    """What a GPU prints a CPU does not: here, that torch asks what is set."""
+    from torch._inductor import config, select_algorithm
+
+    PyTorch(weights.load(measured), CPU, compiled=True)
+    asked = inspect.getsource(select_algorithm)
+    assert not select_algorithm.PRINT_AUTOTUNE
+    assert "not PRINT_AUTOTUNE" in asked
+    assert not config.max_autotune_report_choices_stats
+    assert "config.max_autotune_report_choices_stats" in asked
+    assert not select_algorithm.log.isEnabledFor(logging.ERROR)
+
+
 def test_a_file_that_cannot_be_opened_is_a_failure(measured: ModelFolder, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(measured.onnx("fp32").read_bytes()[:1000])
@@ -319,7 +335,7 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
 
 
 @pytest.mark.gpu
-def test_compiled_pytorch_answers_as_eager_does(measured: ModelFolder) -> None:
+def test_compiled_pytorch_answers_as_eager_does(measured: ModelFolder, capfd: Any) -> None:
     device = torch.device("cuda", 0)
     trained = weights.load(measured)
     images = sweep.pixels(CPU)[:32]
@@ -328,6 +344,7 @@ def test_compiled_pytorch_answers_as_eager_does(measured: ModelFolder) -> None:
     bound = [compiled.bind(images[:16]), compiled.bind(images[16:])]
     for one, part in zip(bound * 3, (reference[:16], reference[16:]) * 3, strict=True):
         np.testing.assert_allclose(one.run().cpu().numpy(), part, atol=1e-3)
+    assert "AUTOTUNE" not in "".join(capfd.readouterr())
     half = PyTorch(trained, device, "fp16").logits(images)
     np.testing.assert_allclose(half, reference, atol=3e-2)
     # The network of the reference was not converted with it.

@@ -173,8 +173,10 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
             folder = out / mode
             with disk_errors(folder, "write"):
                 folder.mkdir(parents=True, exist_ok=True)
-            with handled(system.end):
+            with handled(system.end) as theirs:
                 lg.StartTestWithLogSettings(sut, qsl, test, _logs_in(lg, folder))
+            if system.signal and callable(handler := theirs[system.signal[0]]):
+                handler(*system.signal)  # whose it was: it may know what to make of the number
             if system.error:
                 raise system.error
             (folder / "mlperf_log_trace.json").unlink(missing_ok=True)  # empty: not asked for
@@ -230,9 +232,11 @@ class _System:
         self._waiting: list[Sequence[Any]] = [[] for _ in self._slots]
         self._told = 0  # of a query's samples, in their order
         self.error: BaseException | None = None
+        self.signal: tuple[int, FrameType | None] | None = None  # the first one
 
-    def end(self, _number: int, _frame: FrameType | None) -> None:
+    def end(self, number: int, frame: FrameType | None) -> None:
         """A signal's handler: compute nothing more."""
+        self.signal = self.signal or (number, frame)
         self.error = self.error or KeyboardInterrupt()
 
     def rate(self) -> float:
@@ -255,23 +259,24 @@ class _System:
         try:
             self._compute(samples)
         except Exception as error:
-            self.error = error
+            self.error = self.error or error
         left = samples[self._told :]
         if left:
             self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(s.id, 0, 0) for s in left])
 
     def _compute(self, samples: Sequence[Any]) -> None:
         self._waiting = [[] for _ in self._slots]
-        for number, start in enumerate(range(0, len(samples), self._batch)):
+        starts = range(0, len(samples), self._batch)
+        # The oldest batch is told first, to the end: what is told is always the first `_told`.
+        for number in range(len(starts) + len(self._slots)):
             if self.error:
                 return
             place = number % len(self._slots)
             self._finish(place)
-            some = samples[start : start + self._batch]
-            self._send(place, np.fromiter((s.index for s in some), np.int64, len(some)))
-            self._waiting[place] = some
-        for place in range(len(self._slots)):
-            self._finish(place)
+            if number < len(starts):
+                some = samples[starts[number] : starts[number] + self._batch]
+                self._send(place, np.fromiter((s.index for s in some), np.int64, len(some)))
+                self._waiting[place] = some
 
     def _send(self, place: int, indices: npt.NDArray[np.int64]) -> None:
         """Gather images, the last ones of a smaller batch being left as they were, and send."""

@@ -1,8 +1,12 @@
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +161,71 @@ def test_ctrl_c_under_loadgen_keeps_what_was_found(
     assert sweep.UNFINISHED in runs.remarks
     assert len(after) <= 4  # what was being computed, and nothing more
     assert (runs.failures, late.calls) == ([], 0)
+
+
+def test_a_signal_under_loadgen_reaches_who_waited_for_it(
+    small_data: Dataset, tmp_path: Path
+) -> None:
+    caught = []
+
+    def end(number: int, _frame: object) -> None:
+        caught.append(number)
+        raise KeyboardInterrupt
+
+    def terminated(_: int) -> float:
+        if (tmp_path / "performance").exists() and not caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.001
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        settings = mlperf.Settings("SingleStream", 0.1, 1, 1)
+        with pytest.raises(KeyboardInterrupt):
+            mlperf.run(
+                Contender("m", "file", Sleeper(terminated)),
+                small_data.test.first(20),
+                settings,
+                tmp_path,
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught == [signal.SIGTERM]
+
+
+class Late:
+    """A slot that tells of a failure when it is waited for, as one on a GPU does."""
+
+    def __init__(self, sent: list[int], failing: int) -> None:
+        self.sent, self.failing, self.mine = sent, failing, -1
+        self.answer = torch.zeros(2, 10)
+
+    def send(self, _: torch.Tensor) -> None:
+        self.mine = len(self.sent)
+        self.sent.append(self.mine)
+
+    def wait(self) -> None:
+        if self.mine == self.failing:
+            raise UserError("the GPU went away")
+
+
+@pytest.mark.parametrize("failing", range(7))
+def test_every_sample_is_answered_once_whichever_batch_fails(
+    small_data: Dataset, failing: int
+) -> None:
+    """LoadGen waits for ever for one that is not, and takes no two answers."""
+    answered: list[int] = []
+    loadgen = SimpleNamespace(
+        QuerySampleResponse=lambda number, _address, _size: number,
+        QuerySamplesComplete=answered.extend,
+    )
+    contender = Contender("m", "file", Sleeper(lambda _: 0.0))
+    system = mlperf._System(loadgen, contender, small_data.test.first(12), 2, 4)
+    sent: list[int] = []
+    slots: Any = [Late(sent, failing) for _ in range(4)]
+    system._slots = slots
+    system.issue([SimpleNamespace(id=number, index=number) for number in range(12)])
+    assert sorted(answered) == list(range(12))
+    assert isinstance(system.error, UserError) == (failing < 6)  # of six batches
 
 
 def test_without_loadgen_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

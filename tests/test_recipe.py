@@ -243,7 +243,7 @@ def test_a_recipe_may_be_asked_for_by_path_or_word(tmp_path: Path) -> None:
     own = recipe.find(None, folder, "vgg19")
     assert own
     assert own.samefile(ROOT / "models" / "vgg19" / "recipe.toml")
-    with pytest.raises(UserError, match=r"vgg19 has no fast\.toml; .* \(finetune, short\)"):
+    with pytest.raises(UserError, match=r"vgg19 has no fast\.toml; .* \(finetune, short, taught\)"):
         recipe.find("fast", folder, "vgg19")
 
 

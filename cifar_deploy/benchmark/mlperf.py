@@ -8,6 +8,7 @@ https://github.com/mlcommons/inference/tree/master/loadgen
 
 import json
 import math
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -173,10 +174,11 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
             folder = out / mode
             with disk_errors(folder, "write"):
                 folder.mkdir(parents=True, exist_ok=True)
-            with handled(system.end) as theirs:
+            with handled(system.end):
                 lg.StartTestWithLogSettings(sut, qsl, test, _logs_in(lg, folder))
-            if system.signal and callable(handler := theirs[system.signal[0]]):
-                handler(*system.signal)  # whose it was: it may know what to make of the number
+            if system.signal:  # once more, to whose it was
+                signal.raise_signal(system.signal)
+                raise KeyboardInterrupt
             if system.error:
                 raise system.error
             (folder / "mlperf_log_trace.json").unlink(missing_ok=True)  # empty: not asked for
@@ -231,13 +233,12 @@ class _System:
         ]
         self._waiting: list[Sequence[Any]] = [[] for _ in self._slots]
         self._told = 0  # of a query's samples, in their order
-        self.error: BaseException | None = None
-        self.signal: tuple[int, FrameType | None] | None = None  # the first one
+        self.error: Exception | None = None
+        self.signal = 0  # the number of the first one that came
 
-    def end(self, number: int, frame: FrameType | None) -> None:
+    def end(self, number: int, _frame: FrameType | None) -> None:
         """A signal's handler: compute nothing more."""
-        self.signal = self.signal or (number, frame)
-        self.error = self.error or KeyboardInterrupt()
+        self.signal = self.signal or number
 
     def rate(self) -> float:
         """Images a second, tried for a moment after a warm-up."""
@@ -259,17 +260,16 @@ class _System:
         try:
             self._compute(samples)
         except Exception as error:
-            self.error = self.error or error
+            self.error = error
         left = samples[self._told :]
         if left:
             self._lg.QuerySamplesComplete([self._lg.QuerySampleResponse(s.id, 0, 0) for s in left])
 
     def _compute(self, samples: Sequence[Any]) -> None:
-        self._waiting = [[] for _ in self._slots]
         starts = range(0, len(samples), self._batch)
         # The oldest batch is told first, to the end: what is told is always the first `_told`.
         for number in range(len(starts) + len(self._slots)):
-            if self.error:
+            if self.error or self.signal:
                 return
             place = number % len(self._slots)
             self._finish(place)

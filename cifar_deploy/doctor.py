@@ -142,5 +142,5 @@ def _tensorrt(name: str) -> str:
     built = build.build(chosen, _negation(["batch", 32, 32, 3]), source, options)
     if not gpu:
         return f"{chosen} builds engines; running one needs a CUDA device"
-    load.deserialise(chosen, built.engine, source, {})
+    load.deserialise(chosen, built.engine, source, {}, load.gpu_of(torch.device("cuda")))
     return f"{chosen} builds and loads engines"

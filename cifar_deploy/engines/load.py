@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_deploy.engines import flavour as flavours
 from cifar_deploy.engines import manifest as manifests
 from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.options import targets
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
 
@@ -49,7 +50,7 @@ def open_engine(
     version = flavours.load(name).version if gpu else ""
     if reason := manifests.refusal(manifest, version, gpu):
         raise UserError(f"{path}: {reason}")
-    opened = deserialise(flavours.load(name), raw, path, manifest)
+    opened = deserialise(flavours.load(name), raw, path, manifest, gpu)
     if manifest.get("stripped"):
         refit(opened, path)
     return opened
@@ -65,21 +66,25 @@ def gpu_of(device: "torch.device") -> manifests.Gpu | None:
     return manifests.Gpu(torch.cuda.get_device_name(device), f"{major}.{minor}")
 
 
-def deserialise(flavour: Flavour, raw: bytes, path: Path, manifest: Json) -> Opened:
-    """Hand checked bytes to the library. Raises UserError where it refuses them."""
+def deserialise(
+    flavour: Flavour, raw: bytes, path: Path, manifest: Json, gpu: manifests.Gpu | None = None
+) -> Opened:
+    """Hand checked bytes to the library, on `gpu`. Raises UserError where it refuses them."""
     runtime = flavour.make("Runtime", flavour.log)
     if manifest.get("version_compatible"):
         # Such an engine carries a small runtime of its own; its sha256 has been checked.
         runtime.engine_host_code_allowed = True
     if hasattr(runtime, "get_engine_validity"):
-        _check_validity(flavour, runtime, raw, path)
+        _check_validity(flavour, runtime, raw, path, gpu)
     engine = runtime.deserialize_cuda_engine(raw)
     if engine is None:
         raise UserError(f"{path}: {flavour} cannot load it: {flavour.log.reason()}")
     return Opened(flavour, runtime, engine, manifest)
 
 
-def _check_validity(flavour: Flavour, runtime: Any, raw: bytes, path: Path) -> None:
+def _check_validity(
+    flavour: Flavour, runtime: Any, raw: bytes, path: Path, gpu: manifests.Gpu | None
+) -> None:
     """TensorRT for RTX reads the header alone and says what is wrong with it."""
     trt = flavour.module
     validity, bits = runtime.get_engine_validity(raw)
@@ -87,7 +92,13 @@ def _check_validity(flavour: Flavour, runtime: Any, raw: bytes, path: Path) -> N
         return
     members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, member in members.items() if int(bits) & int(member)]
-    if "UNSUPPORTED_CC" in found:  # it says no more about that
+    if "UNSUPPORTED_CC" in found:  # of the engine, or of the library: it does not say which
+        if gpu and gpu.compute_capability in targets(flavour):
+            here = gpu.compute_capability
+            raise UserError(
+                f"{path}: not built for compute capability {here} ({gpu.name}); export it again "
+                f"with --compute-capability {here}"
+            )
         raise UserError(
             f"{path}: {flavour} does not support this GPU's compute capability; run the ONNX file "
             "on it, or an engine of --flavour tensorrt"

@@ -95,21 +95,31 @@ def check(options: Options, flavour: Flavour, gpu: bool) -> None:
             raise UserError(
                 f"{name}: {flavour} can do that only with a CUDA device, and there is none here"
             )
+    if options.strip_weights and len(options.compute_capabilities) > 1:
+        raise UserError(
+            f"--strip-weights takes one --compute-capability: {flavour} builds an engine without "
+            "weights for one GPU"
+        )
     for capability in options.compute_capabilities:
         target(flavour, capability)
 
 
 def target(flavour: Flavour, capability: str) -> object:
     """The library's member for a compute capability as "8.6"; UserError where it has none."""
-    members: dict[str, object] = flavour.module.ComputeCapability.__members__
-    known = {
-        f"{name[2:-1]}.{name[-1]}": member
-        for name, member in members.items()
-        if re.fullmatch(r"SM\d{2,}", name)
-    }
+    known = targets(flavour)
     if capability not in known:
         raise UserError(
             f"--compute-capability {capability}: {flavour} builds for "
             f"{', '.join(sorted(known, key=float))}"
         )
     return known[capability]
+
+
+def targets(flavour: Flavour) -> dict[str, object]:
+    """The compute capabilities, as "8.6", that TensorRT for RTX builds for: its own members."""
+    members: dict[str, object] = flavour.module.ComputeCapability.__members__
+    return {
+        f"{name[2:-1]}.{name[-1]}": member
+        for name, member in members.items()
+        if re.fullmatch(r"SM\d{2,}", name)
+    }

@@ -95,7 +95,7 @@ def export_engine(
     }
     layers = None
     if options.layer_info:
-        opened = deserialise(flavour, built.engine, path, facts)
+        opened = deserialise(flavour, built.engine, path, facts, gpu)
         layers = builder.layer_information(flavour, opened.engine)
     write_bytes(path, built.engine)
     write_manifest(path, facts)

@@ -26,7 +26,8 @@ from cifar_deploy.store import Json, sha256_of
 LANES = 8  # batch sizes that a thread keeps a context for; each holds memory for the largest batch
 MEMORY = rf"{OUT_OF_MEMORY}|alloc"  # in TensorRT's words for a GPU that is full
 
-# Building a context and capturing touch the device as a whole: one at a time in this process.
+# Loading an engine, building a context and capturing touch the device as a whole: one at a time in
+# this process.
 _preparing = threading.Lock()
 
 # Of captures that failed: in torch 2.11 and 2.12 an allocator goes on asking them.
@@ -117,7 +118,7 @@ class TensorRT:
     ) -> None:
         self._path = path
         self._device = device
-        with on(device):
+        with on(device), _preparing:
             self._open(open_engine(path, device, trust, known))
 
     def _open(self, opened: Opened) -> None:
@@ -220,20 +221,22 @@ class TensorRT:
             side = _aside(self._device)
             side.wait_stream(stream)
             context = self._context()
-            # TensorRT for RTX captures its graph in the second run and replays it from the third.
-            runs = 3 if self._kernels else 1
+            # TensorRT for RTX captures its graph in the second run and replays it from the third,
+            # unless what prepares kernels is not through then.
+            runs = 4 if self._kernels else 1
             try:
                 ready = (
                     context.set_optimization_profile_async(self._profile(batch), side.cuda_stream)
                     and context.set_input_shape(self._input, tuple(given.shape))
                     and context.set_tensor_address(self._input, given.data_ptr())
                     and context.set_tensor_address(self._output, result.data_ptr())
-                    and all(context.execute_async_v3(side.cuda_stream) for _ in range(runs))
                 )
             except RuntimeError:  # so it refuses a profile; the log has the reason
                 ready = False
             try:
-                side.synchronize()  # also what ran before a refusal: its buffers are let go then
+                for _ in range(runs):
+                    ready = ready and context.execute_async_v3(side.cuda_stream)
+                    side.synchronize()  # also before a refusal: its buffers are let go then
             finally:
                 if not ready:
                     self._refused("run")

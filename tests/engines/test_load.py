@@ -113,6 +113,24 @@ def test_what_another_export_does_not_mend_is_told(
     assert "export it again" not in str(caught.value)
 
 
+def test_a_gpu_that_the_engine_was_not_built_for_is_told_the_way_out(
+    kept: Path, engine: bytes, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Runtime(rtx.module.Runtime):  # type: ignore[misc, name-defined]
+        """The library's, on a GPU that is not among the default targets."""
+
+        def get_engine_validity(self, _: bytes) -> Any:
+            trt = rtx.module
+            return trt.EngineValidity.INVALID, int(trt.EngineInvalidityDiagnostics.UNSUPPORTED_CC)
+
+    monkeypatch.setattr(rtx.module, "Runtime", Runtime)
+    said = r"not built for compute capability 7.5 \(NVIDIA T4\); .* --compute-capability 7.5"
+    with pytest.raises(UserError, match=said):
+        deserialise(rtx, engine, kept, {}, Gpu("NVIDIA T4", "7.5"))
+    with pytest.raises(UserError, match="does not support this GPU's compute capability"):
+        deserialise(rtx, engine, kept, {}, Gpu("NVIDIA H200", "9.0"))
+
+
 @pytest.mark.gpu
 def test_a_whole_engine_is_opened(kept: Path) -> None:
     with supported():

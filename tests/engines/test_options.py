@@ -70,6 +70,12 @@ def test_what_it_can_do_passes(rtx: Flavour) -> None:
     check(Options(strip_weights=True, layer_info=True), rtx, gpu=True)
 
 
+def test_without_weights_it_builds_for_one_target(rtx: Flavour) -> None:
+    check(Options(strip_weights=True, compute_capabilities=("8.6",)), rtx, gpu=True)
+    with pytest.raises(UserError, match="--strip-weights takes one --compute-capability"):
+        check(Options(strip_weights=True, compute_capabilities=("8.6", "8.9")), rtx, gpu=True)
+
+
 def test_compute_capabilities_are_rtxs(rtx: Flavour) -> None:
     other = Flavour("tensorrt", rtx.module)
     with pytest.raises(UserError, match="--compute-capability is for tensorrt-rtx"):

@@ -260,6 +260,9 @@ private:
         int index = 0;
         std::size_t min = 0;
         std::size_t max = 0;
+#ifdef CIFAR_DEPLOY_HAS_TENSORRT_RTX
+        std::unique_ptr<nvinfer1::IRuntimeConfig> config;  // outlives the context
+#endif
         std::unique_ptr<nvinfer1::IExecutionContext> context;
         std::size_t batch = 0;  // that its shapes and addresses are set for
     };
@@ -371,12 +374,27 @@ private:
         return best;
     }
 
+    // Leaves the context null where the library refuses.
+    void make_context(Shapes& chosen) const {
+#ifdef CIFAR_DEPLOY_HAS_TENSORRT_RTX
+        // By default it begins with kernels for any batch and changes to others later on; what was
+        // validated ran with those for its batch from the first image on.
+        chosen.config.reset(engine_->createRuntimeConfig());
+        if (!chosen.config) return;
+        chosen.config->setDynamicShapesKernelSpecializationStrategy(
+            nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+        chosen.context.reset(engine_->createExecutionContext(chosen.config.get()));
+#else
+        chosen.context.reset(engine_->createExecutionContext());
+#endif
+    }
+
     nvinfer1::IExecutionContext& prepared(std::size_t batch) {
         const Shapes* found = profile_for(batch);
         if (found == nullptr || batch < found->min || batch > room_) refused(batch);
         Shapes& chosen = contexts_[static_cast<std::size_t>(found - contexts_.data())];
         if (!chosen.context) {
-            chosen.context.reset(engine_->createExecutionContext());
+            make_context(chosen);
             if (!chosen.context ||
                 !chosen.context->setOptimizationProfileAsync(chosen.index, stream_.get())) {
                 chosen.context.reset();

@@ -19,7 +19,8 @@ from cifar_deploy.errors import UserError, disk_errors
 MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
 CARD = "card.json"
 EXPORTED = (".onnx", ".engine")  # what the exporter writes, by its suffix
-# What a whole proof says in numbers.
+# What a whole proof says in words and in numbers.
+PROOF_TEXTS = ("sha256", "verdict", "runtime", "provider", "device")
 PROOF_NUMBERS = (
     *("accuracy", "reference_accuracy"),
     *("upper_bound_of_loss_points", "margin_points"),
@@ -297,28 +298,31 @@ def proof_path(file: Path) -> Path:
     return file.with_name(file.name + ".proof.json")
 
 
-def read_proof(path: Path, sha256: str) -> Json | None:
-    """The proof beside an exported file, if it is of exactly the bytes of `sha256`.
+def read_proofs(path: Path, sha256: str) -> list[Json]:
+    """The proofs beside an exported file that are of exactly the bytes of `sha256`, oldest first.
 
-    Raises UserError where it lacks what is told of it.
+    There is one of each runtime and device that judged it. Raises UserError where one lacks what
+    is told of it.
     """
     file = proof_path(path)
     if not file.exists():
-        return None
-    proof = read_json(file)
-    if proof.get("sha256") != sha256:
-        return None
-    data = proof.get("data")
-    whole = (
-        all(isinstance(proof.get(key), str) for key in ("verdict", "runtime", "provider", "device"))
+        return []
+    proofs = read_json(file).get("proofs")
+    if not isinstance(proofs, list) or not all(map(_whole, proofs)):
+        raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path}")
+    return [proof for proof in proofs if proof["sha256"] == sha256]
+
+
+def _whole(proof: Any) -> bool:
+    """Whether a proof has all that is told of it."""
+    if not isinstance(proof, dict) or not isinstance(data := proof.get("data"), dict):
+        return False
+    return (
+        all(isinstance(proof.get(key), str) for key in PROOF_TEXTS)
         and all(isinstance(proof.get(key), int | float) for key in PROOF_NUMBERS)
-        and isinstance(data, dict)
         and isinstance(data.get("images"), int)
         and isinstance(data.get("name"), str)
     )
-    if not whole:
-        raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path.parent.name}")
-    return proof
 
 
 def write_manifest(file: Path, facts: Json) -> Json:

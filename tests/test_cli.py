@@ -435,12 +435,12 @@ def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> N
         "margin_points": 0.5,
     }
     told |= {"sha256": facts["sha256"], "data": {"images": 500, "name": "synthetic"}}
-    proof.write_text(json.dumps(told))
+    proof.write_text(json.dumps({"proofs": [told]}))
     wanted = "PASS (margin 0.5 points): 50.00 %, the reference 51.00 %, on 500 test images of "
     assert f"{wanted}synthetic, by R 1 on D" in run("models", FILE).out
-    proof.write_text(json.dumps({**told, "sha256": "0" * 64}))  # of other bytes
+    proof.write_text(json.dumps({"proofs": [{**told, "sha256": "0" * 64}]}))  # of other bytes
     assert "PASS" not in run("models", FILE).out
-    proof.write_text(json.dumps({"sha256": facts["sha256"], "verdict": "PASS"}))
+    proof.write_text(json.dumps({"proofs": [{"sha256": facts["sha256"], "verdict": "PASS"}]}))
     assert "not a whole one; run: cifar-deploy validate" in run("models", FILE).out
     proof.unlink()
     stranger = Path("stranger.onnx")

@@ -47,7 +47,7 @@ def benchmark(
         list[str] | None,
         typer.Option(
             metavar="N[,N...]",
-            help="Images a call; may be repeated. [default: 1,8,32,128,256,1024]",
+            help="Images a call; may be repeated. [default: 1,8,32,128,256,1024; Offline 256]",
         ),
     ] = None,
     seconds: Annotated[
@@ -89,6 +89,9 @@ def benchmark(
     if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
         raise UserError(f"{given[0]} goes with --scenario; speed alone needs no test images")
     sizes = _batches(batch or [])
+    if scenario and len(sizes) > (scenario is Scenario.Offline):
+        takes = "one --batch" if scenario is Scenario.Offline else "single images, no --batch"
+        raise UserError(f"--scenario {scenario.value} takes {takes}")
     work = _contestants(targets or [], Kind.of(format, precision))
     check_json(json_file)
     stale = _stale(work)  # now: nothing may come between what was measured and its table
@@ -120,7 +123,9 @@ def benchmark(
             ran = mlperf.run_all(
                 entered,
                 _test_images(folders, data.value if data else None, data_dir, images),
-                mlperf.Settings(scenario.value, seconds, max(sizes or [256]), max(at_once, 1)),
+                mlperf.Settings(
+                    scenario.value, seconds, sizes[0] if sizes else 256, max(at_once, 1)
+                ),
                 out or store.models_root() / "mlperf",
                 where,
                 told,

@@ -96,7 +96,7 @@ def _check(path: Path, made_from: str | None) -> None:
     from cifar_deploy.runtimes.load import check_file
 
     if path.suffix != SUFFIXES[Format.onnx]:
-        raise UserError(f"{path} is no ONNX file, whose layers could be looked at")
+        raise UserError(f"{path} is no ONNX file; name one, as models/cnn9/cnn9.int8.onnx")
     check_file(path, made_from)
 
 

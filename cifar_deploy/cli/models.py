@@ -53,7 +53,7 @@ def models(
 
 
 def _facts(path: Path) -> store.Json:
-    """What an exported file says of itself, its manifest of it, and its proof."""
+    """What an exported file says of itself, its manifest of it, and its proofs."""
     from cifar_deploy.engines import manifest as engine_manifest
     from cifar_deploy.runtimes import onnx_interface
 
@@ -67,9 +67,9 @@ def _facts(path: Path) -> store.Json:
     # With a manifest the bytes are those that it names.
     sha256 = manifest["sha256"] if manifest else store.sha256_of(path)
     try:
-        proof = store.read_proof(path, sha256)
+        proofs: list[store.Json] | None = store.read_proofs(path, sha256)
     except UserError:
-        proof = {}  # not a whole one
+        proofs = None  # not whole
     return {
         **facts,
         "file": str(path),
@@ -79,7 +79,7 @@ def _facts(path: Path) -> store.Json:
         "model": (manifest or {}).get("model"),
         "weights_sha256": (manifest or {}).get("weights_sha256"),
         "stale": store.stale(path, store.card_of(store.ModelFolder(path.absolute().parent))),
-        "proof": proof,
+        "proofs": proofs,
     }
 
 
@@ -99,13 +99,14 @@ def _show_file(facts: store.Json) -> None:
         origin = f"{facts['model']}, weights {facts['weights_sha256']}"
         origin += "; the model has others now, export it again" * facts["stale"]
     typer.echo(f"of         {origin}")
-    typer.echo(f"proof      {_proved(facts['proof'])}")
+    for proof in facts["proofs"] or ():
+        typer.echo(f"proof      {_proved(proof)}")
+    if not facts["proofs"]:
+        state = "not a whole one" if facts["proofs"] is None else "none of these bytes"
+        typer.echo(f"proof      {state}; run: cifar-deploy validate {facts['file']}")
 
 
-def _proved(proof: store.Json | None) -> str:
-    if not proof:
-        state = "none of these bytes" if proof is None else "not a whole one"
-        return f"{state}; run: cifar-deploy validate"
+def _proved(proof: store.Json) -> str:
     data = proof["data"]
     return (
         f"{proof['verdict']} (margin {proof['margin_points']:g} points): "
@@ -140,7 +141,10 @@ def _show(entries: list[store.Json]) -> None:
             gone = "" if entry["weights"] else "; its weights are not here"
             known = entry["data"] in (None, "CIFAR-10")
             of = "" if known else f"; its accuracy is of {entry['data']}'s images"
-            typer.echo(f"{entry['model']}: {entry['command']}, on {entry['device']}{of}{gone}")
+            begun = entry["begun_from"]
+            first = f", from the weights {begun[:12]}… of another run" if begun else ""
+            said = f"{entry['command']}, on {entry['device']}{first}{of}{gone}"
+            typer.echo(f"{entry['model']}: {said}")
 
 
 def _name(entry: store.Json) -> str:
@@ -161,4 +165,5 @@ def _top1(entry: store.Json) -> str:
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
-    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"
+    seeds = f"{entry['seeds']} seeds: {mean:.2f} ± {spread:.2f} %"
+    return f"{100 * accuracy:.2f} % ({length}; {seeds})"

@@ -42,8 +42,8 @@ def package(
 ) -> None:
     """Write what a machine without Python needs to run a proved file: a folder or a .tar.gz.
 
-    The file is exported first where it is missing or older than the weights, int8 as it was before:
-    calibrated on as many images, with the same layers in fp32.
+    An ONNX file is exported first where it is missing or older than the weights, int8 as it was
+    before: calibrated on as many images, with the same layers in fp32. An engine has to be there.
     """
     folder = architectures.folder(model)
     name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
@@ -85,7 +85,11 @@ def package(
         return
     proved = "NOT PROVED"
     if found.proved and found.proof:
-        proved = f"proved to lose no more than {found.proof['margin_points']:g} points"
+        proved = (
+            f"proved by {found.proof['runtime']} to lose at most "
+            f"{found.proof['upper_bound_of_loss_points']:.2g} points (95 %), "
+            f"{found.proof['margin_points']:g} allowed"
+        )
     say(
         f"{place}  {sum(map(len, contents.values())) / 1e6:.1f} MB, {len(contents)} files, {proved}"
     )

@@ -34,10 +34,13 @@ def profile(
     """Show where the time of an ONNX file goes: what every layer takes, on a CPU."""
     check_json(json_file)
     if file.suffix != SUFFIXES[Format.onnx]:
-        raise UserError(
-            f"{file} is no ONNX file; of an engine `export --format trt --export-layer-info` tells "
-            "the layers, and trtexec --dumpProfile their times"
-        )
+        way = "name one, as models/cnn9/cnn9.fp32.onnx"
+        if file.suffix == SUFFIXES[Format.trt]:
+            way = (
+                "of an engine `export --format trt --export-layer-info` tells the layers, and "
+                "trtexec --dumpProfile their times"
+            )
+        raise UserError(f"{file} is no ONNX file; {way}")
     from cifar_deploy import device as machine
     from cifar_deploy.benchmark.profile import CPU
     from cifar_deploy.benchmark.profile import profile as measure

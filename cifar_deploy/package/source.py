@@ -16,7 +16,7 @@ from cifar_deploy.store import (
     proof_path,
     read_card,
     read_manifest,
-    read_proof,
+    read_proofs,
 )
 
 PASS = "PASS"  # validate's word for a proved file
@@ -41,7 +41,7 @@ class Source:
     path: Path
     data: bytes
     manifest: Json
-    proof: Json | None  # of exactly these bytes
+    proofs: tuple[Json, ...]  # of exactly these bytes, oldest first
     backend: str  # "onnx", "tensorrt" or "tensorrt-rtx"
     network: str
     precision: str
@@ -53,6 +53,15 @@ class Source:
     target: str  # "cpp" or "triton"
 
     @property
+    def proof(self) -> Json | None:
+        """The latest proof that counts, or else the latest PASS, or else the latest verdict."""
+
+        def worth(proof: Json) -> tuple[bool, bool]:
+            return proof["verdict"] == PASS and not self._elsewhere(proof), proof["verdict"] == PASS
+
+        return max(reversed(self.proofs), key=worth, default=None)
+
+    @property
     def proved(self) -> bool:
         """Whether `validate` gave these bytes a PASS, and where it counts."""
         return self.proof is not None and self.proof["verdict"] == PASS and not self.elsewhere
@@ -60,19 +69,28 @@ class Source:
     @property
     def elsewhere(self) -> str:
         """Why a PASS is none for the target: what computed then is not what will; "" if it is."""
-        if self.engine or not self.proof:
+        return self._elsewhere(self.proof) if self.proof else ""
+
+    def _elsewhere(self, proof: Json) -> str:
+        if self.engine:
             return ""
-        by, provider = str(self.proof["runtime"]), str(self.proof["provider"])
+        by, provider = str(proof["runtime"]), str(proof["provider"])
         on_gpu = provider.startswith("CUDA")
         if self.precision == "int8" and on_gpu:
             return (
                 "on a GPU, where ONNX Runtime computes in fp32 what is 8 bits on a CPU; "
-                "validate it with --device cpu"
+                f"run: cifar-deploy validate {self.path} --device cpu"
             )
         if self.target == TRITON and not by.startswith("ONNX Runtime"):
-            return f"by {by}, and Triton runs it in ONNX Runtime; validate it with that"
+            return (
+                f"by {by}, and Triton runs it in ONNX Runtime; run: cifar-deploy validate "
+                f"{self.path}"
+            )
         if self.target == TRITON and self.precision == "fp16" and not on_gpu:
-            return "on a CPU, which computes fp16 in fp32, and Triton has a GPU; validate it there"
+            return (
+                "on a CPU, which computes fp16 in fp32, and Triton has a GPU; there run: "
+                f"cifar-deploy validate {self.path}"
+            )
         return ""
 
     @property
@@ -159,7 +177,7 @@ def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json, target
         path=path,
         data=data,
         manifest=manifest,
-        proof=read_proof(path, manifest["sha256"]),
+        proofs=tuple(read_proofs(path, manifest["sha256"])),
         backend=backend,
         network=str(manifest["network"]),
         precision=str(manifest["precision"]),
@@ -201,17 +219,17 @@ def _only_gpu(manifest: Json) -> str:
 
 def require_proof(source: Source) -> None:
     """Raise UserError unless `validate` gave exactly this file a PASS."""
-    name = source.folder.name
+    command = f"cifar-deploy validate {source.path}"
     if source.proved:
         return
     if source.proof and source.proof["verdict"] == PASS:
         why = f"was proved {source.elsewhere}"
     elif source.proof:
-        why = f"did not pass: {source.proof.get('verdict')}; see `cifar-deploy validate {name}`"
+        why = f"did not pass: {source.proof.get('verdict')}; see `{command}`"
     elif proof_path(source.path).exists():
-        why = f"was exported anew since it was judged; run: cifar-deploy validate {name}"
+        why = f"was exported anew since it was judged; run: {command}"
     else:
-        why = f"is not proved on the whole test set; run: cifar-deploy validate {name}"
+        why = f"is not proved on the whole test set; run: {command}"
         if source.engine:
             why += ", on a machine with the GPU it is for"
     raise UserError(f"{source.path} {why}\n--unproved packages it all the same, and says so")
@@ -231,10 +249,11 @@ def _engine(folder: ModelFolder, precision: str, flavour: str) -> Path:
     wanted = NAMES if flavour == AUTO else (flavour,)
     there = [name for name in wanted if folder.engine(precision, name).exists()]
     if not there:
-        raise UserError(
-            f"{folder.engine(precision, wanted[0])} does not exist; run: cifar-deploy export "
-            f"{folder.name} --format trt --precision {precision}"
-        )
+        said = f"there is no engine of {folder.name} in {precision}"
+        way = f"cifar-deploy export {folder.name} --format trt --precision {precision}"
+        if flavour != AUTO:
+            said, way = f"{said} of {flavour}", f"{way} --flavour {flavour}"
+        raise UserError(f"{said} in {folder.path}; run: {way}")
     if len(there) > 1:
         raise UserError(f"{folder.path} has engines of {' and '.join(there)}; name one: --flavour")
     return folder.engine(precision, there[0])

@@ -1,11 +1,12 @@
-"""The proof that stands beside an exported file: what was judged, on what, with which verdict."""
+"""The proofs that stand beside an exported file: what was judged, on what, with which verdict."""
 
+import contextlib
 import datetime
 import math
 from pathlib import Path
 
-from cifar_deploy.errors import disk_errors
-from cifar_deploy.store import Json, proof_path, sha256_of, write_json
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.store import Json, proof_path, read_proofs, sha256_of, write_json
 from cifar_deploy.validate.judge import Judged, Judgement
 
 
@@ -17,7 +18,8 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
     was trained on were used (`validate --images` and other data prove nothing; one release of
     CIFAR-10 does for another), nor where the reference is not what its card says, nor for a file
     that has changed meanwhile, could not be run here, or was judged with something put before it.
-    Of a file that ran and gave no answers an earlier proof is taken away.
+    What another runtime found, or the same on another device, is kept. Of a file that ran and gave
+    no answers all earlier proofs are taken away.
     Returns what was written. Raises UserError where the disk refuses.
     """
     data = judgement.facts["data"]
@@ -34,9 +36,19 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
     for row in judgement.rows[1:]:
         file = Path(row.file)
         if file in judged and not row.addition and sha256_of(file) == judged[file]:
-            write_json(proof_path(file), _proof(judgement, row, judged[file]))
+            found = _proof(judgement, row, judged[file])
+            earlier: list[Json] = []
+            with contextlib.suppress(UserError):  # damaged: it is written anew
+                earlier = read_proofs(file, judged[file])
+            kept = [proof for proof in earlier if _place(proof) != _place(found)]
+            write_json(proof_path(file), {"proofs": [*kept, found]})
             written.append(proof_path(file))
     return written
+
+
+def _place(proof: Json) -> tuple[str, str, str]:
+    """What judged: the runtime whatever its version, its provider, the device."""
+    return proof["runtime"].rpartition(" ")[0], proof["provider"], proof["device"]
 
 
 def _proof(judgement: Judgement, row: Judged, sha256: str) -> Json:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 # A logit that differs by as much changes a probability by up to 2.5 points.
 OTHER_LOGITS = 0.1
+# What computed, by the name of its package and by a row's `runtime`.
+LIBRARIES = {
+    "torch": "PyTorch",
+    "onnxruntime-gpu": "ONNX Runtime",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", UNUSABLE: "red"}
 # Columns at the left; then the numbers, then the verdict. Breaks keep the columns narrow.
 TEXTS = ("file", "runtime,\nprovider")
@@ -55,10 +62,11 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
     """What stands under the table: the conditions, and the remarks."""
     facts = judgements[0].facts
     versions = facts["versions"]
+    ran = {row.runtime.rpartition(" ")[0] for judgement in judgements for row in judgement.rows}
     libraries = ", ".join(
         f"{name} {versions[name]}"
-        for name in ("torch", "onnxruntime-gpu", "onnxruntime")
-        if name in versions
+        for name, title in LIBRARIES.items()
+        if name in versions and title in ran
     )
     sets = dict.fromkeys(
         f"{data['images']:,} test images of {data['name']}"
@@ -100,9 +108,12 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
                 if settled and (command := _layers(judgement, row)):
                     lines[-1] += f"; `{command}` shows where"
             elif row.largest_difference > OTHER_LOGITS and row.precision != "int8":
+                others = "its classes are the reference's"
+                if row.agreement < 1:
+                    others = f"it answers {100 * (1 - row.agreement):.2g} % of the images otherwise"
                 lines.append(
-                    f"{judgement.label(row.file)}: its classes are right, its logits differ by up "
-                    f"to {row.largest_difference:.2g}: its probabilities are not the reference's."
+                    f"{judgement.label(row.file)}: {others}, its logits differ by up to "
+                    f"{row.largest_difference:.2g}: its probabilities are not the reference's."
                 )
             if row.verdict != FAIL:
                 lines += _worst_class(judgement, row)

@@ -107,6 +107,8 @@ def test_a_scenario_keeps_loadgens_logs(
         (("simple_cnn", "--device", "cuda:99"), "use --device cpu"),
         (("simple_cnn", "--scenario", "Server"), "Server"),
         (("simple_cnn", "--images", "5"), "--images goes with --scenario"),
+        (("simple_cnn", "--scenario", "SingleStream", "--batch", "1"), "takes single images, no"),
+        (("simple_cnn", "--scenario", "Offline", "--batch", "8,32"), "Offline takes one --batch"),
         (("simple_cnn", "--data-dir", "."), "--data-dir goes with --scenario"),
         (
             ("simple_cnn", "--scenario", "Offline", "--runtime=openvino", "--runtime=onnxruntime"),

@@ -26,10 +26,12 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.package import write
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.store import (
+    Json,
     ModelFolder,
     manifest_path,
     proof_path,
     read_json,
+    read_proofs,
     sha256_of,
     write_manifest,
 )
@@ -48,6 +50,16 @@ def files(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def proof_of(file: Path) -> Json:
+    """The only proof beside an exported file."""
+    (proof,) = read_proofs(file, sha256_of(file))
+    return proof
+
+
+def write_proofs(file: Path, *proofs: Json) -> None:
+    proof_path(file).write_text(json.dumps({"proofs": proofs}))
 
 
 def entries(package: Path) -> list[tuple[str, str]]:
@@ -76,7 +88,7 @@ def test_the_cpp_package(run: Run, model: ModelFolder, dataset: Dataset) -> None
     assert found["labels.txt"].decode().splitlines() == list(dataset.classes)
     manifest = json.loads(found["manifest.json"])
     assert manifest == json.loads(Path(f"{model.onnx('fp32')}.json").read_text())
-    assert found["proof.json"] == proof_path(model.onnx("fp32")).read_bytes()
+    assert json.loads(found["proof.json"]) == proof_of(model.onnx("fp32"))
     assert entries(package) == [
         ("format", "1"),
         ("model", "simple_cnn"),
@@ -204,8 +216,7 @@ def test_json_tells_a_program(run: Run) -> None:
 
 def test_validate_leaves_a_proof_only_of_the_whole_test_set(run: Run, model: ModelFolder) -> None:
     paths = [proof_path(model.onnx(precision)) for precision in ("fp32", "fp16")]
-    proof = json.loads(paths[0].read_text())
-    assert proof["sha256"] == sha256_of(model.onnx("fp32"))
+    proof = proof_of(model.onnx("fp32"))
     assert proof["verdict"] == "PASS"
     assert proof["data"]["images"] == 500
     assert proof["margin_points"] == pytest.approx(1)
@@ -230,13 +241,35 @@ def test_a_proof_that_cannot_be_written_keeps_no_verdict_back(run: Run, model: M
 
 
 def test_a_proof_that_is_none(refused: Refused, model: ModelFolder) -> None:
-    path = proof_path(model.onnx("fp32"))
-    proof = json.loads(path.read_text())
-    for key in ("accuracy", "margin_points", "data", "provider", "device"):
-        path.write_text(json.dumps({**proof, key: None}))
-        assert "is no whole proof; run: cifar-deploy validate simple_cnn" in refused(
-            "package", NAME
-        )
+    path = model.onnx("fp32")
+    proof = proof_of(path)
+    told = f"is no whole proof; run: cifar-deploy validate {path}"
+    for key in ("accuracy", "margin_points", "data", "provider", "device", "sha256"):
+        write_proofs(path, proof, {**proof, key: None})
+        assert told in refused("package", NAME)
+    for text in ("{}", '{"proofs": {}}', '{"proofs": [1]}'):
+        proof_path(path).write_text(text)
+        assert told in refused("package", NAME)
+
+
+def test_what_another_runtime_found_is_kept(run: Run, model: ModelFolder) -> None:
+    path = model.onnx("fp32")
+    command = ("validate", path, "--max-drop", "1", "--no-latency", "--runtime")
+    assert run(*command, "openvino").status == 0
+    assert run(*command, "openvino").status == 0  # in the place of the one before
+    runtimes = [p["runtime"].split()[0] for p in read_proofs(path, sha256_of(path))]
+    assert runtimes == ["ONNX", "OpenVINO"]
+    said = run("models", path).out
+    assert said.count("PASS (margin 1 points)") == 2
+    triton = run("package", NAME, "--target", "triton")
+    assert triton.err.endswith("points (95 %), 1 allowed\n")
+    assert "proved by ONNX Runtime" in triton.err
+    assert "proved by OpenVINO" in run("package", NAME).err  # the latest of those that count
+    assert run(*command, "onnxruntime", "--max-drop", "0").status == 1
+    assert "proved by OpenVINO" in run("package", NAME, "--force").err
+    proof_path(path).write_text("damaged")
+    assert run(*command, "onnxruntime").status == 0
+    assert proof_of(path)["runtime"].startswith("ONNX Runtime")
 
 
 def test_a_file_that_gives_no_answers_loses_its_proof(
@@ -257,7 +290,7 @@ def test_a_reference_that_is_not_what_was_trained_proves_nothing(
     run: Run, model: ModelFolder
 ) -> None:
     path = proof_path(model.onnx("fp32"))
-    accuracy = json.loads(path.read_text())["reference_accuracy"]
+    accuracy = proof_of(model.onnx("fp32"))["reference_accuracy"]
     card = json.loads(model.card.read_text())
     quick = ("validate", NAME, "--max-drop", "1", "--no-latency", "--device", "cpu")
     for points, status in ((0.1, 0), (0.4, 1), (-0.4, 1)):
@@ -279,10 +312,10 @@ def test_a_proof_counts_where_the_file_will_run(
     run: Run, refused: Refused, model: ModelFolder
 ) -> None:
     def proved_by(precision: str, **how: str) -> None:
-        path = proof_path(model.onnx(precision))
-        proof = json.loads(proof_path(model.onnx("fp32")).read_text())
-        sha256 = sha256_of(model.onnx(precision))
-        path.write_text(json.dumps({**proof, "sha256": sha256, **how}))
+        path = model.onnx(precision)
+        write_proofs(path, {**proof, "sha256": sha256_of(path), **how})
+
+    proof = proof_of(model.onnx("fp32"))
 
     triton = ("package", NAME, "--target", "triton", "--force", "--precision")
     assert "was proved on a CPU, which computes fp16 in fp32" in refused(*triton, "fp16")
@@ -290,7 +323,7 @@ def test_a_proof_counts_where_the_file_will_run(
     readme = Path("simple_cnn-triton/README.md").read_text()
     assert "**This file is not proved for where it is to run.**" in readme
     proved_by("fp16", provider="CUDAExecutionProvider", device="NVIDIA H200")
-    assert run(*triton, "fp16").err.endswith("proved to lose no more than 1 points\n")
+    assert run(*triton, "fp16").err.endswith("points (95 %), 1 allowed\n")
     assert "CUDAExecutionProvider, NVIDIA H200" in Path("simple_cnn-triton/README.md").read_text()
     proved_by("fp32", runtime="OpenVINO 2026.4.1", provider="CPU")
     assert "was proved by OpenVINO 2026.4.1, and Triton" in refused(*triton, "fp32")
@@ -298,7 +331,7 @@ def test_a_proof_counts_where_the_file_will_run(
     assert run("export", NAME, "--precision", "int8", "--calibration-images", "8").status == 0
     proved_by("int8", provider="CUDAExecutionProvider", device="NVIDIA H200")
     for command in (triton, ("package", NAME, "--force", "--precision")):
-        assert "validate it with --device cpu" in refused(*command, "int8")
+        assert "int8.onnx --device cpu" in refused(*command, "int8")
 
 
 def test_another_file_under_the_name_is_refused(refused: Refused, model: ModelFolder) -> None:
@@ -353,7 +386,7 @@ def test_a_models_own_file_by_another_path_is_its_own(run: Run, model: ModelFold
     file = Path("elsewhere", model.onnx("fp32").name).absolute()
     command = ("validate", file, "--reference", NAME, "--max-drop", "1", "--no-latency")
     assert run(*command).status == 0
-    assert json.loads(path.read_text())["verdict"] == "PASS"
+    assert proof_of(model.onnx("fp32"))["verdict"] == "PASS"
 
 
 def test_files_of_two_models_are_not_judged_by_one(
@@ -378,7 +411,7 @@ def test_an_unproved_file_is_refused(run: Run, refused: Refused, model: ModelFol
     proof_path(model.onnx("fp32")).unlink()
     for target in ("cpp", "triton"):
         said = refused("package", NAME, "--target", target)
-        assert "run: cifar-deploy validate simple_cnn" in said
+        assert f"run: cifar-deploy validate {model.onnx('fp32')}" in said
         assert "--unproved" in said
     answer = run("package", NAME, "--unproved")
     assert answer.status == 0
@@ -634,7 +667,7 @@ def test_an_engine_is_proved_and_packaged_where_there_is_a_gpu(
     done_here(run("export", NAME, "--format", "trt", "--precision", "fp16"))
     (path,) = model.path.glob("*.engine")
     done_here(run("validate", path, "--max-drop", "1", "--no-latency"))
-    assert json.loads(proof_path(path).read_text())["runtime"].startswith("TensorRT")
+    assert proof_of(path)["runtime"].startswith("TensorRT")
     answer = run("package", NAME, "--format", "trt", "--precision", "fp16")
     assert answer.status == 0, answer
     package = Path("simple_cnn-package")

@@ -191,7 +191,12 @@ def test_a_pass_with_other_logits_is_told(
     assert table.remarks([judgement]) == []
     softmax = dataclasses.replace(row, largest_difference=7.2)
     (said,) = table.remarks([dataclasses.replace(judgement, rows=(reference, softmax))])
-    assert said.startswith("a.onnx: its classes are right, its logits differ by up to 7.2")
+    assert said.startswith(
+        "a.onnx: its classes are the reference's, its logits differ by up to 7.2"
+    )
+    better = dataclasses.replace(softmax, agreement=0.75)
+    (said,) = table.remarks([dataclasses.replace(judgement, rows=(reference, better))])
+    assert said.startswith("a.onnx: it answers 25 % of the images otherwise, its logits differ by")
     eight = dataclasses.replace(softmax, precision="int8")  # which always has others
     assert table.remarks([dataclasses.replace(judgement, rows=(reference, eight))]) == []
 

@@ -79,11 +79,18 @@ def benchmark(
     data: Annotated[
         Source | None, typer.Option(help="LoadGen: by default what the model was trained on.")
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="An earlier --json of this machine, to compare with."),
+    ] = None,
+    max_slowdown: Annotated[
+        float, typer.Option(help="Percent that a median may be over the baseline's.", min=0.0)
+    ] = 10.0,
     json_file: JsonFileOption = None,
 ) -> None:
     """Measure latency and throughput of PyTorch and exported files side by side.
 
-    Exit status 1 if something could not be measured.
+    Exit status 1 if something could not be measured, or is slower than --baseline allows.
     """
     loadgens = {"--images": images, "--out": out, "--data": data, "--data-dir": data_dir}
     if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
@@ -93,10 +100,13 @@ def benchmark(
         takes = "one --batch" if scenario is Scenario.Offline else "single images, no --batch"
         raise UserError(f"--scenario {scenario.value} takes {takes}")
     work = _contestants(targets or [], Kind.of(format, precision))
+    if baseline and scenario:
+        raise UserError("--baseline compares what is measured without --scenario")
     check_json(json_file)
     stale = _stale(work)  # now: nothing may come between what was measured and its table
+    from cifar_deploy.benchmark import baseline as earlier
     from cifar_deploy.benchmark import mlperf, sweep, table
-    from cifar_deploy.device import pick
+    from cifar_deploy.device import describe, pick
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.timing import BATCHES
 
@@ -104,6 +114,8 @@ def benchmark(
     on_gpu = where.type == "cuda"
     at_once = (4 if on_gpu else 2) if in_flight is None else in_flight
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
+    before = earlier.read(baseline, describe(where)) if baseline else None
+    worse = False
     if scenario:
         if len(set(runtime or [])) > 1:
             raise UserError("--scenario takes one --runtime; run it once for each")
@@ -143,10 +155,16 @@ def benchmark(
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
             failures, ended = result.failures, result.ended
+            if before:
+                changes = earlier.changes(before, result.rows)
+                said += earlier.notes(before, changes, max_slowdown)
+                value["baseline"] = earlier.to_json(before, changes, max_slowdown)
+                # A comparison with nothing is none that went well.
+                worse = not changes or bool(earlier.slower(changes, max_slowdown))
     show(shown, said, value, json_file, 160)
     if ended:
         raise ended
-    if failures:
+    if failures or worse:
         raise typer.Exit(1)
 
 

@@ -78,6 +78,51 @@ def test_a_file_alone_and_json_alone_on_standard_output(run: Run, models: Path) 
     assert row["throughput"] is None
 
 
+def test_what_is_slower_than_before_is_told_and_status_1(
+    run: Run, models: Path, tmp_path: Path
+) -> None:
+    file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    quick = (file, *QUICK, "--batch", "1,2", "--in-flight", "0", "--json")
+    assert run(*quick, str(before))[0] == 0
+    value = json.loads(before.read_text())
+
+    def compared(factor: float, **facts: object) -> tuple[int, str, str]:
+        """With a baseline whose figure for a batch of 2 is `factor` times what it was."""
+        rows = [
+            row | {"latency": row["latency"] | {"p50": row["latency"]["p50"] * factor}}
+            if row["batch"] == 2
+            else row
+            for row in value["rows"]
+        ]
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps(value | {"rows": rows} | facts))
+        # A median of a busy machine may well be twice another, and not a hundred times.
+        options = ("--baseline", str(other), "--max-slowdown", "2000")
+        return run(*quick, str(after), *options)
+
+    status, out, _ = compared(1.0)
+    assert status == 0
+    assert f"Against {tmp_path / 'other.json'}: 2 of 2 rows, their medians" in out
+    assert "SLOWER" not in out
+    assert len(json.loads(after.read_text())["baseline"]["rows"]) == 2
+    status, out, _ = compared(1e-3)
+    assert status == 1
+    assert "simple_cnn, simple_cnn.fp32.onnx, batch 2: SLOWER by" in out
+    assert "batch 1: SLOWER" not in out
+    status, out, _ = compared(1.0, rows=[])
+    assert (status, "Nothing of" in out) == (1, True)
+    status, _, err = compared(1.0, device="another CPU, 64 threads")
+    assert (status, "is of another CPU, 64 threads, and this is" in err) == (2, True)
+    wrong = {"model": "m", "name": "n", "batch": 1, "latency": {"p50": "fast"}}
+    still = {**wrong, "latency": {"p50": 0.0}}
+    for row, said in (({}, "is not what"), (wrong, "is not what"), (still, "of no time")):
+        other = tmp_path / "other.json"
+        other.write_text(json.dumps(value | {"rows": [row]}))
+        status, _, err = run(*quick, str(after), "--baseline", str(other))
+        assert (status, said in err) == (2, True)
+
+
 def test_a_scenario_keeps_loadgens_logs(
     run: Run, tmp_path: Path, models: Path, pictures: Path
 ) -> None:
@@ -109,6 +154,11 @@ def test_a_scenario_keeps_loadgens_logs(
         (("simple_cnn", "--images", "5"), "--images goes with --scenario"),
         (("simple_cnn", "--scenario", "SingleStream", "--batch", "1"), "takes single images, no"),
         (("simple_cnn", "--scenario", "Offline", "--batch", "8,32"), "Offline takes one --batch"),
+        (
+            ("simple_cnn", "--scenario", "Offline", "--baseline", "b.json"),
+            "--baseline compares what is measured without --scenario",
+        ),
+        (("simple_cnn", "--baseline", "b.json"), "b.json"),
         (("simple_cnn", "--data-dir", "."), "--data-dir goes with --scenario"),
         (
             ("simple_cnn", "--scenario", "Offline", "--runtime=openvino", "--runtime=onnxruntime"),

@@ -27,6 +27,18 @@ def package(
     format: Annotated[Format, typer.Option(help="ONNX, or an engine.")] = Format.onnx,
     precision: Annotated[Precision, typer.Option(help="Of the exported file.")] = Precision.fp32,
     flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    instances: Annotated[
+        int | None,
+        typer.Option(help="Triton: so many on each GPU, or on the CPU. [default: 1]", min=1),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(help="Triton: images put together at most. [default: the file's]", min=1),
+    ] = None,
+    queue_delay: Annotated[
+        int | None,
+        typer.Option(help="Triton: microseconds to wait for others. [default: 100]", min=0),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder, or a file ending in .tar.gz; else MODEL-package, MODEL-triton."),
@@ -56,6 +68,11 @@ def package(
         raise UserError("--flavour is an engine's; it goes with --format trt")
     from cifar_deploy.package import cpp, source, triton
 
+    servers = {"instances": instances, "max_batch": max_batch, "queue_delay": queue_delay}
+    asked = {key: value for key, value in servers.items() if value is not None}
+    if asked and target is not Target.triton:
+        option = next(iter(asked)).replace("_", "-")
+        raise UserError(f"--{option} is the server's; it goes with --target triton")
     if format is Format.onnx and source.is_stale(folder, precision.value):
         as_before = Quantising.again(folder.onnx(precision.value), data_dir)
         write_onnx([folder], [precision.value], as_before)
@@ -63,7 +80,7 @@ def package(
     if not unproved:
         source.require_proof(found)
     if target is Target.triton:
-        contents = triton.contents(found)
+        contents = triton.contents(found, triton.Serving(**asked))
     else:
         from cifar_deploy.data import find
         from cifar_deploy.package import vectors

@@ -6,6 +6,7 @@ onnxruntime_backend.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_deploy.data.dataset import SIZE
@@ -20,10 +21,20 @@ PLATFORMS = {"onnx": ("onnxruntime_onnx", "onnxruntime"), "tensorrt": ("tensorrt
 FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
 
-def contents(source: Source) -> Contents:
+@dataclass(frozen=True)
+class Serving:
+    """How the server is to run a model."""
+
+    instances: int = 1  # on each GPU, or on the CPU
+    max_batch: int | None = None  # images; None: what the file takes, or `validate` ran
+    queue_delay: int = 100  # microseconds that a request waits for others
+
+
+def contents(source: Source, serving: Serving = Serving()) -> Contents:
     """The repository: `<model>/config.pbtxt`, `<model>/1/model.*`, labels, and a README beside.
 
-    Raises UserError for an engine that Triton cannot serve.
+    Raises UserError for an engine that Triton cannot serve, and for batches that a file does not
+    take.
     """
     if source.backend not in PLATFORMS:
         raise UserError(
@@ -38,6 +49,10 @@ def contents(source: Source) -> Contents:
         )
     if source.engine and not source.fixed_batch:
         _check_gaps(source.path, source.engine)
+    if serving.max_batch and source.fixed_batch:
+        raise UserError(f"{source.path} takes batches of {largest} only; leave out --max-batch")
+    if serving.max_batch and largest and serving.max_batch > largest:
+        raise UserError(f"{source.path} takes at most {largest} images; lower --max-batch")
     name = source.folder.name
     text([("model", name), *(("class", label) for label in source.classes)])  # refuses line breaks
     platform, backend = PLATFORMS[source.backend]
@@ -52,7 +67,8 @@ def contents(source: Source) -> Contents:
         "backend": backend,
         "file": FILES[source.backend],
         # Of an ONNX file, which has no limit, the largest batch that `validate` runs.
-        "max_batch_size": 0 if batch else largest or BATCH,
+        "max_batch_size": 0 if batch else serving.max_batch or largest or BATCH,
+        "serving": serving,
         "input_dims": [*batch, SIZE, SIZE, 3],
         "output_dims": [*batch, len(source.classes)],
     }

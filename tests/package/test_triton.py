@@ -73,6 +73,22 @@ def test_an_onnx_file(run: Run, model: ModelFolder, dataset: Dataset) -> None:
     assert given.random_data
 
 
+def test_the_server_runs_it_as_asked(run: Run, refused: Refused, model: ModelFolder) -> None:
+    options = ("--instances", "3", "--max-batch", "64", "--queue-delay", "2500")
+    assert run("package", NAME, "--target", "triton", *options).status == 0
+    said = config()
+    assert said.instance_group[0].count == 3
+    assert said.max_batch_size == 64
+    assert said.dynamic_batching.max_queue_delay_microseconds == 2500
+    text = (REPOSITORY / NAME / "config.pbtxt").read_text()
+    assert "within 2.5 ms of each other" in text
+    assert "n up to 64" in (REPOSITORY / "README.md").read_text()
+    assert "--max-batch is the server's" in refused("package", NAME, "--max-batch", "8")
+    fix_batch(model, 4)
+    fixed = ("package", NAME, "--target", "triton", "--unproved", "--force", "--max-batch", "8")
+    assert "takes batches of 4 only; leave out --max-batch" in refused(*fixed)
+
+
 def test_an_int8_file_runs_on_the_cpu(run: Run, model: ModelFolder) -> None:
     assert run("export", NAME, "--precision", "int8").status == 0
     command = ("package", NAME, "--target", "triton", "--precision", "int8", "--unproved")
@@ -86,7 +102,7 @@ def test_an_int8_file_runs_on_the_cpu(run: Run, model: ModelFolder) -> None:
     assert "gpu" not in readme
 
 
-def test_an_engine(run: Run, engine: Callable[..., Path]) -> None:
+def test_an_engine(run: Run, refused: Refused, engine: Callable[..., Path]) -> None:
     sizes = [{"min": 1, "opt": 1, "max": 8}, {"min": 1, "opt": 128, "max": 256}]
     path = engine(profiles=sizes)
     command = ("package", NAME, "--target", "triton", "--format", "trt", "--precision", "fp16")
@@ -98,6 +114,11 @@ def test_an_engine(run: Run, engine: Callable[..., Path]) -> None:
     (group,) = said.instance_group
     assert group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert list(group.profile) == ["0", "1"]
+    large = (*command, "--unproved", "--force", "--max-batch")
+    assert "takes at most 256 images; lower --max-batch" in refused(*large, "257")
+    assert run(*large, "255").status == 0
+    assert config().max_batch_size == 255
+    assert run(*large, "256").status == 0
     readme = (REPOSITORY / "README.md").read_text()
     assert "10.13.3.9" in readme
     assert "**This file is not proved.**" in readme

@@ -84,9 +84,13 @@ class ModelFolder:
         """The learning-rate finder's curve, a picture."""
         return self.path / "find-lr.png"
 
-    def onnx(self, precision: str, engine: bool = False) -> Path:
-        """The ONNX file of a precision. An int8 `engine` is built from another than CPUs run."""
+    def onnx(self, precision: str, engine: bool = False, batch: int | None = None) -> Path:
+        """The ONNX file of a precision, one that takes any batch or only `batch` images.
+
+        An int8 `engine` is built from another than CPUs run.
+        """
         variant = f"{precision}.trt" if engine and precision == "int8" else precision
+        variant += f".batch{batch}" if batch else ""
         return self.path / f"{self.name}.{variant}.onnx"
 
     def engine(self, precision: str, flavour: str) -> Path:

@@ -62,7 +62,7 @@ def classifier(folder: ModelFolder) -> Classifier:
 
 @pytest.fixture
 def package(folder: ModelFolder, images: Images, tmp_path: Path) -> Path:
-    found = source.find(folder, "onnx", "fp32")
+    found = source.find(folder, folder.onnx("fp32"))
     vectors = Vectors(images, np.zeros((7, 10), np.float32), "nothing", "noise")
     write(cpp.contents(found, vectors), tmp_path / "package", "package")
     return tmp_path / "package"

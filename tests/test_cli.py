@@ -729,7 +729,7 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("package", "simple_cnn", "--target", "tritn"), "'tritn' is not one of 'cpp', 'triton'"),
         (("validate", "--images", "0"), "Invalid value for '--images'"),
         (("train",), "Missing argument"),
-        (("package", "lone.onnx"), "lone.onnx is a file; here goes a trained model, by its name"),
+        (("package", "lone.onnx"), "lone.onnx has no trained model beside it; a model's own"),
         (("validate", FILE, "--reference", "absent.onnx"), "absent.onnx: No such file"),
         (("validate", "simple_cnn", "--reference", FILE), "--reference goes with files"),
         (("export", FILE), f"{FILE} is a file; here goes a trained model"),

@@ -34,6 +34,10 @@ def export(
         list[Precision] | None,
         typer.Option(help="fp32 (default), fp16, int8; for several give it several times."),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="ONNX: a graph of just so many images; else of any number.", min=1),
+    ] = None,
     flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     batch_profile: Annotated[
         list[str] | None,
@@ -106,6 +110,8 @@ def export(
     if keep_fp32 and len(folders) > 1:
         raise UserError("--keep-fp32 names layers of one model; export one after the other")
     quantising = Quantising(calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())))
+    if batch and format is Format.trt:
+        raise UserError(f"--batch is an ONNX file's; an engine's is --batch-profile {batch}")
     if format is Format.trt:
         manifests = _export_engines(
             folders, precisions, flavour, batch_profile or [], asked, quantising
@@ -117,7 +123,7 @@ def export(
     ):
         raise UserError("options of engines were given; they go with --format trt")
     else:
-        manifests = write_onnx(folders, precisions, quantising)
+        manifests = write_onnx(folders, precisions, quantising, batch)
     if as_json:
         print_json(manifests)
 
@@ -144,6 +150,7 @@ def write_onnx(
     folders: list[store.ModelFolder],
     precisions: list[str],
     quantising: Quantising = Quantising(),
+    batch: int | None = None,
 ) -> list[store.Json]:
     for folder in folders:
         store.read_card(folder)  # a missing model is told before anything is written
@@ -151,7 +158,7 @@ def write_onnx(
     from cifar_deploy.export.onnx_file import export_onnx
 
     return [
-        _exported(export_onnx(folder, precision, calibration))
+        _exported(export_onnx(folder, precision, calibration, batch=batch))
         for folder, calibration in zip(folders, calibrations, strict=True)
         for precision in precisions
     ]

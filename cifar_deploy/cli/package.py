@@ -16,17 +16,27 @@ from cifar_deploy.cli.options import (
     print_json,
     say,
 )
+from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.errors import UserError
 
 
 def package(
-    model: Annotated[str, typer.Argument(help="A trained model.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|FILE", help="A trained model, or a file of it."),
+    ],
     target: Annotated[
         Target, typer.Option(help="cpp: for a C++ program; triton: for Triton Inference Server.")
     ] = Target.cpp,
-    format: Annotated[Format, typer.Option(help="ONNX, or an engine.")] = Format.onnx,
-    precision: Annotated[Precision, typer.Option(help="Of the exported file.")] = Precision.fp32,
-    flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
+    format: Annotated[
+        Format | None, typer.Option(help="Of a model's files. [default: onnx]")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of a model's files. [default: fp32]")
+    ] = None,
+    flavour: Annotated[
+        str | None, typer.Option(help="auto, tensorrt or tensorrt-rtx. [default: auto]")
+    ] = None,
     instances: Annotated[
         int | None,
         typer.Option(help="Triton: so many on each GPU, or on the CPU. [default: 1]", min=1),
@@ -54,17 +64,23 @@ def package(
 ) -> None:
     """Write what a machine without Python needs to run a proved file: a folder or a .tar.gz.
 
-    An ONNX file is exported first where it is missing or older than the weights, int8 as it was
-    before: calibrated on as many images, with the same layers in fp32. An engine has to be there.
+    A model's ONNX file is exported first where it is missing or older than the weights, int8 as it
+    was before: calibrated on as many images, with the same layers in fp32. An engine has to be
+    there.
     """
-    folder = architectures.folder(model)
+    file = Path(model) if Path(model).suffix in store.EXPORTED else None
+    if file and (format or precision or flavour):
+        raise UserError(f"--format, --precision and --flavour choose a model's file, not {file}")
+    folder = store.ModelFolder(file.absolute().parent) if file else architectures.folder(model)
+    if file and not folder.weights.exists():
+        raise UserError(f"{file} has no trained model beside it; a model's own files are packaged")
     name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
     place = out or Path(name)
     from cifar_deploy.package import write
 
     write.check_target(place, force)
     card = store.read_card(folder)
-    if flavour != "auto" and format is Format.onnx:
+    if flavour and format is not Format.trt:
         raise UserError("--flavour is an engine's; it goes with --format trt")
     from cifar_deploy.package import cpp, source, triton
 
@@ -73,10 +89,15 @@ def package(
     if asked and target is not Target.triton:
         option = next(iter(asked)).replace("_", "-")
         raise UserError(f"--{option} is the server's; it goes with --target triton")
-    if format is Format.onnx and source.is_stale(folder, precision.value):
-        as_before = Quantising.again(folder.onnx(precision.value), data_dir)
-        write_onnx([folder], [precision.value], as_before)
-    found = source.find(folder, format.value, precision.value, flavour, target.value)
+    if not file:
+        kind = (precision or Precision.fp32).value
+        if format is Format.trt:
+            file = source.engine(folder, kind, flavour or AUTO)
+        else:
+            file = folder.onnx(kind)
+            if source.is_stale(folder, kind):
+                write_onnx([folder], [kind], Quantising.again(file, data_dir))
+    found = source.find(folder, file, target.value)
     if not unproved:
         source.require_proof(found)
     if target is Target.triton:

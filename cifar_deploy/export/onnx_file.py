@@ -38,6 +38,7 @@ def export_onnx(
     precision: str,
     calibration: Calibration | None = None,
     engine: bool = False,
+    batch: int | None = None,
 ) -> Path:
     """Write the trained network in `folder` as `<name>.<precision>.onnx` and its manifest.
 
@@ -45,7 +46,8 @@ def export_onnx(
     [batch, classes]; between them the network runs in `precision` ("fp32", "fp16" or "int8"), its
     batch norms folded. "int8" needs a `calibration`, and is for CPUs; for an `engine` it is
     `<name>.int8.trt.onnx` (`quantise.quantise` tells how they differ). The same weights and
-    libraries give the same bytes; in int8 on the same kind of processor. Nothing appears under the
+    libraries give the same bytes; in int8 on the same kind of processor. With `batch` the graph
+    takes just so many images, and is `<name>.<precision>.batch<N>.onnx`. Nothing appears under the
     final name before onnx's checker with full shape inference has passed. Returns the path.
 
     Raises UserError for another precision, without trained weights, where a weight does not fit
@@ -55,7 +57,7 @@ def export_onnx(
 
     if precision not in DTYPES:
         raise UserError(f"--precision {precision}: it can be {' or '.join(PRECISIONS)}")
-    path = folder.onnx(precision, engine)
+    path = folder.onnx(precision, engine, batch)
     _keep_foreign(path)
     trained = weights.load(folder)
     network = fold_batch_norms(trained.network)
@@ -69,6 +71,8 @@ def export_onnx(
         model = quantise(model, calibration, symmetric=engine)
         _strip(model)
         calibrated = {"calibration": calibration.facts}
+    if batch:
+        _fix(model, batch)
     facts: Json = {
         "model": folder.name,
         "network": trained.name,
@@ -147,6 +151,17 @@ def _translate(graph: DeploymentGraph) -> "onnx.ModelProto":
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def _fix(model: "onnx.ModelProto", batch: int) -> None:
+    """Let `model` take `batch` images and no other number: every shape in it is then known."""
+    import onnx
+
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del model.graph.value_info[:]  # those of any batch
+    inferred = onnx.shape_inference.infer_shapes(model)
+    model.graph.value_info.extend(inferred.graph.value_info)
 
 
 def _strip(model: "onnx.ModelProto") -> None:

@@ -119,21 +119,18 @@ def is_stale(folder: ModelFolder, precision: str) -> bool:
     return not file.exists() or _manifest_of(file, folder).get("weights_sha256") != weights
 
 
-def find(
-    folder: ModelFolder, format: str, precision: str, flavour: str = AUTO, target: str = "cpp"
-) -> Source:
-    """The exported file of a trained model in `format` ("onnx" or "trt"), an engine of `flavour`.
+def find(folder: ModelFolder, path: Path, target: str = "cpp") -> Source:
+    """The exported file `path` of the trained model in `folder`.
 
     Raises UserError where there is none, it is of earlier weights, damaged or another one under its
     name, or its manifest lacks something.
     """
     weights = read_card(folder)["weights"]["sha256"]
-    path = folder.onnx(precision) if format == "onnx" else _engine(folder, precision, flavour)
     if not path.exists():
         raise UserError(f"{path} does not exist; run: cifar-deploy export {folder.name}")
     manifest = _manifest_of(path, folder)
     check_weights(path, manifest, weights)
-    if (manifest.get("file"), manifest.get("precision")) != (path.name, precision):
+    if manifest.get("file") != path.name:
         raise UserError(
             f"{path} was exported as {manifest.get('file')} in {manifest.get('precision')}, by its "
             "manifest; export it again"
@@ -242,8 +239,8 @@ def _manifest_of(file: Path, folder: ModelFolder) -> Json:
     return manifest
 
 
-def _engine(folder: ModelFolder, precision: str, flavour: str) -> Path:
-    """The engine of a flavour, or of the only flavour that is there."""
+def engine(folder: ModelFolder, precision: str, flavour: str) -> Path:
+    """The engine of a flavour, or of the only flavour that is there. Raises UserError for none."""
     if flavour not in (AUTO, *NAMES):
         raise UserError(f"--flavour {flavour}: it can be {', '.join((AUTO, *NAMES))}")
     wanted = NAMES if flavour == AUTO else (flavour,)

@@ -63,6 +63,29 @@ def test_agrees_with_pytorch(name: str, precision: str, shelf: "Shelf", images: 
         )
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_graph_of_one_batch_has_no_open_shape(
+    precision: str, shelf: "Shelf", images: Images, tmp_path: Path
+) -> None:
+    trained = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
+    whole, fixed = (export_onnx(trained, precision, shelf.calibration, batch=b) for b in (None, 3))
+    assert fixed.name == f"simple_cnn.{precision}.batch3.onnx"
+    graph = onnx.load(fixed).graph
+    shapes = [
+        [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output, *graph.value_info)
+    ]
+    assert shapes[:2] == [[3, 32, 32, 3], [3, 10]]
+    assert len(shapes) > len(graph.node)  # every tensor between them, too
+    assert all(all(shape) for shape in shapes)
+    manifest = read_manifest(fixed)
+    assert manifest
+    assert manifest["inputs"][0]["shape"] == [3, 32, 32, 3]
+    found, wanted = (session(f).run(["logits"], {"images": images[:3]})[0] for f in (fixed, whole))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert whole.exists()
+
+
 @every_float_file
 def test_graph(name: str, precision: str, shelf: "Shelf") -> None:
     path = shelf.exported(name, precision).path

@@ -444,6 +444,31 @@ def test_a_proof_is_of_one_files_bytes(
     assert run("package", NAME).status == 0
 
 
+def test_one_of_a_models_files_is_packaged_by_its_name(
+    run: Run, refused: Refused, model: ModelFolder
+) -> None:
+    assert run("export", NAME, "--batch", "8").status == 0
+    file = model.onnx("fp32", batch=8)
+    assert f"is not proved on the whole test set; run: cifar-deploy validate {file}" in refused(
+        "package", file
+    )
+    assert run("validate", file, "--max-drop", "1", "--no-latency").status == 0
+    assert run("package", file).status == 0
+    package = Path("simple_cnn-package")
+    assert dict(entries(package))["fixed_batch"] == "8"
+    assert (package / "model.onnx").read_bytes() == file.read_bytes()
+    said = refused("package", file, "--precision", "fp16")
+    assert "--format, --precision and --flavour choose a model's file" in said
+    lost = model.path / "lost.onnx"
+    assert f"{lost} does not exist" in refused("package", lost, "--target", "triton")
+    shutil.copy(file, "stray.onnx")
+    assert "stray.onnx has no trained model beside it" in refused(
+        "package", "stray.onnx", "--target", "triton"
+    )
+    said = refused("export", NAME, "--format", "trt", "--batch", "8")
+    assert "an engine's is --batch-profile 8" in said
+
+
 def test_what_is_missing_is_exported(run: Run, model: ModelFolder) -> None:
     for path in model.path.glob("*.onnx*"):
         path.unlink()

@@ -36,13 +36,16 @@ FULL = (
 )
 
 
-def pick(name: str = "auto") -> "torch.device":
+def pick(name: str = "auto", threads: int | None = None) -> "torch.device":
     """ "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N" as a torch device.
 
-    Raises UserError for another name, or for CUDA without a GPU.
+    With `threads` every CPU runtime of this process takes so many: they ask torch. Raises UserError
+    for another name, or for CUDA without a GPU.
     """
     import torch
 
+    if threads:
+        torch.set_num_threads(threads)
     kind, _, index = name.partition(":")
     if kind not in DEVICES or (index and not (kind == "cuda" and index.isdecimal())):
         raise UserError(f"--device {name}: it can be auto, cpu, cuda or cuda:N")

@@ -18,6 +18,7 @@ from cifar_deploy.cli.options import (
     OnnxBy,
     PrecisionOption,
     Source,
+    ThreadsOption,
     TrustFlag,
     all_trained,
     check_json,
@@ -75,6 +76,7 @@ def benchmark(
     ] = None,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     data_dir: DataDirOption = None,
     data: Annotated[
         Source | None, typer.Option(help="LoadGen: by default what the model was trained on.")
@@ -110,7 +112,7 @@ def benchmark(
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.timing import BATCHES
 
-    where = pick(device)
+    where = pick(device, threads)
     on_gpu = where.type == "cuda"
     at_once = (4 if on_gpu else 2) if in_flight is None else in_flight
     command = " ".join(["cifar-deploy", *sys.argv[1:]])

@@ -59,6 +59,10 @@ class Target(StrEnum):
 
 
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="Of the CPU runtimes. [default: $OMP_NUM_THREADS, or one a core]", min=1),
+]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(help="Folder with the data set; else $CIFAR_DEPLOY_DATA, else data/."),

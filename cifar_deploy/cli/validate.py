@@ -21,6 +21,7 @@ from cifar_deploy.cli.options import (
     PrecisionOption,
     Source,
     StdOption,
+    ThreadsOption,
     TrustFlag,
     check_json,
     doing,
@@ -67,6 +68,7 @@ def validate(
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     data_dir: DataDirOption = None,
     data: Annotated[
         Source | None, typer.Option(help="By default what the model was trained on.")
@@ -101,6 +103,7 @@ def validate(
         latency=latency,
         trust=trust,
         device=device,
+        threads=threads,
         source=data.value if data else None,
         data_dir=data_dir,
     )
@@ -168,6 +171,7 @@ def prove(
     latency: bool = True,
     trust: bool = False,
     device: str = "auto",
+    threads: int | None = None,
     source: str | None = None,
     data_dir: Path | None = None,
 ) -> "list[Judgement]":
@@ -178,7 +182,7 @@ def prove(
     from cifar_deploy.validate import proof
     from cifar_deploy.validate.judge import Options, Reference, judge
 
-    where = pick(device)
+    where = pick(device, threads)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
     for owner, files in work:  # what is damaged is told before anything runs
         exported_from = None

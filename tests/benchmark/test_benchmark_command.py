@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from processes import command_line
 
@@ -121,6 +122,20 @@ def test_what_is_slower_than_before_is_told_and_status_1(
         other.write_text(json.dumps(value | {"rows": [row]}))
         status, _, err = run(*quick, str(after), "--baseline", str(other))
         assert (status, said in err) == (2, True)
+
+
+def test_a_cpu_runtime_takes_as_many_threads_as_asked(run: Run, models: Path) -> None:
+    before = torch.get_num_threads()
+    file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
+    quick = (file, *QUICK, "--batch", "1", "--in-flight", "0", "--json", "-")
+    try:
+        for threads in (1, 2):
+            status, out, _ = run(*quick, "--threads", str(threads))
+            value = json.loads(out)
+            assert (status, value["threads"]) == (0, threads)
+            assert value["device"].endswith(f", {threads} threads")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_scenario_keeps_loadgens_logs(

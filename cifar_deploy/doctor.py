@@ -133,14 +133,18 @@ def _negation(shape: list[int | str]) -> bytes:
 def _tensorrt(name: str) -> str:
     """Builds and, on a GPU, loads an engine of one layer."""
     from cifar_deploy.engines import build, flavour, load
-    from cifar_deploy.engines.options import Options, Profile
+    from cifar_deploy.engines.options import Options, Profile, targets
 
     gpu = torch.cuda.is_available()
     chosen, _ = flavour.choose(name, gpu)
     source = Path("trial.onnx")
-    options = Options(profiles=(Profile(1, 1, 1),))
+    here = load.gpu_of(torch.device("cuda")) if gpu else None
+    # TensorRT for RTX supports GPUs that are not among its default targets.
+    rare = here and chosen.name == flavour.RTX and here.compute_capability in targets(chosen)
+    wanted = (here.compute_capability,) if here and rare else ()
+    options = Options(profiles=(Profile(1, 1, 1),), compute_capabilities=wanted)
     built = build.build(chosen, _negation(["batch", 32, 32, 3]), source, options)
     if not gpu:
         return f"{chosen} builds engines; running one needs a CUDA device"
-    load.deserialise(chosen, built.engine, source, {}, load.gpu_of(torch.device("cuda")))
+    load.deserialise(chosen, built.engine, source, {}, here)
     return f"{chosen} builds and loads engines"

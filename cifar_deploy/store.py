@@ -311,7 +311,8 @@ def read_proofs(path: Path, sha256: str) -> list[Json]:
     file = proof_path(path)
     if not file.exists():
         return []
-    proofs = read_json(file).get("proofs")
+    found = read_json(file)
+    proofs = found.get("proofs", [found])  # earlier versions left the one
     if not isinstance(proofs, list) or not all(map(_whole, proofs)):
         raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path}")
     return [proof for proof in proofs if proof["sha256"] == sha256]
@@ -363,6 +364,12 @@ def check_weights(file: Path, manifest: Json, sha256: str) -> None:
         )
 
 
+def only_batch(file: Path) -> int | None:
+    """The one batch that a model's ONNX file takes, by the name it was exported under."""
+    found = re.search(r"\.batch(\d+)\.onnx$", file.name)
+    return int(found[1]) if found else None
+
+
 def stale(file: Path, card: Json) -> bool:
     """Whether the manifest of an exported file names other weights than the model's card.
 
@@ -393,6 +400,7 @@ NUMBER = (int, float)
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data", "recipe", "init", "imported"), dict),
     **dict.fromkeys(("network", "command", "device", "data.name"), str),
+    **dict.fromkeys(("init.from", "init.sha256"), str),
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
     **dict.fromkeys(("epochs", "wall_seconds", "data.holdout_images"), NUMBER),
     **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),

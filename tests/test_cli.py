@@ -417,6 +417,26 @@ def test_models_shows_what_is_trained(run: Run) -> None:
     Path("kept").rename(weights)
 
 
+def test_models_tells_the_weights_a_run_began_with_and_all_seeds(run: Run) -> None:
+    place = Path("models/simple_cnn/card.json")
+    whole = place.read_text()
+    card = json.loads(whole)
+    more = {"test_accuracy_mean": 0.5, "test_accuracy_std": 0.011, "runs": [{}, {}, {}]}
+    begun = {"from": "model.safetensors", "sha256": "573ccbcaeca2" + "0" * 52}
+    try:
+        place.write_text(json.dumps(card | more | {"init": begun}))
+        said = run("models").out
+        assert "begun with model.safetensors (sha256 573ccbcaeca2…)" in said
+        assert f"{100 * card['test_accuracy']:.2f} %" in said
+        assert "3 seeds: 50.00 ± 1.10 %" in " ".join(said.split())
+        place.write_text(json.dumps(card | {"init": {"from": "imagenet", "sha256": None}}))
+        assert ", begun with imagenet\n" in run("models").out
+        place.write_text(json.dumps(card | {"init": None}))
+        assert "begun with" not in run("models").out
+    finally:
+        place.write_text(whole)
+
+
 def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> None:
     facts = json.loads(run("models", FILE, "--json").out)
     assert facts["operators"]["Conv"] == 2

@@ -85,7 +85,7 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "wall_seconds": card.get("wall_seconds"),
         "device": card.get("device"),
         "command": card.get("command"),
-        "begun_from": card.get("init", {}).get("sha256"),
+        "init": card.get("init"),
         "damaged": damaged,
         "weights": folder.weights.exists(),
         "exported": [path.name for path in exported],

@@ -8,7 +8,7 @@ from cifar_deploy.benchmark.sweep import Row
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, read_json
 
-Key = tuple[str, str, int]  # model, name, batch
+Key = tuple[str, str, str, int]  # model, name, runtime without its version, batch
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,21 @@ class Change:
 def read(path: Path, device: str) -> Baseline:
     """What was measured then. Raises UserError for another file, and for one of another device."""
     value = read_json(path)
-    if value.get("device") != device:
-        raise UserError(
-            f"{path} is of {value.get('device')}, and this is {device}: their times cannot be "
-            "compared"
-        )
     try:
         medians = {
-            (str(row["model"]), str(row["name"]), int(row["batch"])): float(row["latency"]["p50"])
+            _key(row["model"], row["name"], row["runtime"], row["batch"]): row["latency"]["p50"]
             for row in value["rows"]
         }
-    except (KeyError, TypeError, ValueError) as error:
+        measured_on = value["device"]
+        usable = all(isinstance(median, int | float) for median in medians.values())
+    except (KeyError, TypeError, AttributeError):
+        usable = False
+    if not usable:
+        raise UserError(f"{path} is not what `benchmark --json` writes without --scenario")
+    if measured_on != device:
         raise UserError(
-            f"{path} is not what `benchmark --json` writes without --scenario ({error!r})"
-        ) from error
+            f"{path} is of {measured_on}, and this is {device}: their times cannot be compared"
+        )
     if not all(median > 0 for median in medians.values()):
         raise UserError(f"{path} has a latency of no time")
     return Baseline(path, medians)
@@ -62,9 +63,14 @@ def changes(before: Baseline, rows: Sequence[Row]) -> list[Change]:
     found = []
     for row in rows:
         model, name, batch = row.contender.model, row.contender.name, row.timing.batch
-        if median := before.medians.get((model, name, batch)):
+        if median := before.medians.get(_key(model, name, row.contender.runtime.runtime, batch)):
             found.append(Change(model, name, batch, median, row.timing.latency.p50))
     return found
+
+
+def _key(model: str, name: str, runtime: str, batch: int) -> Key:
+    """A file's name has the runtime behind it only where several ran it."""
+    return model, name.partition(", ")[0], runtime.rpartition(" ")[0], batch
 
 
 def slower(found: Sequence[Change], percent: float) -> list[Change]:

@@ -86,8 +86,9 @@ def benchmark(
         typer.Option(metavar="JSON", help="An earlier --json of this machine, to compare with."),
     ] = None,
     max_slowdown: Annotated[
-        float, typer.Option(help="Percent that a median may be over the baseline's.", min=0.0)
-    ] = 10.0,
+        float | None,
+        typer.Option(help="Percent that a median may be over the baseline's. [default: 10]", min=0),
+    ] = None,
     json_file: JsonFileOption = None,
 ) -> None:
     """Measure latency and throughput of PyTorch and exported files side by side.
@@ -101,11 +102,15 @@ def benchmark(
     if scenario and len(sizes) > (scenario is Scenario.Offline):
         takes = "one --batch" if scenario is Scenario.Offline else "single images, no --batch"
         raise UserError(f"--scenario {scenario.value} takes {takes}")
-    work = _contestants(targets or [], Kind.of(format, precision))
+    all_work = _contestants(targets or [], Kind.of(format, precision))
+    work, left = _of_batches(all_work, sizes, scenario)
     if baseline and scenario:
         raise UserError("--baseline compares what is measured without --scenario")
+    if max_slowdown is not None and not baseline:
+        raise UserError("--max-slowdown goes with --baseline")
     check_json(json_file)
-    stale = _stale(work)  # now: nothing may come between what was measured and its table
+    # Now: nothing may come between what was measured and its table.
+    told_of_files = [*_stale(work), *left]
     from cifar_deploy.benchmark import baseline as earlier
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import describe, pick
@@ -145,7 +150,7 @@ def benchmark(
                 told,
             )
             ran.failures[:0] = failures
-            ran.remarks += stale
+            ran.remarks += told_of_files
             shown = table.scenario_table(ran.results)
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures, ended = ran.failures, ran.ended
@@ -153,16 +158,17 @@ def benchmark(
             settings = sweep.Settings(sizes or BATCHES, seconds, at_once, bool(sizes))
             result = sweep.run(entered, settings, where, told)
             result.failures[:0] = failures
-            result.remarks += stale
+            result.remarks += told_of_files
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
             failures, ended = result.failures, result.ended
             if before:
                 changes = earlier.changes(before, result.rows)
-                said += earlier.notes(before, changes, max_slowdown)
-                value["baseline"] = earlier.to_json(before, changes, max_slowdown)
+                limit = 10.0 if max_slowdown is None else max_slowdown
+                said += earlier.notes(before, changes, limit)
+                value["baseline"] = earlier.to_json(before, changes, limit)
                 # A comparison with nothing is none that went well.
-                worse = not changes or bool(earlier.slower(changes, max_slowdown))
+                worse = not changes or bool(earlier.slower(changes, limit))
     show(shown, said, value, json_file, 160)
     if ended:
         raise ended
@@ -177,6 +183,28 @@ def _batches(texts: list[str]) -> tuple[int, ...]:
         if not re.fullmatch(r"0*[1-9]\d*", part):
             raise UserError(f"--batch {part}: images a call, 1 or more, as 8 or 1,8,32")
     return tuple(map(int, parts))
+
+
+def _of_batches(
+    work: "list[tuple[store.ModelFolder, list[Path], bool]]",
+    sizes: tuple[int, ...],
+    scenario: Scenario | None,
+) -> "tuple[list[tuple[store.ModelFolder, list[Path], bool]], list[str]]":
+    """Without the models' files of one batch that is not measured, and what is said of those.
+
+    Files that were named stay.
+    """
+    if scenario:
+        sizes = (1,) if scenario is Scenario.SingleStream else sizes or (256,)
+    lost = [
+        file
+        for _, files, whole in work
+        for file in files
+        if whole and sizes and store.only_batch(file) not in (None, *sizes)
+    ]
+    kept = [(folder, [f for f in files if f not in lost], whole) for folder, files, whole in work]
+    said = [f"{file.name} takes other batches and was left out" for file in lost]
+    return kept, said
 
 
 def _test_images(

@@ -18,6 +18,7 @@ from cifar_deploy.cli.options import (
     print_json,
     say,
 )
+from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,11 @@ def export(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(help="ONNX: a graph of just so many images; else of any number.", min=1),
+        typer.Option(
+            help="ONNX: a graph of just so many images; else of any number.",
+            min=1,
+            max=LARGEST_BATCH,
+        ),
     ] = None,
     flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
     batch_profile: Annotated[

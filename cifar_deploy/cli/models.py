@@ -141,10 +141,16 @@ def _show(entries: list[store.Json]) -> None:
             gone = "" if entry["weights"] else "; its weights are not here"
             known = entry["data"] in (None, "CIFAR-10")
             of = "" if known else f"; its accuracy is of {entry['data']}'s images"
-            begun = entry["begun_from"]
-            first = f", from the weights {begun[:12]}… of another run" if begun else ""
-            said = f"{entry['command']}, on {entry['device']}{first}{of}{gone}"
+            said = f"{entry['command']}, on {entry['device']}{_begun(entry['init'])}{of}{gone}"
             typer.echo(f"{entry['model']}: {said}")
+
+
+def _begun(init: store.Json | None) -> str:
+    """Which weights a run began with: those of that name may be others by now."""
+    if not init:
+        return ""
+    sha256 = init.get("sha256")
+    return f", begun with {init.get('from')}" + (f" (sha256 {sha256[:12]}…)" if sha256 else "")
 
 
 def _name(entry: store.Json) -> str:

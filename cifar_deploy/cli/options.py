@@ -61,7 +61,9 @@ class Target(StrEnum):
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(help="Of the CPU runtimes. [default: $OMP_NUM_THREADS, or one a core]", min=1),
+    typer.Option(
+        help="Of the CPU runtimes. [default: $OMP_NUM_THREADS, or one a core]", min=1, max=1024
+    ),
 ]
 DataDirOption = Annotated[
     Path | None,

@@ -17,6 +17,7 @@ from cifar_deploy.cli.options import (
     say,
 )
 from cifar_deploy.engines.flavour import AUTO
+from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 
 
@@ -39,15 +40,23 @@ def package(
     ] = None,
     instances: Annotated[
         int | None,
-        typer.Option(help="Triton: so many on each GPU, or on the CPU. [default: 1]", min=1),
+        typer.Option(
+            help="Triton: so many on each GPU, or on the CPU. [default: 1]", min=1, max=1000
+        ),
     ] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(help="Triton: images put together at most. [default: the file's]", min=1),
+        typer.Option(
+            help="Triton: images put together at most. [default: the file's]",
+            min=1,
+            max=LARGEST_BATCH,
+        ),
     ] = None,
     queue_delay: Annotated[
         int | None,
-        typer.Option(help="Triton: microseconds to wait for others. [default: 100]", min=0),
+        typer.Option(
+            help="Triton: microseconds to wait for others. [default: 100]", min=0, max=10_000_000
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -71,7 +80,9 @@ def package(
     file = Path(model) if Path(model).suffix in store.EXPORTED else None
     if file and (format or precision or flavour):
         raise UserError(f"--format, --precision and --flavour choose a model's file, not {file}")
-    folder = store.ModelFolder(file.absolute().parent) if file else architectures.folder(model)
+    if file and not file.is_file():
+        raise UserError(f"{file} does not exist; run: cifar-deploy export MODEL")
+    folder = store.ModelFolder(file.parent.resolve()) if file else architectures.folder(model)
     if file and not folder.weights.exists():
         raise UserError(f"{file} has no trained model beside it; a model's own files are packaged")
     name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
@@ -80,7 +91,7 @@ def package(
 
     write.check_target(place, force)
     card = store.read_card(folder)
-    if flavour and format is not Format.trt:
+    if flavour not in (None, AUTO) and format is not Format.trt:
         raise UserError("--flavour is an engine's; it goes with --format trt")
     from cifar_deploy.package import cpp, source, triton
 

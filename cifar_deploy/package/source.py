@@ -54,12 +54,8 @@ class Source:
 
     @property
     def proof(self) -> Json | None:
-        """The latest proof that counts, or else the latest PASS, or else the latest verdict."""
-
-        def worth(proof: Json) -> tuple[bool, bool]:
-            return proof["verdict"] == PASS and not self._elsewhere(proof), proof["verdict"] == PASS
-
-        return max(reversed(self.proofs), key=worth, default=None)
+        """The latest verdict of where it counts, or else the latest."""
+        return max(reversed(self.proofs), key=lambda one: not self._elsewhere(one), default=None)
 
     @property
     def proved(self) -> bool:
@@ -77,20 +73,11 @@ class Source:
         by, provider = str(proof["runtime"]), str(proof["provider"])
         on_gpu = provider.startswith("CUDA")
         if self.precision == "int8" and on_gpu:
-            return (
-                "on a GPU, where ONNX Runtime computes in fp32 what is 8 bits on a CPU; "
-                f"run: cifar-deploy validate {self.path} --device cpu"
-            )
+            return "on a GPU, where ONNX Runtime computes in fp32 what is 8 bits on a CPU"
         if self.target == TRITON and not by.startswith("ONNX Runtime"):
-            return (
-                f"by {by}, and Triton runs it in ONNX Runtime; run: cifar-deploy validate "
-                f"{self.path}"
-            )
+            return f"by {by}, and Triton runs it in ONNX Runtime"
         if self.target == TRITON and self.precision == "fp16" and not on_gpu:
-            return (
-                "on a CPU, which computes fp16 in fp32, and Triton has a GPU; there run: "
-                f"cifar-deploy validate {self.path}"
-            )
+            return "on a CPU, which computes fp16 in fp32, and Triton has a GPU"
         return ""
 
     @property
@@ -127,7 +114,7 @@ def find(folder: ModelFolder, path: Path, target: str = "cpp") -> Source:
     """
     weights = read_card(folder)["weights"]["sha256"]
     if not path.exists():
-        raise UserError(f"{path} does not exist; run: cifar-deploy export {folder.name}")
+        raise UserError(f"{path} does not exist; see `cifar-deploy export --help`")
     manifest = _manifest_of(path, folder)
     check_weights(path, manifest, weights)
     if manifest.get("file") != path.name:
@@ -220,7 +207,8 @@ def require_proof(source: Source) -> None:
     if source.proved:
         return
     if source.proof and source.proof["verdict"] == PASS:
-        why = f"was proved {source.elsewhere}"
+        device = {"int8": " --device cpu", "fp16": " --device cuda"}.get(source.precision, "")
+        why = f"was proved {source.elsewhere}; run: {command}{device}"
     elif source.proof:
         why = f"did not pass: {source.proof.get('verdict')}; see `{command}`"
     elif proof_path(source.path).exists():
@@ -235,7 +223,10 @@ def require_proof(source: Source) -> None:
 def _manifest_of(file: Path, folder: ModelFolder) -> Json:
     manifest = read_manifest(file)
     if manifest is None:
-        raise UserError(f"{file} has no manifest beside it; run: cifar-deploy export {folder.name}")
+        raise UserError(
+            f"{file} has no manifest beside it, as what was exported has; run: cifar-deploy export "
+            f"{folder.name}"
+        )
     return manifest
 
 

@@ -18,6 +18,7 @@ from cifar_deploy.package.write import Contents
 from cifar_deploy.runtimes.protocol import BATCH
 
 PLATFORMS = {"onnx": ("onnxruntime_onnx", "onnxruntime"), "tensorrt": ("tensorrt_plan", "tensorrt")}
+DELAY = 100
 FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 
 
@@ -27,7 +28,7 @@ class Serving:
 
     instances: int = 1  # on each GPU, or on the CPU
     max_batch: int | None = None  # images; None: what the file takes, or `validate` ran
-    queue_delay: int = 100  # microseconds that a request waits for others
+    queue_delay: int | None = None  # microseconds that a request waits for others; DELAY
 
 
 def contents(source: Source, serving: Serving = Serving()) -> Contents:
@@ -48,9 +49,12 @@ def contents(source: Source, serving: Serving = Serving()) -> Contents:
             "export an engine whose profile begins at 1"
         )
     if source.engine and not source.fixed_batch:
-        _check_gaps(source.path, source.engine)
-    if serving.max_batch and source.fixed_batch:
-        raise UserError(f"{source.path} takes batches of {largest} only; leave out --max-batch")
+        _check_gaps(source.path, source.engine, serving.max_batch or largest)
+    if source.fixed_batch and (serving.max_batch, serving.queue_delay) != (None, None):
+        raise UserError(
+            f"{source.path} takes batches of {largest} only, and the server puts none together; "
+            "leave out --max-batch and --queue-delay"
+        )
     if serving.max_batch and largest and serving.max_batch > largest:
         raise UserError(f"{source.path} takes at most {largest} images; lower --max-batch")
     name = source.folder.name
@@ -68,7 +72,8 @@ def contents(source: Source, serving: Serving = Serving()) -> Contents:
         "file": FILES[source.backend],
         # Of an ONNX file, which has no limit, the largest batch that `validate` runs.
         "max_batch_size": 0 if batch else serving.max_batch or largest or BATCH,
-        "serving": serving,
+        "instances": serving.instances,
+        "queue_delay": DELAY if serving.queue_delay is None else serving.queue_delay,
         "input_dims": [*batch, SIZE, SIZE, 3],
         "output_dims": [*batch, len(source.classes)],
     }
@@ -81,14 +86,14 @@ def contents(source: Source, serving: Serving = Serving()) -> Contents:
     }
 
 
-def _check_gaps(path: Path, engine: Engine) -> None:
-    """Raise UserError for an engine that refuses some batch between those it takes.
+def _check_gaps(path: Path, engine: Engine, largest: int) -> None:
+    """Raise UserError for an engine that refuses some batch up to `largest`.
 
     The server merges requests to batches of any size up to the largest.
     """
     reached = 0
     for profile in sorted(engine.profiles, key=lambda p: p.min):
-        if profile.min > reached + 1:
+        if profile.min > reached + 1 and reached < largest:
             raise UserError(
                 f"{path} takes no batch of {reached + 1}, which Triton may put together; "
                 "export an engine whose profiles leave none out"

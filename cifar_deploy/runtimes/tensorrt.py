@@ -224,19 +224,20 @@ class TensorRT:
             # TensorRT for RTX captures its graph in the second run and replays it from the third,
             # unless what prepares kernels is not through then.
             runs = 4 if self._kernels else 1
-            try:
-                ready = (
+            ready = _agreed(
+                lambda: (
                     context.set_optimization_profile_async(self._profile(batch), side.cuda_stream)
                     and context.set_input_shape(self._input, tuple(given.shape))
                     and context.set_tensor_address(self._input, given.data_ptr())
                     and context.set_tensor_address(self._output, result.data_ptr())
                 )
-            except RuntimeError:  # so it refuses a profile; the log has the reason
-                ready = False
+            )
             try:
                 for _ in range(runs):
-                    ready = ready and context.execute_async_v3(side.cuda_stream)
+                    ready = ready and _agreed(lambda: context.execute_async_v3(side.cuda_stream))
                     side.synchronize()  # also before a refusal: its buffers are let go then
+                    if not ready:
+                        break
             finally:
                 if not ready:
                     self._refused("run")
@@ -295,6 +296,14 @@ class TensorRT:
         """Work on the device; what it refuses is a `UserError`."""
         need = int(self._engine.device_memory_size_v2) + batch * SIZE * SIZE * 3
         return cuda_errors(str(self._path), self._device, batch, need)
+
+
+def _agreed(ask: Callable[[], bool]) -> bool:
+    """What TensorRT answers. Some refusals its bindings raise; the log has the reason of each."""
+    try:
+        return ask()
+    except RuntimeError:
+        return False
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, pool: Any) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import math
+import re
 from pathlib import Path
 
 from cifar_deploy.errors import UserError, disk_errors
@@ -47,8 +48,9 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
 
 
 def _place(proof: Json) -> tuple[str, str, str]:
-    """What judged: the runtime whatever its version, its provider, the device."""
-    return proof["runtime"].rpartition(" ")[0], proof["provider"], proof["device"]
+    """What judged: the runtime whatever its version, its provider, the device with any threads."""
+    device = re.sub(r", \d+ threads$", "", proof["device"])
+    return proof["runtime"].rpartition(" ")[0], proof["provider"], device
 
 
 def _proof(judgement: Judgement, row: Judged, sha256: str) -> Json:

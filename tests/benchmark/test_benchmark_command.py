@@ -19,7 +19,9 @@ from processes import command_line
 
 import cifar_deploy
 from cifar_deploy.cli.options import OnnxBy
+from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.runtimes.load import ONNX
+from cifar_deploy.store import ModelFolder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -115,13 +117,37 @@ def test_what_is_slower_than_before_is_told_and_status_1(
     assert (status, "Nothing of" in out) == (1, True)
     status, _, err = compared(1.0, device="another CPU, 64 threads")
     assert (status, "is of another CPU, 64 threads, and this is" in err) == (2, True)
-    wrong = {"model": "m", "name": "n", "batch": 1, "latency": {"p50": "fast"}}
-    still = {**wrong, "latency": {"p50": 0.0}}
+    elsewhere = {**value["rows"][0], "runtime": "OpenVINO 1.0"}
+    status, out, _ = compared(1.0, rows=[elsewhere])
+    assert (status, "Nothing of" in out) == (1, True)
+    wrong = {**elsewhere, "latency": {"p50": "fast"}}
+    still = {**elsewhere, "latency": {"p50": 0.0}}
     for row, said in (({}, "is not what"), (wrong, "is not what"), (still, "of no time")):
         other = tmp_path / "other.json"
         other.write_text(json.dumps(value | {"rows": [row]}))
         status, _, err = run(*quick, str(after), "--baseline", str(other))
         assert (status, said in err) == (2, True)
+
+
+def test_a_models_file_of_another_batch_is_left_out(run: Run, models: Path, tmp_path: Path) -> None:
+    place = tmp_path / "simple_cnn"
+    shutil.copytree(models / "simple_cnn", place)
+    file = export_onnx(ModelFolder(place), "fp32", batch=3)
+    left = f"{file.name} takes other batches and was left out"
+    quick = (*QUICK, "--in-flight", "0", "--json", "-", "--format", "onnx")
+
+    def measured(batches: str) -> tuple[int, bool, bool]:
+        """The exit status, whether the file was timed, and whether it was told that it was not."""
+        status, out, _ = run(str(place), *quick, "--batch", batches)
+        value = json.loads(out)
+        timed = file.name in [row["name"] for row in value["rows"]]
+        return status, timed, left in value["remarks"]
+
+    assert measured("1,2") == (0, False, True)
+    assert measured("3") == (0, True, False)
+    # One that was named is not.
+    status, out, _ = run(str(file), *QUICK, "--batch", "2")
+    assert (status, "it takes batches of 3 only" in out) == (1, True)
 
 
 def test_a_cpu_runtime_takes_as_many_threads_as_asked(run: Run, models: Path) -> None:
@@ -174,6 +200,8 @@ def test_a_scenario_keeps_loadgens_logs(
             "--baseline compares what is measured without --scenario",
         ),
         (("simple_cnn", "--baseline", "b.json"), "b.json"),
+        (("simple_cnn", "--max-slowdown", "5"), "--max-slowdown goes with --baseline"),
+        (("simple_cnn", "--threads", str(2**40)), "--threads"),
         (("simple_cnn", "--data-dir", "."), "--data-dir goes with --scenario"),
         (
             ("simple_cnn", "--scenario", "Offline", "--runtime=openvino", "--runtime=onnxruntime"),

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from gpus import supported
 from workshop import NAME, Answer, Refused, Run, write_model
 
@@ -252,8 +253,9 @@ def test_a_proof_that_is_none(refused: Refused, model: ModelFolder) -> None:
         assert told in refused("package", NAME)
 
 
-def test_what_another_runtime_found_is_kept(run: Run, model: ModelFolder) -> None:
+def test_what_another_runtime_found_is_kept(run: Run, refused: Refused, model: ModelFolder) -> None:
     path = model.onnx("fp32")
+    proof = proof_of(path)
     command = ("validate", path, "--max-drop", "1", "--no-latency", "--runtime")
     assert run(*command, "openvino").status == 0
     assert run(*command, "openvino").status == 0  # in the place of the one before
@@ -265,8 +267,21 @@ def test_what_another_runtime_found_is_kept(run: Run, model: ModelFolder) -> Non
     assert triton.err.endswith("points (95 %), 1 allowed\n")
     assert "proved by ONNX Runtime" in triton.err
     assert "proved by OpenVINO" in run("package", NAME).err  # the latest of those that count
-    assert run(*command, "onnxruntime", "--max-drop", "0").status == 1
-    assert "proved by OpenVINO" in run("package", NAME, "--force").err
+    # A later verdict is not hidden by an earlier one, of another runtime or number of threads.
+    again = ("onnxruntime", "--max-drop", "0", "--threads")
+    before = torch.get_num_threads()
+    for threads in ("1", "2"):
+        assert run(*command, *again, threads).status == 1
+    torch.set_num_threads(before)
+    assert len(read_proofs(path, sha256_of(path))) == 2
+    for target in ("cpp", "triton"):
+        said = refused("package", NAME, "--target", target, "--force")
+        assert f"did not pass: INCONCLUSIVE; see `cifar-deploy validate {path}`" in said
+    assert run(*command, "openvino").status == 0
+    assert run("package", NAME, "--force").status == 0
+    assert "did not pass" in refused("package", NAME, "--target", "triton", "--force")
+    proof_path(path).write_text(json.dumps(proof))  # as earlier versions left it
+    assert proof_of(path) == proof
     proof_path(path).write_text("damaged")
     assert run(*command, "onnxruntime").status == 0
     assert proof_of(path)["runtime"].startswith("ONNX Runtime")
@@ -460,11 +475,13 @@ def test_one_of_a_models_files_is_packaged_by_its_name(
     said = refused("package", file, "--precision", "fp16")
     assert "--format, --precision and --flavour choose a model's file" in said
     lost = model.path / "lost.onnx"
-    assert f"{lost} does not exist" in refused("package", lost, "--target", "triton")
+    assert f"{lost} does not exist; run: " in refused("package", lost, "--target", "triton")
+    assert "--batch" in refused("export", NAME, "--batch", str(10**20))
     shutil.copy(file, "stray.onnx")
-    assert "stray.onnx has no trained model beside it" in refused(
-        "package", "stray.onnx", "--target", "triton"
-    )
+    said = refused("package", "stray.onnx", "--target", "triton")
+    assert "stray.onnx has no trained model beside it" in said
+    assert run("package", package / ".." / file, "--out", "by-another-path").status == 0
+    assert files(Path("by-another-path")) == files(package)
     said = refused("export", NAME, "--format", "trt", "--batch", "8")
     assert "an engine's is --batch-profile 8" in said
 

@@ -86,7 +86,14 @@ def test_the_server_runs_it_as_asked(run: Run, refused: Refused, model: ModelFol
     assert "--max-batch is the server's" in refused("package", NAME, "--max-batch", "8")
     fix_batch(model, 4)
     fixed = ("package", NAME, "--target", "triton", "--unproved", "--force", "--max-batch", "8")
-    assert "takes batches of 4 only; leave out --max-batch" in refused(*fixed)
+    assert "takes batches of 4 only" in refused(*fixed)
+    assert "--queue-delay" in refused(*fixed[:-2], "--queue-delay", "0")
+    assert "--instances" in refused(*fixed[:-2], "--instances", str(10**10))
+
+
+def test_a_request_may_wait_for_no_other(run: Run) -> None:
+    assert run("package", NAME, "--target", "triton", "--queue-delay", "0").status == 0
+    assert config().dynamic_batching.max_queue_delay_microseconds == 0
 
 
 def test_an_int8_file_runs_on_the_cpu(run: Run, model: ModelFolder) -> None:
@@ -125,11 +132,12 @@ def test_an_engine(run: Run, refused: Refused, engine: Callable[..., Path]) -> N
 
 
 def test_an_engine_that_leaves_batches_out_is_refused(
-    refused: Refused, engine: Callable[..., Path]
+    run: Run, refused: Refused, engine: Callable[..., Path]
 ) -> None:
     engine(profiles=[{"min": 8, "opt": 8, "max": 8}, {"min": 1, "opt": 2, "max": 4}])
     command = ("package", NAME, "--target", "triton", "--format", "trt", "--precision", "fp16")
     assert "takes no batch of 5, which Triton may put" in refused(*command, "--unproved")
+    assert run(*command, "--unproved", "--max-batch", "4").status == 0
 
 
 @pytest.mark.parametrize(

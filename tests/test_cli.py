@@ -560,6 +560,11 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
     done = run("predict", "simple_cnn", "folder", "--json", "--top", "1")
     assert [answer["top"] for answer in json.loads(done.out)] == [a["top"][:1] for a in within]
     assert "folder: Thumbs.db and 1 more left out" in done.err
+    Path("folder/cut.png").write_bytes(picture.read_bytes()[:60])
+    done = run("predict", "simple_cnn", "folder", "--json", "--top", "1")
+    assert done.status == 1
+    assert [answer["image"] for answer in json.loads(done.out)] == ["folder/a.png", "folder/b.jpg"]
+    assert "left out: folder/cut.png" in done.err
 
 
 def test_a_picture_may_have_a_name_that_is_no_utf8(run: Run, workshop: Path) -> None:

@@ -1,13 +1,16 @@
 """`cifar-deploy predict`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cifar_deploy import store
 from cifar_deploy.cli.options import DeviceOption, JsonFlag, OnnxBy, TrustFlag, print_json, say
 from cifar_deploy.errors import UserError, disk_errors
+
+if TYPE_CHECKING:
+    from cifar_deploy.data.dataset import Images
 
 
 def predict(
@@ -23,11 +26,15 @@ def predict(
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Classify pictures of any size and format: the likeliest classes with probabilities."""
-    from cifar_deploy.classifier import load, pictures
+    """Classify pictures of any size and format: the likeliest classes with probabilities.
 
-    images = [path for given in images for path in _pictures(given)]
-    pixels = pictures(images)  # a picture that is none is told before a model is loaded
+    Exit status 1 if one in a folder could not be read; the others are classified.
+    """
+    from cifar_deploy.classifier import load
+
+    read = [_read(given) for given in images]  # before a model is loaded
+    paths = [path for found, _ in read for path in found]
+    pixels = [image for found, _ in read for image in found.values()]
     classifier = load(model, device, trust, runtime)
     answers: list[store.Json] = [
         {
@@ -37,14 +44,36 @@ def predict(
                 for label, probability in prediction.top(top)
             ],
         }
-        for path, prediction in zip(images, classifier.predict(pixels), strict=True)
+        for path, prediction in zip(paths, classifier.predict(pixels), strict=True)
     ]
     if as_json:
         print_json(answers)
-        return
-    for answer in answers:
+    for answer in [] if as_json else answers:
         said = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
         typer.echo(f"{answer['image']}: {said}")
+    if any(broken for _, broken in read):
+        raise typer.Exit(1)
+
+
+def _read(given: Path) -> "tuple[dict[Path, Images], bool]":
+    """What is read of a path, and whether a folder holds some that cannot be, which are told.
+
+    Raises UserError for a file that cannot be read, and for a folder where none can.
+    """
+    from cifar_deploy.classifier import pictures
+
+    found: dict[Path, Images] = {}
+    broken: list[UserError] = []
+    for path in _pictures(given):
+        try:
+            found[path] = pictures(path)
+        except UserError as error:
+            broken.append(error)
+    if not found:
+        raise broken[0]
+    for reason in broken:
+        say(f"left out: {reason}")
+    return found, bool(broken)
 
 
 def _pictures(path: Path) -> list[Path]:

@@ -427,10 +427,12 @@ def test_models_tells_the_weights_a_run_began_with_and_all_seeds(run: Run) -> No
         place.write_text(json.dumps(card | more | {"init": begun}))
         said = run("models").out
         assert "begun with model.safetensors (sha256 573ccbcaeca2…)" in said
-        assert f"{100 * card['test_accuracy']:.2f} %" in said
-        assert "3 seeds: 50.00 ± 1.10 %" in " ".join(said.split())
+        assert "50.00 ± 1.10 %" in said
+        assert f"; the weights are the first seed's, {100 * card['test_accuracy']:.2f} %\n" in said
         place.write_text(json.dumps(card | {"init": {"from": "imagenet", "sha256": None}}))
-        assert ", begun with imagenet\n" in run("models").out
+        assert ", begun with imagenet; its accuracy" in run("models").out
+        place.write_text(json.dumps(card | more | {"test_accuracy": None}))
+        assert run("models").status == 0
         place.write_text(json.dumps(card | {"init": None}))
         assert "begun with" not in run("models").out
     finally:
@@ -754,7 +756,7 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("package", "simple_cnn", "--target", "tritn"), "'tritn' is not one of 'cpp', 'triton'"),
         (("validate", "--images", "0"), "Invalid value for '--images'"),
         (("train",), "Missing argument"),
-        (("package", "lone.onnx"), "lone.onnx has no trained model beside it; a model's own"),
+        (("package", "lone.onnx"), "lone.onnx does not exist; run: cifar-deploy export MODEL"),
         (("validate", FILE, "--reference", "absent.onnx"), "absent.onnx: No such file"),
         (("validate", "simple_cnn", "--reference", FILE), "--reference goes with files"),
         (("export", FILE), f"{FILE} is a file; here goes a trained model"),

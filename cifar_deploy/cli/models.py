@@ -142,6 +142,8 @@ def _show(entries: list[store.Json]) -> None:
             known = entry["data"] in (None, "CIFAR-10")
             of = "" if known else f"; its accuracy is of {entry['data']}'s images"
             said = f"{entry['command']}, on {entry['device']}{_begun(entry['init'])}{of}{gone}"
+            if entry["seeds"] > 1 and entry["test_accuracy"] is not None:
+                said += f"; the weights are the first seed's, {100 * entry['test_accuracy']:.2f} %"
             typer.echo(f"{entry['model']}: {said}")
 
 
@@ -171,5 +173,4 @@ def _top1(entry: store.Json) -> str:
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
-    seeds = f"{entry['seeds']} seeds: {mean:.2f} ± {spread:.2f} %"
-    return f"{100 * accuracy:.2f} % ({length}; {seeds})"
+    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"

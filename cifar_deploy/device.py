@@ -107,6 +107,11 @@ def describe(device: "torch.device") -> str:
     return f"{cpu_name()}, {torch.get_num_threads()} threads"
 
 
+def any_threads(described: str) -> str:
+    """What `describe` said, without a CPU's number of threads."""
+    return re.sub(r", \d+ threads$", "", described)
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system tells it."""
     info = Path("/proc/cpuinfo")

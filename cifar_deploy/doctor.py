@@ -140,8 +140,9 @@ def _tensorrt(name: str) -> str:
     source = Path("trial.onnx")
     here = load.gpu_of(torch.device("cuda")) if gpu else None
     # TensorRT for RTX supports GPUs that are not among its default targets.
-    rare = here and chosen.name == flavour.RTX and here.compute_capability in targets(chosen)
-    wanted = (here.compute_capability,) if here and rare else ()
+    wanted: tuple[str, ...] = ()
+    if here and chosen.name == flavour.RTX and here.compute_capability in targets(chosen):
+        wanted = (here.compute_capability,)
     options = Options(profiles=(Profile(1, 1, 1),), compute_capabilities=wanted)
     built = build.build(chosen, _negation(["batch", 32, 32, 3]), source, options)
     if not gpu:

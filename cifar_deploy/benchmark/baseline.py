@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cifar_deploy.benchmark.sweep import Row
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.store import Json, read_json
 
 Key = tuple[str, str, str, int]  # model, name, runtime without its version, batch
@@ -70,7 +71,7 @@ def changes(before: Baseline, rows: Sequence[Row]) -> list[Change]:
 
 def _key(model: str, name: str, runtime: str, batch: int) -> Key:
     """A file's name has the runtime behind it only where several ran it."""
-    return model, name.partition(", ")[0], runtime.rpartition(" ")[0], batch
+    return model, name.partition(", ")[0], unversioned(runtime), batch
 
 
 def slower(found: Sequence[Change], percent: float) -> list[Change]:
@@ -78,8 +79,8 @@ def slower(found: Sequence[Change], percent: float) -> list[Change]:
     return [change for change in found if change.slower > percent]
 
 
-def notes(before: Baseline, found: Sequence[Change], percent: float) -> list[str]:
-    """What stands under the table of it."""
+def notes(before: Baseline, found: Sequence[Change], late: Sequence[Change]) -> list[str]:
+    """What stands under the table of it; `late` are the `slower` ones of `found`."""
     if not found:
         return [f"Nothing of {before.path} was measured here."]
     ratios = [change.now / change.before for change in found]
@@ -87,7 +88,7 @@ def notes(before: Baseline, found: Sequence[Change], percent: float) -> list[str
         f"Against {before.path}: {len(found)} of {len(before.medians)} rows, their medians "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as long."
     ]
-    for change in slower(found, percent):
+    for change in late:
         lines.append(
             f"{change.model}, {change.name}, batch {change.batch}: SLOWER by "
             f"{change.slower:.0f} %: {change.now:.3g} ms at the median, {change.before:.3g} then"

@@ -29,11 +29,12 @@ from cifar_deploy.benchmark.sweep import (
     Say,
     conditions,
     failure,
+    not_taken,
     remarks,
 )
 from cifar_deploy.data.dataset import Split
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.runtimes.protocol import takes, words
+from cifar_deploy.runtimes.protocol import takes
 from cifar_deploy.signals import handled
 from cifar_deploy.store import Json
 from cifar_deploy.watch import Watch
@@ -156,7 +157,7 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
     scenario = settings.scenario
     batch, in_flight = _sizes(settings, split)
     if not takes(contender.runtime.batches, batch):
-        raise UserError(f"it takes batches of {words(contender.runtime.batches)} only")
+        raise UserError(not_taken(contender))
     lg = loadgen()
     system = _System(lg, contender, split, batch, in_flight)
     expected = HEADROOM[scenario] * system.rate()

@@ -309,10 +309,7 @@ def _batch(
         if takes(one.runtime.batches, batch):
             left.append(_Turn(one, pool, batch))
         elif settings.chosen:
-            said = f"it takes batches of {words(one.runtime.batches)} only"
-            if one.name.endswith(".engine"):
-                said += "; export it with another --batch-profile"
-            result.failures.append(Failure(one.model, one.name, said, batch))
+            result.failures.append(Failure(one.model, one.name, not_taken(one), batch))
 
     def each(what: str, do: Callable[[_Turn], None]) -> None:
         """`do` for all that are left; one that fails leaves."""
@@ -346,6 +343,14 @@ def _batch(
             flew = left
     finally:  # the latency also of what then did not fit several times, or was ended
         result.rows += [turn.row(watch, turn in flew) for turn in timed]
+
+
+def not_taken(who: Contender) -> str:
+    """What is said of a batch that a contender does not take."""
+    said = f"it takes batches of {words(who.runtime.batches)} only"
+    if who.name.endswith(".engine"):
+        said += "; export it with another --batch-profile"
+    return said
 
 
 def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Failure:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Split
 
 
+OFFLINE_BATCH = 256
+MAX_SLOWDOWN = 10.0  # percent
+
+
 class Scenario(StrEnum):
     """MLPerf's scenarios."""
 
@@ -102,8 +106,12 @@ def benchmark(
     if scenario and len(sizes) > (scenario is Scenario.Offline):
         takes = "one --batch" if scenario is Scenario.Offline else "single images, no --batch"
         raise UserError(f"--scenario {scenario.value} takes {takes}")
+    offline = sizes[0] if sizes else OFFLINE_BATCH
+    measured = sizes
+    if scenario:
+        measured = (offline if scenario is Scenario.Offline else 1,)
     all_work = _contestants(targets or [], Kind.of(format, precision))
-    work, left = _of_batches(all_work, sizes, scenario)
+    work, left = _of_batches(all_work, measured)
     if baseline and scenario:
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
@@ -142,9 +150,7 @@ def benchmark(
             ran = mlperf.run_all(
                 entered,
                 _test_images(folders, data.value if data else None, data_dir, images),
-                mlperf.Settings(
-                    scenario.value, seconds, sizes[0] if sizes else 256, max(at_once, 1)
-                ),
+                mlperf.Settings(scenario.value, seconds, offline, max(at_once, 1)),
                 out or store.models_root() / "mlperf",
                 where,
                 told,
@@ -164,11 +170,12 @@ def benchmark(
             failures, ended = result.failures, result.ended
             if before:
                 changes = earlier.changes(before, result.rows)
-                limit = 10.0 if max_slowdown is None else max_slowdown
-                said += earlier.notes(before, changes, limit)
+                limit = MAX_SLOWDOWN if max_slowdown is None else max_slowdown
+                late = earlier.slower(changes, limit)
+                said += earlier.notes(before, changes, late)
                 value["baseline"] = earlier.to_json(before, changes, limit)
                 # A comparison with nothing is none that went well.
-                worse = not changes or bool(earlier.slower(changes, limit))
+                worse = not changes or bool(late)
     show(shown, said, value, json_file, 160)
     if ended:
         raise ended
@@ -188,14 +195,11 @@ def _batches(texts: list[str]) -> tuple[int, ...]:
 def _of_batches(
     work: "list[tuple[store.ModelFolder, list[Path], bool]]",
     sizes: tuple[int, ...],
-    scenario: Scenario | None,
 ) -> "tuple[list[tuple[store.ModelFolder, list[Path], bool]], list[str]]":
-    """Without the models' files of one batch that is not measured, and what is said of those.
+    """Without the models' files of one batch that is not in `sizes`, and what is said of those.
 
-    Files that were named stay.
+    Files that were named stay, and all where no sizes were asked for.
     """
-    if scenario:
-        sizes = (1,) if scenario is Scenario.SingleStream else sizes or (256,)
     lost = [
         file
         for _, files, whole in work

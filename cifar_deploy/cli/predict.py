@@ -48,9 +48,10 @@ def predict(
     ]
     if as_json:
         print_json(answers)
-    for answer in [] if as_json else answers:
-        said = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
-        typer.echo(f"{answer['image']}: {said}")
+    else:
+        for answer in answers:
+            said = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
+            typer.echo(f"{answer['image']}: {said}")
     if any(broken for _, broken in read):
         raise typer.Exit(1)
 

@@ -109,12 +109,10 @@ def is_stale(folder: ModelFolder, precision: str) -> bool:
 def find(folder: ModelFolder, path: Path, target: str = "cpp") -> Source:
     """The exported file `path` of the trained model in `folder`.
 
-    Raises UserError where there is none, it is of earlier weights, damaged or another one under its
-    name, or its manifest lacks something.
+    Raises UserError where it cannot be read, is of earlier weights, damaged or another one under
+    its name, or its manifest lacks something.
     """
     weights = read_card(folder)["weights"]["sha256"]
-    if not path.exists():
-        raise UserError(f"{path} does not exist; see `cifar-deploy export --help`")
     manifest = _manifest_of(path, folder)
     check_weights(path, manifest, weights)
     if manifest.get("file") != path.name:

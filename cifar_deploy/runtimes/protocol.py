@@ -56,6 +56,11 @@ class Runtime(Protocol):
         """So many for as many of the host's threads; on a CPU they share this one's threads."""
 
 
+def unversioned(runtime: str) -> str:
+    """A runtime's name as `Runtime.runtime` has it, "ONNX Runtime 1.31.1", without the version."""
+    return runtime.rpartition(" ")[0]
+
+
 def takes(batches: Sequence[range], batch: int) -> bool:
     """Whether a model of these batch sizes takes `batch` images."""
     return any(batch in sizes for sizes in batches)

@@ -3,10 +3,11 @@
 import contextlib
 import datetime
 import math
-import re
 from pathlib import Path
 
+from cifar_deploy.device import any_threads
 from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.store import Json, proof_path, read_proofs, sha256_of, write_json
 from cifar_deploy.validate.judge import Judged, Judgement
 
@@ -49,8 +50,7 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
 
 def _place(proof: Json) -> tuple[str, str, str]:
     """What judged: the runtime whatever its version, its provider, the device with any threads."""
-    device = re.sub(r", \d+ threads$", "", proof["device"])
-    return proof["runtime"].rpartition(" ")[0], proof["provider"], device
+    return unversioned(proof["runtime"]), proof["provider"], any_threads(proof["device"])
 
 
 def _proof(judgement: Judgement, row: Judged, sha256: str) -> Json:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, worst_class
@@ -62,7 +63,7 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
     """What stands under the table: the conditions, and the remarks."""
     facts = judgements[0].facts
     versions = facts["versions"]
-    ran = {row.runtime.rpartition(" ")[0] for judgement in judgements for row in judgement.rows}
+    ran = {unversioned(row.runtime) for judgement in judgements for row in judgement.rows}
     libraries = ", ".join(
         f"{name} {versions[name]}"
         for name, title in LIBRARIES.items()

@@ -123,9 +123,7 @@ def test_what_is_slower_than_before_is_told_and_status_1(
     wrong = {**elsewhere, "latency": {"p50": "fast"}}
     still = {**elsewhere, "latency": {"p50": 0.0}}
     for row, said in (({}, "is not what"), (wrong, "is not what"), (still, "of no time")):
-        other = tmp_path / "other.json"
-        other.write_text(json.dumps(value | {"rows": [row]}))
-        status, _, err = run(*quick, str(after), "--baseline", str(other))
+        status, _, err = compared(1.0, rows=[row])
         assert (status, said in err) == (2, True)
 
 

@@ -12,6 +12,9 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# A Triton for the tests, where there is one; what it requires of numpy is not ours.
+	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton \
+		nvidia-pytriton==0.7.0
 	touch $@
 
 demo: $(READY)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cifar_deploy import architectures
+from cifar_deploy import address, architectures
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.data.image import from_pillow, read_image, to_array
 from cifar_deploy.device import pick
@@ -96,10 +96,10 @@ def load(
 
     A model's name or alias or its folder: the trained weights, in PyTorch fp32. An exported file:
     that file, in its runtime. A folder that `cifar-deploy package --target cpp` wrote: the file in
-    it. `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda", "cuda:N", the number N alone
-    or a torch.device. Engines are code: `trust` loads one whose manifest is missing or does not
-    match. `runtime` is what runs an ONNX file, "onnxruntime", which is the default, or "openvino",
-    on a CPU.
+    it. `grpc://HOST:PORT/MODEL`: what a server has of this name. `device` is "auto" (CUDA where
+    there is a GPU), "cpu", "cuda", "cuda:N", the number N alone or a torch.device. Engines are
+    code: `trust` loads one whose manifest is missing or does not match. `runtime` is what runs an
+    ONNX file, "onnxruntime", which is the default, or "openvino", on a CPU.
 
     Raises UserError where there is no such thing, where it is damaged, and where it cannot run.
     """
@@ -107,6 +107,11 @@ def load(
         raise UserError(f"a {type(model).__name__} is no model; give a name or a path")
     where = pick(f"cuda:{device}" if isinstance(device, int) else str(device))
     path = Path(model)
+    if found := address.read(str(model)):
+        if runtime:
+            raise UserError(f"{model} runs on its server; a runtime can be chosen for an ONNX file")
+        opened, classes = open_file(found, where)
+        return Classifier(opened, classes, str(found))
     if manifest.is_package(path):
         file, classes, known = manifest.open_package(path)
         onnx = _onnx(file, runtime)

@@ -364,9 +364,9 @@ def check_weights(file: Path, manifest: Json, sha256: str) -> None:
         )
 
 
-def only_batch(file: Path) -> int | None:
+def only_batch(name: str) -> int | None:
     """The one batch that a model's ONNX file takes, by the name it was exported under."""
-    found = re.search(r"\.batch(\d+)\.onnx$", file.name)
+    found = re.search(r"\.batch(\d+)\.onnx$", name)
     return int(found[1]) if found else None
 
 

@@ -144,7 +144,7 @@ def run_all(
                 raise
             runs.ended = end
             runs.remarks.append(UNFINISHED)
-        runs.remarks += remarks(device, watch)
+        runs.remarks += remarks(entered, device, watch)
     return runs
 
 

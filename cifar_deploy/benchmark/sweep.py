@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cifar_deploy import device as machine
+from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
@@ -22,7 +23,7 @@ from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import failed, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import Runtime, takes, words
+from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, words
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder
 from cifar_deploy.timing import (
@@ -43,6 +44,7 @@ ENERGY_SECONDS = 2.0  # of throughput at least, where a counter moves only every
 PIXELS_SEED = 0
 UNFINISHED = "it was ended early: the rest was not measured"
 NO_GPU = "no GPU is measured: these are the CPU runtimes, without copies"
+ASKED = "what is served is timed as a client sees it: the network and the server's queue included"
 
 Say = Callable[[str], None]  # told what is being done, for the progress line
 
@@ -113,7 +115,7 @@ class Benchmark:
 
 
 def contenders(
-    work: Sequence[tuple[ModelFolder, Sequence[Path], bool]],
+    work: Sequence[tuple[ModelFolder, Sequence[Path | Address], bool]],
     device: torch.device,
     compiled: bool,
     trust: bool = False,
@@ -125,15 +127,16 @@ def contenders(
     PyTorch runs in fp32, and on a GPU also in fp16 where a file does, or where there is none; with
     `compiled` each of them also through torch.compile. `trust`: engines without a matching manifest
     too; `pixels`: ONNX files with another program's interface too; `onnx`: what runs ONNX files,
-    each of them. A file that this machine cannot run becomes a failure.
+    each of them. A file, or served model, that this machine cannot run becomes a failure.
     """
     found: list[Contender] = []
     failures = []
     for folder, files, with_pytorch in work:
         opened = []
-        runs = [(f, how) for f in files for how in (onnx if f.suffix == ".onnx" else onnx[:1])]
+        several = len(onnx) > 1
+        runs = [(f, how) for f in files for how in (onnx if f.name.endswith(".onnx") else onnx[:1])]
         for file, how in runs:
-            name = f"{file.name}, {how}" if len(onnx) > 1 and file.suffix == ".onnx" else file.name
+            name = f"{file.name}, {how}" if several and file.name.endswith(".onnx") else file.name
             try:
                 runtime = open_runtime(file, device, trust, pixels=pixels, onnx=how)
                 opened.append(Contender(folder.name, name, runtime))
@@ -189,7 +192,7 @@ def run(
                 raise
             result.ended = end  # with its traceback: nothing on the GPU is let go before it is told
             result.remarks.append(UNFINISHED)
-        result.remarks += [*additions(entered), *remarks(device, watch)]
+        result.remarks += [*additions(entered), *remarks(entered, device, watch)]
     return result
 
 
@@ -209,9 +212,13 @@ def additions(entered: Sequence[Contender]) -> list[str]:
     ]
 
 
-def remarks(device: torch.device, watch: Watch) -> list[str]:
-    """What has to be known of a measurement: that no GPU was there, and what disturbed."""
-    return [*([] if device.type == "cuda" else [NO_GPU]), *watch.remarks()]
+def remarks(entered: Sequence[Contender], device: torch.device, watch: Watch) -> list[str]:
+    """What has to be known of a measurement: what was not at hand here, and what disturbed."""
+    remote = [one.runtime.device == REMOTE for one in entered]
+    said = [ASKED] if any(remote) else []
+    if device.type != "cuda" and not all(remote):
+        said.append(NO_GPU)
+    return [*said, *watch.remarks()]
 
 
 def conditions(device: torch.device, watch: Watch) -> Json:

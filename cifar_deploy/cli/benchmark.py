@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import address, architectures, store
+from cifar_deploy.address import Address
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Split
 
 
+# A model, what is measured of it, and whether it is all of the model's, PyTorch too.
+Work = tuple[store.ModelFolder, list[Path | Address], bool]
 OFFLINE_BATCH = 256
 MAX_SLOWDOWN = 10.0  # percent
 
@@ -44,7 +47,11 @@ class Scenario(StrEnum):
 
 def benchmark(
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL|FILE]...", help="Models, or files.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL|FILE|grpc://...]...",
+            help="Models, files, or what a server has, as grpc://localhost:8001/MODEL.",
+        ),
     ] = None,
     format: FormatOption = None,
     precision: PrecisionOption = None,
@@ -193,9 +200,9 @@ def _batches(texts: list[str]) -> tuple[int, ...]:
 
 
 def _of_batches(
-    work: "list[tuple[store.ModelFolder, list[Path], bool]]",
+    work: "list[Work]",
     sizes: tuple[int, ...],
-) -> "tuple[list[tuple[store.ModelFolder, list[Path], bool]], list[str]]":
+) -> "tuple[list[Work], list[str]]":
     """Without the models' files of one batch that is not in `sizes`, and what is said of those.
 
     Files that were named stay, and all where no sizes were asked for.
@@ -204,7 +211,7 @@ def _of_batches(
         file
         for _, files, whole in work
         for file in files
-        if whole and sizes and store.only_batch(file) not in (None, *sizes)
+        if whole and sizes and store.only_batch(file.name) not in (None, *sizes)
     ]
     kept = [(folder, [f for f in files if f not in lost], whole) for folder, files, whole in work]
     said = [f"{file.name} takes other batches and was left out" for file in lost]
@@ -233,7 +240,7 @@ def _test_images(
     return splits
 
 
-def _stale(work: "list[tuple[store.ModelFolder, list[Path], bool]]") -> list[str]:
+def _stale(work: "list[Work]") -> list[str]:
     """What is said of files that are not of the weights that were timed beside them."""
     return [
         f"{file.name} was exported from other weights than {folder.name} has now; export it again"
@@ -241,17 +248,16 @@ def _stale(work: "list[tuple[store.ModelFolder, list[Path], bool]]") -> list[str
         if whole
         for card in [store.card_of(folder)]
         for file in files
-        if store.stale(file, card)
+        if isinstance(file, Path) and store.stale(file, card)
     ]
 
 
-def _contestants(
-    targets: list[str], kind: Kind
-) -> "list[tuple[store.ModelFolder, list[Path], bool]]":
-    """Models with their files and PyTorch, files alone; without a name, all trained models."""
-    files = [Path(t) for t in targets if Path(t).is_file()]
-    kind.of_models(files)
-    named = [t for t in targets if Path(t) not in files]
+def _contestants(targets: list[str], kind: Kind) -> "list[Work]":
+    """Models with their files and PyTorch, files alone, served models; else all trained models."""
+    served = {t: found for t in targets if (found := address.read(t))}
+    files = [Path(t) for t in targets if t not in served and Path(t).is_file()]
+    kind.of_models([*files, *served.values()])
+    named = [t for t in targets if t not in served and Path(t) not in files]
     if lost := [t for t in named if Path(t).suffix in store.EXPORTED]:
         raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
     folders = [architectures.folder(t) for t in named]
@@ -260,6 +266,9 @@ def _contestants(
     for folder in folders:
         store.read_card(folder)
     those = kind.needed if kind.chosen else kind.files
-    return [(folder, those(folder), True) for folder in folders] + [
-        (store.ModelFolder(file.absolute().parent), [file], False) for file in files
+    work: list[Work] = [(folder, list(those(folder)), True) for folder in folders]
+    work += [(store.ModelFolder(file.absolute().parent), [file], False) for file in files]
+    return work + [
+        (store.ModelFolder(store.models_root() / one.model), [one], False)
+        for one in served.values()
     ]

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -164,7 +164,7 @@ class Kind:
             "then cifar-deploy export"
         )
 
-    def of_models(self, files: list[Path]) -> None:
+    def of_models(self, files: Sequence[object]) -> None:
         """Raise UserError where files are named and some of a model's are asked for."""
         if files and self.chosen:
             raise UserError(

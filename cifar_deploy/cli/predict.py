@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="What predicts.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL|FILE|grpc://...", help="What predicts.")],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Pictures, or folders of them.")
     ],

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import address, architectures, store
+from cifar_deploy.address import Address
 from cifar_deploy.cli.options import (
     SUFFIXES,
     DataDirOption,
@@ -36,13 +37,17 @@ if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Dataset
     from cifar_deploy.validate.judge import Judgement
 
+# What files, or served models, are judged against, and these.
+Work = tuple[store.ModelFolder | Path, Sequence[Path | Address]]
+
 
 def validate(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL|FILE]...",
-            help="Models, or files: of the model beside them, or with --reference.",
+            metavar="[MODEL|FILE|grpc://...]...",
+            help="Models, or files: of the model beside them, or with --reference; or what a "
+            "server answers, as grpc://localhost:8001/MODEL.",
         ),
     ] = None,
     reference: Annotated[
@@ -81,6 +86,8 @@ def validate(
 ) -> None:
     """Prove that exported files are as accurate as the trained network, and time them.
 
+    So is what a server answers.
+
     Exit status 1 unless every file passes.
     """
     kind = Kind.of(format, precision)
@@ -88,7 +95,7 @@ def validate(
     if len(set(runtime or [])) > 1:
         raise UserError("validate takes one --runtime: a proof is of one; run it once for each")
     # The page of all models is not written over by one of a few files or images of one.
-    lone = any(Path(target).is_file() for target in targets or [])
+    lone = any(Path(target).is_file() or address.read(target) for target in targets or [])
     part = lone or (len(work) == 1 and (kind.chosen or images is not None))
     page = report or (_place(*work[0]) if part else store.models_root()) / "report.html"
     store.check_place(page)
@@ -112,26 +119,33 @@ def validate(
         raise typer.Exit(1)
 
 
-def _targets(
-    targets: list[str], reference: str | None, kind: Kind
-) -> list[tuple[store.ModelFolder | Path, list[Path]]]:
+def _targets(targets: list[str], reference: str | None, kind: Kind) -> list[Work]:
     """Models to judge, each with its files. A lone file is judged with its folder's model.
 
-    With a file as `reference` it stands in the model's place.
+    What is served is judged with the model of its name. With a file as `reference` it stands in
+    the model's place.
     """
-    files = [Path(t) for t in targets if Path(t).is_file() or Path(t).suffix in store.EXPORTED]
-    named = [architectures.folder(t) for t in targets if Path(t) not in files]
-    kind.of_models(files)
+    served = {t: found for t in targets if (found := address.read(t))}
+    paths = [Path(t) for t in targets if t not in served]
+    files = [path for path in paths if path.is_file() or path.suffix in store.EXPORTED]
+    named = [architectures.folder(t) for t in targets if t not in served and Path(t) not in files]
+    kind.of_models([*files, *served.values()])
     if missing := [file for file in files if not file.is_file()]:
         raise UserError(f"{missing[0]} does not exist; run: cifar-deploy export MODEL")
-    if files:
+    if files or served:
         if named:
             raise UserError("name models or files, not both; a file's model goes to --reference")
+        judged: list[Path | Address] = [*files, *served.values()]
         if reference and Path(reference).suffix == SUFFIXES[Format.onnx]:
-            return [(Path(reference), files)]
+            return [(Path(reference), judged)]
         if reference and Path(reference).suffix == SUFFIXES[Format.trt]:
             raise UserError(f"{reference} is an engine; --reference takes a model or an ONNX file")
-        owner = architectures.folder(reference) if reference else store.ModelFolder(files[0].parent)
+        if reference:
+            owner = architectures.folder(reference)
+        elif files:
+            owner = store.ModelFolder(files[0].parent)
+        else:
+            owner = architectures.folder(next(iter(served.values())).model)
         if not reference:
             for file in files:
                 if not store.ModelFolder(file.parent).card.exists():
@@ -141,7 +155,13 @@ def _targets(
                         f"{files[0]} and {file} are of two models; validate one after the other, "
                         "or name the one to judge both by with --reference"
                     )
-        return [(owner, files)]
+            for text, one in served.items():
+                if one.model != owner.name:
+                    raise UserError(
+                        f"{text} is not called {owner.name}; name the model to judge it by with "
+                        "--reference"
+                    )
+        return [(owner, judged)]
     if reference:
         raise UserError("--reference goes with files; a model's own files need none")
     named = named or kind.trained()
@@ -150,9 +170,11 @@ def _targets(
     return [(folder, kind.needed(folder)) for folder in named]
 
 
-def _place(owner: store.ModelFolder | Path, files: list[Path]) -> Path:
+def _place(owner: store.ModelFolder | Path, files: Sequence[Path | Address]) -> Path:
     """The folder of what single files are judged against: their model's, or else their own."""
-    return files[0].parent if isinstance(owner, Path) else owner.path
+    if not isinstance(owner, Path):
+        return owner.path
+    return next((file.parent for file in files if isinstance(file, Path)), owner.parent)
 
 
 def _beside(file: Path, owner: store.ModelFolder | Path) -> bool:
@@ -161,7 +183,7 @@ def _beside(file: Path, owner: store.ModelFolder | Path) -> bool:
 
 
 def prove(
-    work: Sequence[tuple[store.ModelFolder | Path, list[Path]]],
+    work: Sequence[Work],
     *,
     max_drop: float | None = None,
     images: int | None = None,
@@ -191,6 +213,8 @@ def prove(
         else:
             exported_from = store.read_card(owner)["weights"]["sha256"]
         for file in files:
+            if isinstance(file, Address):
+                continue
             check_file(file, exported_from if _beside(file, owner) else None, trust)
             if _beside(file, owner):
                 own[file] = store.sha256_of(file)

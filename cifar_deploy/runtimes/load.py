@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
@@ -14,6 +15,7 @@ from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.runtimes.served import Served
 from cifar_deploy.runtimes.tensorrt import TensorRT
 from cifar_deploy.store import EXPORTED, Json, ModelFolder, check_weights, read_manifest
 
@@ -26,20 +28,22 @@ ONNX: dict[str, Callable[[Path, torch.device, Pixels | None], Runtime]] = {
 
 
 def open_runtime(
-    path: Path,
+    path: Path | Address,
     device: torch.device,
     trust: bool = False,
     known: Json | None = None,
     pixels: Pixels | None = None,
     onnx: str = ONNXRUNTIME,
 ) -> Runtime:
-    """An exported file in the runtime of its kind.
+    """An exported file in the runtime of its kind, or a model where it is served.
 
     Raises UserError for a file of another kind, or one that its runtime refuses. `trust` lets an
     engine without a matching manifest through; `known` is the manifest of one whose bytes have
     been checked already; with `pixels` an ONNX file may have another program's interface, and they
     are prepared as it wants them; `onnx` is what runs ONNX files, one of ONNX.
     """
+    if isinstance(path, Address):
+        return Served(path)
     _known(path)
     if path.suffix == ".engine":
         return TensorRT(path, device, trust, known)
@@ -47,21 +51,25 @@ def open_runtime(
 
 
 def open_file(
-    path: Path, device: torch.device, trust: bool = False, onnx: str = ONNXRUNTIME
+    path: Path | Address, device: torch.device, trust: bool = False, onnx: str = ONNXRUNTIME
 ) -> tuple[Runtime, tuple[str, ...]]:
-    """An exported file in its runtime, and its class names (numbers, where it carries none).
+    """A file or served model in its runtime, and its class names (numbers, where it has none).
 
     `onnx` is what runs ONNX files. Raises UserError as `open_runtime` does.
     """
     runtime = open_runtime(path, device, trust, onnx=onnx)
-    if isinstance(runtime, TensorRT):
+    classes: object
+    if isinstance(runtime, Served):
+        classes, count = runtime.labels(), runtime.classes
+    elif isinstance(runtime, TensorRT):
         classes, count = runtime.manifest.get("classes"), runtime.classes
     else:
+        assert isinstance(path, Path)
         facts = onnx_interface.inspect(path)
         count = int(facts["outputs"][0]["shape"][-1])
         classes = onnx_interface.class_names(facts)
-    if not isinstance(classes, list) or len(classes) != count:
-        classes = list(range(count))
+    if not isinstance(classes, list | tuple) or len(classes) != count:
+        classes = range(count)
     return runtime, tuple(map(str, classes))
 
 

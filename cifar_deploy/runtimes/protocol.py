@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Logits = npt.NDArray[np.float32]  # [n, classes]
 
 BATCH = 512  # images a call when a whole set is run
+REMOTE = "remote"
 ANY = (range(1, 1 << 31),)  # the batches of a model that takes all
 
 
@@ -38,7 +39,7 @@ class Runtime(Protocol):
 
     runtime: str  # its name and version, as "ONNX Runtime 1.31.1"
     provider: str  # what really computes, as "CPUExecutionProvider"
-    device: str  # "cpu" or "cuda:0"
+    device: str  # "cpu" or "cuda:0"; REMOTE: a server's
     precision: str  # "fp32", "fp16"
     batches: Sequence[range]  # the batch sizes that it takes
     addition: str  # what was put before a file that takes no raw pixels, in words; else nothing

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from cifar_deploy import device as machine
+from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import Dataset, Split
@@ -19,6 +20,7 @@ from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import Logits, Runtime, in_batches
 from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.runtimes.served import Served
 from cifar_deploy.store import Json, sha256_of
 from cifar_deploy.validate.latency import Speed, measure
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
@@ -125,7 +127,7 @@ class Judged:
     provider: str
     device: str
     precision: str
-    bytes: int
+    bytes: int | None  # None: of a served model nobody knows
     logits: Logits
     predictions: npt.NDArray[np.int64]  # [n], top-1
     accuracy: float
@@ -182,7 +184,9 @@ class Judgement:
         return "PyTorch" if first == PYTORCH else self.label(first)
 
     def label(self, file: str) -> str:
-        """A file's name, with as much of its path as tells it from the others."""
+        """A file's name, with as much of its path as tells it from the others; an address."""
+        if "://" in file:
+            return file
         files = {row.file for row in self.rows} | {lost.file for lost in self.unusable}
         mine = Path(file).parts
         for count in range(1, len(mine)):
@@ -199,14 +203,14 @@ class Judgement:
 
 def judge(
     reference: Reference,
-    files: Sequence[Path],
+    files: Sequence[Path | Address],
     dataset: Dataset,
     device: torch.device,
     options: Options,
     images: int | None = None,
     say: Say = lambda _: None,
 ) -> Judgement:
-    """Run the reference and every file over the test set, or its first `images`.
+    """Run the reference and every file, or served model, over the test set, or its first `images`.
 
     A file that this machine cannot run becomes an `Unusable` row and the rest is still judged.
     Raises UserError where the data set has other classes than the reference, and where that itself
@@ -227,7 +231,9 @@ def judge(
                 runtime = open_runtime(
                     file, device, options.trust, pixels=pixels, onnx=options.onnx
                 )
-                size = file.stat().st_size
+                if isinstance(runtime, Served):
+                    runtime.expect(reference.classes, reference.facts.get("weights_sha256"))
+                size = None if isinstance(file, Address) else file.stat().st_size
                 rows.append(_row(str(file), runtime, size, split, first, options))
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
@@ -274,7 +280,7 @@ def unanswered(logits: Logits) -> int:
 def _row(
     file: str,
     runtime: Runtime,
-    size: int,
+    size: int | None,
     split: Split,
     reference: Judged | None,
     options: Options,

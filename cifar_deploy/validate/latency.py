@@ -8,7 +8,7 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.device import exhausted
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.cuda import cuda_errors, failed
-from cifar_deploy.runtimes.protocol import Runtime
+from cifar_deploy.runtimes.protocol import REMOTE, Runtime
 from cifar_deploy.timing import Pool, Timing, default_batches, time_batch
 
 
@@ -31,7 +31,7 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
 
     Raises UserError where the GPU fails, and where a runtime refuses the first batch.
     """
-    device = torch.device(runtime.device)
+    device = torch.device("cpu" if runtime.device == REMOTE else runtime.device)
     pool = Pool(images, device)
     sweep: list[Timing] = []
     best: Timing | None = None

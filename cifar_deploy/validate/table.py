@@ -136,14 +136,17 @@ def _best(judgement: Judgement) -> list[str]:
     # Of those that take the smallest batch.
     quick, least = min(speeds, key=lambda one: (one[1].smallest.batch, one[1].smallest.latency.p50))
     many, most = max(speeds, key=lambda one: one[1].best.images_per_second)
-    small = min(proved, key=lambda row: row.bytes)
-    return [
+    sizes = [(row.bytes, judgement.label(row.file)) for row in proved if row.bytes is not None]
+    said = (
         f"Of the proved files {quick} has the lowest latency, "
         f"{least.smallest.latency.p50:.3g} ms of batch {least.smallest.batch}, {many} the "
         f"most images/s within 2 %, {most.best.images_per_second:,.0f} in batches of "
-        f"{most.best.batch}, and {judgement.label(small.file)} the fewest bytes, "
-        f"{small.bytes / 1e6:.3g} MB."
-    ]
+        f"{most.best.batch}"
+    )
+    if sizes:
+        size, small = min(sizes)
+        said += f", and {small} the fewest bytes, {size / 1e6:.3g} MB"
+    return [f"{said}."]
 
 
 def _worst_class(judgement: Judgement, row: Judged) -> list[str]:

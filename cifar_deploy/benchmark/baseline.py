@@ -63,9 +63,9 @@ def changes(before: Baseline, rows: Sequence[Row]) -> list[Change]:
     """Every row that was measured then, too."""
     found = []
     for row in rows:
-        model, name, batch = row.contender.model, row.contender.name, row.timing.batch
-        if median := before.medians.get(_key(model, name, row.contender.runtime.runtime, batch)):
-            found.append(Change(model, name, batch, median, row.timing.latency.p50))
+        who, batch = row.who, row.timing.batch
+        if median := before.medians.get(_key(who.model, who.name, who.runtime, batch)):
+            found.append(Change(who.model, who.name, batch, median, row.timing.latency.p50))
     return found
 
 

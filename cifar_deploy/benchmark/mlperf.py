@@ -10,7 +10,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -27,8 +27,11 @@ from cifar_deploy.benchmark.sweep import (
     Contender,
     Failure,
     Say,
+    Who,
+    are_remote,
     conditions,
     failure,
+    let_go,
     not_taken,
     remarks,
 )
@@ -53,7 +56,7 @@ SAMPLE_BYTES = 250  # that LoadGen and its Python module hold for each
 class Result:
     """What LoadGen found of one file in one scenario."""
 
-    contender: Contender
+    who: Who
     scenario: str
     valid: bool
     why_invalid: str
@@ -69,14 +72,9 @@ class Result:
 
     def to_json(self) -> Json:
         """What a program reads."""
-        runtime = self.contender.runtime
         return {
-            "model": self.contender.model,
-            "name": self.contender.name,
-            "runtime": runtime.runtime,
-            "provider": runtime.provider,
-            "precision": runtime.precision,
-            **{key: value for key, value in vars(self).items() if key != "contender"},
+            **asdict(self.who),
+            **{key: value for key, value in vars(self).items() if key != "who"},
         }
 
 
@@ -114,7 +112,7 @@ def loadgen() -> Any:
 
 
 def run_all(
-    entered: Sequence[Contender],
+    models: Iterable[Sequence[Contender]],
     splits: Mapping[str, Split],
     settings: Settings,
     out: Path,
@@ -123,28 +121,34 @@ def run_all(
 ) -> Runs:
     """Every contender over the test images of its model in `splits`, one after another.
 
+    Those of one model are let go before the next ones are asked for, as in `sweep.run`.
     LoadGen's logs go to `out`/<model>/<name>/<scenario>/. A GPU that fails, or Ctrl-C, is left in
     the answer's `ended`, with what was found before. Raises UserError where LoadGen is missing,
     where the disk refuses, and where the GPU fails before anything was found.
     """
+    remote: list[bool] = []
     with Watch(device) as watch:
         runs = Runs(settings, conditions(device, watch))
         try:
-            for contender in entered:
-                split, name = splits[contender.model], contender.name.replace(" ", "-")
-                folder = out / contender.model / name / settings.scenario
-                say(f"{settings.scenario}: {contender.model}, {contender.name}")
-                try:
-                    runs.results.append(run(contender, split, settings, folder))
-                except (UserError, RuntimeError) as error:
-                    batch, _ = _sizes(settings, split)
-                    runs.failures.append(failure(contender, batch, error))
+            for mine in models:
+                remote += are_remote(mine)
+                for contender in mine:
+                    split, name = splits[contender.model], contender.name.replace(" ", "-")
+                    folder = out / contender.model / name / settings.scenario
+                    say(f"{settings.scenario}: {contender.model}, {contender.name}")
+                    try:
+                        runs.results.append(run(contender, split, settings, folder))
+                    except (UserError, RuntimeError) as error:
+                        batch, _ = _sizes(settings, split)
+                        runs.failures.append(failure(contender, batch, error))
+                del mine, contender
+                let_go(device)
         except (UserError, KeyboardInterrupt) as end:
             if not runs.results:
                 raise
             runs.ended = end
             runs.remarks.append(UNFINISHED)
-        runs.remarks += remarks(entered, device, watch)
+        runs.remarks += remarks(remote, device, watch)
     return runs
 
 
@@ -338,7 +342,7 @@ def _result(
     early = performance.get("early_stopping_latency_ss") if single else None
     rate = "result_qps_without_loadgen_overhead" if single else "result_samples_per_second"
     return Result(
-        contender=contender,
+        who=contender.who,
         scenario=scenario,
         valid=performance["result_validity"] == "VALID",
         why_invalid=str(performance.get("result_invalid_reason", "")).strip(),

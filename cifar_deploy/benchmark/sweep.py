@@ -4,10 +4,10 @@ They take turns in short slices, so that a drift of the clocks hits all alike.
 """
 
 import datetime
-import itertools
+import gc
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, one_line
-from cifar_deploy.runtimes.cuda import failed, whose
+from cifar_deploy.runtimes.cuda import failed, refusal, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, words
@@ -60,6 +60,18 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Who:
+    """What was measured: all that is told of it when it is no longer loaded."""
+
+    model: str
+    name: str  # of the file, or how PyTorch runs
+    runtime: str
+    provider: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
 class Contender:
     """One runtime with one model. `one_stream`: its batches in flight must share a stream."""
 
@@ -67,6 +79,12 @@ class Contender:
     name: str  # of the file, or how PyTorch runs
     runtime: Runtime
     one_stream: bool = False
+
+    @property
+    def who(self) -> Who:
+        """What is told of it."""
+        one = self.runtime
+        return Who(self.model, self.name, one.runtime, one.provider, one.device, one.precision)
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ class Throughput:
 class Row:
     """What was measured of one contender at one batch size."""
 
-    contender: Contender
+    who: Who
     timing: Timing
     throughput: Throughput | None
     card: Json | None  # clocks, temperature, power while it was measured; None where not watched
@@ -111,6 +129,7 @@ class Benchmark:
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    tried: bool = False  # whether anything took a batch
     ended: UserError | KeyboardInterrupt | None = None  # what ended it early
 
 
@@ -149,9 +168,14 @@ def contenders(
             trained = weights.load(folder)
             for precision in ["fp32", *halves]:
                 for fused in [False, True] if compiled else [False]:
-                    eager = PyTorch(trained, device, precision, fused)
                     name = f"{'torch.compile' if fused else 'PyTorch eager'} {precision}"
-                    found.append(Contender(folder.name, name, eager, one_stream=fused))
+                    try:
+                        eager = PyTorch(trained, device, precision, fused)
+                        found.append(Contender(folder.name, name, eager, one_stream=fused))
+                    except RuntimeError as error:
+                        if not machine.exhausted(error):
+                            raise
+                        failures.append(Failure(folder.name, name, refusal(error)))
         found += opened
     return found, failures
 
@@ -163,37 +187,51 @@ def pixels(device: torch.device) -> Images:
 
 
 def run(
-    entered: Sequence[Contender],
+    models: Iterable[Sequence[Contender]],
     settings: Settings,
     device: torch.device,
     say: Say = lambda _: None,
 ) -> Benchmark:
     """Measure every contender at every batch size; those of one model take turns.
 
+    The contenders of one model are let go before the next ones are asked for: where `models` makes
+    them when they are, no more than one model's are in the memory.
+
     What ends it early, Ctrl-C or a GPU that fails, is left in the answer's `ended`, and what was
     done before is kept: whole batch sizes, and the last one's latency where that was through. It is
     raised where there is nothing yet.
     """
-    sizes = {
-        model: _sizes([one for one in entered if one.model == model], settings)
-        for model in dict.fromkeys(contender.model for contender in entered)
-    }
-    pool = Pool(pixels(device), device, max(itertools.chain(*sizes.values())))
+    pool: Pool | None = None
+    added: list[str] = []
+    remote: list[bool] = []
     with Watch(device) as watch:
-        pool_size = {"pool_mib": round(pool.images.nbytes / 2**20, 1)}
-        result = Benchmark(settings, conditions(device, watch) | pool_size)
+        result = Benchmark(settings, conditions(device, watch))
         try:
-            for model, batches in sizes.items():
-                mine = [contender for contender in entered if contender.model == model]
+            for mine in models:
+                batches = _sizes(mine, settings)
+                if pool is None or len(pool.images) < max(batches):
+                    pool = Pool(pixels(device), device, max(batches))
+                    result.facts["pool_mib"] = round(pool.images.nbytes / 2**20, 1)
+                added += additions(mine)
+                remote += are_remote(mine)
                 for batch in batches:
                     _batch(mine, batch, pool, result, watch, say)
+                del mine
+                let_go(device)
         except (UserError, KeyboardInterrupt) as end:
             if not result.rows:
                 raise
             result.ended = end  # with its traceback: nothing on the GPU is let go before it is told
             result.remarks.append(UNFINISHED)
-        result.remarks += [*additions(entered), *remarks(entered, device, watch)]
+        result.remarks += [*added, *remarks(remote, device, watch)]
     return result
+
+
+def let_go(device: torch.device) -> None:
+    """Make room: what is no longer used, and torch keeps, other runtimes cannot take."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _sizes(entered: Sequence[Contender], settings: Settings) -> list[int]:
@@ -212,9 +250,16 @@ def additions(entered: Sequence[Contender]) -> list[str]:
     ]
 
 
-def remarks(entered: Sequence[Contender], device: torch.device, watch: Watch) -> list[str]:
-    """What has to be known of a measurement: what was not at hand here, and what disturbed."""
-    remote = [one.runtime.device == REMOTE for one in entered]
+def are_remote(entered: Sequence[Contender]) -> list[bool]:
+    """Which of them a server has."""
+    return [one.runtime.device == REMOTE for one in entered]
+
+
+def remarks(remote: Sequence[bool], device: torch.device, watch: Watch) -> list[str]:
+    """What has to be known of a measurement: what was not at hand here, and what disturbed.
+
+    `remote`: of all that took part, as `are_remote` says.
+    """
     said = [ASKED] if any(remote) else []
     if device.type != "cuda" and not all(remote):
         said.append(NO_GPU)
@@ -281,7 +326,7 @@ class _Turn:
         """What was timed; of the throughput, where `flew` to the end."""
         on_cuda = self.contender.runtime.device.startswith("cuda")
         return Row(
-            self.contender,
+            self.contender.who,
             summarise(self._batch, self._calls, on_cuda),
             self._throughput() if flew else None,
             summary(watch.samples, self._spans),
@@ -317,6 +362,7 @@ def _batch(
             left.append(_Turn(one, pool, batch))
         elif settings.chosen:
             result.failures.append(Failure(one.model, one.name, not_taken(one), batch))
+    result.tried |= bool(left)
 
     def each(what: str, do: Callable[[_Turn], None]) -> None:
         """`do` for all that are left; one that fails leaves."""
@@ -381,23 +427,16 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
 
 def to_json(result: Benchmark, command: str) -> Json:
     """What a program reads: times in milliseconds."""
-    rows = []
-    for row in result.rows:
-        runtime = row.contender.runtime
-        rows.append(
-            {
-                "model": row.contender.model,
-                "name": row.contender.name,
-                "runtime": runtime.runtime,
-                "provider": runtime.provider,
-                "device": runtime.device,
-                "precision": runtime.precision,
-                **asdict(row.timing),
-                "throughput": asdict(row.throughput) if row.throughput else None,
-                "card": row.card,
-                "steady": row.steady,
-            }
-        )
+    rows = [
+        {
+            **asdict(row.who),
+            **asdict(row.timing),
+            "throughput": asdict(row.throughput) if row.throughput else None,
+            "card": row.card,
+            "steady": row.steady,
+        }
+        for row in result.rows
+    ]
     return {
         "command": command,
         **result.facts,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cifar_deploy.benchmark.sweep import Benchmark, Contender, Failure, Row
+from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Who
 from cifar_deploy.store import Json
 from cifar_deploy.timing import WARM_UP_SECONDS, Times
 
@@ -46,7 +46,7 @@ def table(rows: Sequence[Row]) -> "Table":
         )
     before: tuple[str, int] | None = None
     for row in rows:
-        group = (row.contender.model, row.timing.batch)
+        group = (row.who.model, row.timing.batch)
         if before and group != before:
             result.add_section()
         before = group
@@ -59,12 +59,12 @@ def cells(row: Row) -> list[str]:
     timing = row.timing
     flown = row.throughput
     per_joule = flown.images_per_joule if flown else None
-    name = row.contender.name
-    if not name.startswith(row.contender.model):
-        name = f"{row.contender.model}, {name}"
+    name = row.who.name
+    if not name.startswith(row.who.model):
+        name = f"{row.who.model}, {name}"
     return [
         name,
-        _runtime(row.contender),
+        _runtime(row.who),
         str(timing.batch),
         *(_median(part) for part in (timing.h2d, timing.compute, timing.d2h, timing.enqueue)),
         *(milliseconds(getattr(timing.latency, q)) for q in ("min", "p50", "p90", "p99")),
@@ -74,9 +74,9 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def _runtime(contender: Contender) -> str:
-    provider = contender.runtime.provider.removesuffix("ExecutionProvider")
-    return f"{contender.runtime.runtime}, {provider}"
+def _runtime(who: Who) -> str:
+    provider = who.provider.removesuffix("ExecutionProvider")
+    return f"{who.runtime}, {provider}"
 
 
 def _median(times: Times | None) -> str:
@@ -192,8 +192,8 @@ def scenario_table(results: Sequence["Result"]) -> "Table":
             measured = milliseconds(result.p90_ms) if result.p90_ms else NONE
             measured += f" ({milliseconds(early)})" if early else ""
         table.add_row(
-            f"{result.contender.model}, {result.contender.name}",
-            _runtime(result.contender),
+            f"{result.who.model}, {result.who.name}",
+            _runtime(result.who),
             measured,
             f"{result.queries:,}",
             f"{100 * result.accuracy:.2f}",

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,9 +27,11 @@ from cifar_deploy.cli.options import (
     doing,
     show,
 )
+from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
+    from cifar_deploy.benchmark import sweep
     from cifar_deploy.data.dataset import Split
 
 
@@ -148,14 +151,22 @@ def benchmark(
         # Speed does not depend on how pixels are normalised; LoadGen's accuracy does.
         pixels = None if scenario else Pixels()
         onnx = [by.value for by in dict.fromkeys(runtime or [OnnxBy.onnxruntime])]
-        entered, failures = sweep.contenders(work, where, with_compile, trust, pixels, onnx)
-        if failures and not entered:
-            first = failures[0]
-            raise UserError(f"nothing to measure: {first.name}: {first.reason}")
+        failures: list[sweep.Failure] = []
+
+        def models() -> Iterator[list[sweep.Contender]]:
+            """A model's contenders are opened when their turn has come."""
+            for name in dict.fromkeys(folder.name for folder, *_ in work):
+                mine = [one for one in work if one[0].name == name]
+                opened, lost = sweep.contenders(mine, where, with_compile, trust, pixels, onnx)
+                failures.extend(lost)
+                if opened:
+                    yield opened
+                del opened
+
         if scenario:
             folders = [folder for folder, *_ in work]
             ran = mlperf.run_all(
-                entered,
+                models(),
                 _test_images(folders, data.value if data else None, data_dir, images),
                 mlperf.Settings(scenario.value, seconds, offline, max(at_once, 1)),
                 out or store.models_root() / "mlperf",
@@ -163,14 +174,16 @@ def benchmark(
                 told,
             )
             ran.failures[:0] = failures
+            _check_some(bool(ran.results or len(ran.failures) > len(failures)), ran.failures)
             ran.remarks += told_of_files
             shown = table.scenario_table(ran.results)
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures, ended = ran.failures, ran.ended
         else:
             settings = sweep.Settings(sizes or BATCHES, seconds, at_once, bool(sizes))
-            result = sweep.run(entered, settings, where, told)
+            result = sweep.run(models(), settings, where, told)
             result.failures[:0] = failures
+            _check_some(result.tried, result.failures)
             result.remarks += told_of_files
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
@@ -190,12 +203,21 @@ def benchmark(
         raise typer.Exit(1)
 
 
+def _check_some(tried: bool, failures: "Sequence[sweep.Failure]") -> None:
+    """Raise UserError where there was nothing to measure at all."""
+    if failures and not tried:
+        first = failures[0]
+        raise UserError(f"nothing to measure: {first.name}: {first.reason}")
+
+
 def _batches(texts: list[str]) -> tuple[int, ...]:
     """The batch sizes, each option's one or several with commas between. Raises UserError."""
     parts = [part for text in texts for part in text.split(",")]
     for part in parts:
         if not re.fullmatch(r"0*[1-9]\d*", part):
             raise UserError(f"--batch {part}: images a call, 1 or more, as 8 or 1,8,32")
+        if int(part) > LARGEST_BATCH:
+            raise UserError(f"--batch {part}: a batch over {LARGEST_BATCH:,} is no batch")
     return tuple(map(int, parts))
 
 

@@ -135,6 +135,7 @@ class Judged:
     agreement: float  # share of images with the reference's top-1
     largest_difference: float  # of a logit, from the reference's
     speed: Speed | None
+    untimed: str = ""  # which batches were not timed because one was refused, and why
     addition: str = ""  # what was put around a file with another program's interface
 
     @property
@@ -311,6 +312,9 @@ def _row(
         if margin is None:
             margin = MARGINS.get(runtime.precision, MARGINS["fp16"])
         comparison = compare(reference.predictions == split.labels, right, margin / 100)
+    speed, untimed = None, ""
+    if options.seconds:
+        speed, untimed = measure(runtime, split.images, options.seconds)
     return Judged(
         file=file,
         runtime=runtime.runtime,
@@ -324,7 +328,8 @@ def _row(
         comparison=comparison,
         agreement=float((predictions == reference_logits.argmax(1)).mean()),
         largest_difference=float(np.abs(logits - reference_logits).max()),
-        speed=measure(runtime, split.images, options.seconds) if options.seconds else None,
+        speed=speed,
+        untimed=untimed,
         addition=runtime.addition,
     )
 
@@ -382,6 +387,8 @@ def to_json(judgement: Judgement) -> Json:
                 entry["images_needed"] = comparison.images_needed
         if row.addition:
             entry["addition"] = row.addition
+        if row.untimed:
+            entry["untimed"] = row.untimed
         if row.speed:
             entry["latency"] = [asdict(timing) for timing in row.speed.sweep]
         rows.append(entry)

@@ -6,7 +6,7 @@ import torch
 
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.device import exhausted
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors, failed
 from cifar_deploy.runtimes.protocol import REMOTE, Runtime
 from cifar_deploy.timing import Pool, Timing, default_batches, time_batch
@@ -21,13 +21,13 @@ class Speed:
     sweep: tuple[Timing, ...]
 
 
-def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | None:
+def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> tuple[Speed | None, str]:
     """Time `runtime` on `images`, uint8 [n, 32, 32, 3], for about `seconds` a batch size.
 
     Of BATCHES those that the runtime takes, or else its own smallest; None where `images` are
-    fewer, or the memory does not hold it. The sweep ends where a larger batch cannot be run, for
-    want of memory; on a CPU, where it takes long, also where one no longer brings 2 % more images a
-    second.
+    fewer, or the memory does not hold it. The sweep ends where a larger batch cannot be run, and
+    the second part of the answer says why; on a CPU, where it takes long, also where one no longer
+    brings 2 % more images a second.
 
     Raises UserError where the GPU fails, and where a runtime refuses the first batch.
     """
@@ -35,6 +35,7 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
     pool = Pool(images, device)
     sweep: list[Timing] = []
     best: Timing | None = None
+    ended = ""
     for batch in default_batches(runtime):
         if batch > len(images):
             break
@@ -45,10 +46,11 @@ def measure(runtime: Runtime, images: Images, seconds: float = 1.0) -> Speed | N
             # ONNX Runtime has no error of its own for memory that is full.
             if failed(error.__cause__) or not (exhausted(error.__cause__) or best):
                 raise
+            ended = f"batches from {batch:,} on were not timed: {one_line(error)}"
             break
         sweep.append(timing)
         if best is None or timing.images_per_second >= 1.02 * best.images_per_second:
             best = timing
         elif device.type == "cpu":
             break
-    return Speed(sweep[0], best, tuple(sweep)) if best else None
+    return Speed(sweep[0], best, tuple(sweep)) if best else None, ended

@@ -98,6 +98,7 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
             )
         if said := judgement.rows[0].addition:
             lines.append(f"{judgement.reference} {said}.")
+        lines += [f"{judgement.label(r.file)}: {r.untimed}." for r in judgement.rows if r.untimed]
         for row in judgement.rows[1:]:
             if row.addition:
                 lines.append(f"{judgement.label(row.file)} {row.addition}.")

@@ -143,8 +143,11 @@ def test_a_models_file_of_another_batch_is_left_out(run: Run, models: Path, tmp_
 
     assert measured("1,2") == (0, False, True)
     assert measured("3") == (0, True, False)
-    # One that was named is not.
-    status, out, _ = run(str(file), *QUICK, "--batch", "2")
+    # One that was named is not, and alone leaves nothing to measure.
+    status, out, err = run(str(file), *QUICK, "--batch", "2")
+    assert (status, out) == (2, "")
+    assert err.endswith(f"nothing to measure: {file.name}: it takes batches of 3 only\n")
+    status, out, _ = run(str(file), *QUICK, "--batch", "2,3")
     assert (status, "it takes batches of 3 only" in out) == (1, True)
 
 

@@ -61,7 +61,7 @@ def test_both_scenarios_of_all_files_and_the_json(
     entered, _ = sweep.contenders([(measured, [measured.onnx("fp16")], True)], CPU, False)
     settings = mlperf.Settings("SingleStream", 0.1, 1, 1)
     runs = mlperf.run_all(
-        entered, {"simple_cnn": small_data.test.first(50)}, settings, tmp_path, CPU
+        [entered], {"simple_cnn": small_data.test.first(50)}, settings, tmp_path, CPU
     )
     value = json.loads(json.dumps(mlperf.to_json(runs, "the command")))
     assert [r["name"] for r in value["results"]] == ["PyTorch eager fp32", "simple_cnn.fp16.onnx"]
@@ -74,7 +74,7 @@ def test_both_scenarios_of_all_files_and_the_json(
 def test_a_batch_is_no_larger_than_the_images_are_many(small_data: Dataset, tmp_path: Path) -> None:
     entered = [Contender("m", "file", Sleeper(lambda _: 0.001))]
     settings = mlperf.Settings("Offline", 0.1, 256, 1)
-    runs = mlperf.run_all(entered, {"m": small_data.test.first(50)}, settings, tmp_path, CPU)
+    runs = mlperf.run_all([entered], {"m": small_data.test.first(50)}, settings, tmp_path, CPU)
     (result,) = runs.results
     assert result.batch == 50
     assert any("batch 50, 1 in flight" in note for note in table.scenario_notes(runs))
@@ -85,7 +85,7 @@ def test_samples_that_would_fill_the_memory_are_refused(
 ) -> None:
     entered = [Contender("m", "file", Sleeper(lambda _: 0.001))]
     settings = mlperf.Settings("Offline", 1e7, 256, 1)
-    runs = mlperf.run_all(entered, {"m": small_data.test.first(50)}, settings, tmp_path, CPU)
+    runs = mlperf.run_all([entered], {"m": small_data.test.first(50)}, settings, tmp_path, CPU)
     (failure,) = runs.failures
     said = r"about [\d,]+ GiB, and [\d,]+ are left here; give fewer --seconds$"
     assert re.search(said, failure.reason)
@@ -106,7 +106,11 @@ def test_a_runtime_that_fails_under_loadgen_is_told(small_data: Dataset, tmp_pat
     runtime.seconds = fail
     settings = mlperf.Settings("SingleStream", 0.1, 1, 1)
     runs = mlperf.run_all(
-        [Contender("m", "file", runtime)], {"m": small_data.test.first(20)}, settings, tmp_path, CPU
+        [[Contender("m", "file", runtime)]],
+        {"m": small_data.test.first(20)},
+        settings,
+        tmp_path,
+        CPU,
     )
     assert len(started) == 1  # after the first error nothing more is tried
     assert [(failure.reason, failure.batch) for failure in runs.failures] == [
@@ -127,13 +131,13 @@ def test_a_gpu_that_fails_ends_the_run_and_keeps_what_was_found(
     splits = {"m": small_data.test.first(20)}
     settings = mlperf.Settings("Offline", 0.1, 8, 1)
     entered = [Contender("m", name, one) for name, one in (("a", good), ("b", bad), ("c", late))]
-    runs = mlperf.run_all(entered, splits, settings, tmp_path, CPU)
-    assert [result.contender.name for result in runs.results] == ["a"]
+    runs = mlperf.run_all([entered], splits, settings, tmp_path, CPU)
+    assert [result.who.name for result in runs.results] == ["a"]
     assert str(runs.ended).startswith("m, b: the GPU failed: CUDA error: an illegal memory access;")
     assert sweep.UNFINISHED in mlperf.to_json(runs, "")["remarks"]
     assert late.calls == 0
     with pytest.raises(UserError, match=r"^m, b: the GPU failed"):
-        mlperf.run_all(entered[1:], splits, settings, tmp_path, CPU)
+        mlperf.run_all([entered[1:]], splits, settings, tmp_path, CPU)
 
 
 @pytest.mark.parametrize("scenario", ["SingleStream", "Offline"])
@@ -155,8 +159,8 @@ def test_ctrl_c_under_loadgen_keeps_what_was_found(
     named = (("a", good), ("b", stopped), ("c", late))
     entered = [Contender("m", name, one) for name, one in named]
     settings = mlperf.Settings(scenario, 0.2, 2, 1)
-    runs = mlperf.run_all(entered, {"m": small_data.test.first(20)}, settings, tmp_path, CPU)
-    assert [result.contender.name for result in runs.results] == ["a"]
+    runs = mlperf.run_all([entered], {"m": small_data.test.first(20)}, settings, tmp_path, CPU)
+    assert [result.who.name for result in runs.results] == ["a"]
     assert isinstance(runs.ended, KeyboardInterrupt)
     assert sweep.UNFINISHED in runs.remarks
     assert len(after) <= 4  # what was being computed, and nothing more

@@ -4,7 +4,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
     assert failures == []
     names = ["PyTorch eager fp32", "simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
     assert [contender.name for contender in entered] == names
-    result = sweep.run(entered, Settings((1, 4), 0.05, 2), CPU)
-    assert [(row.contender.name, row.timing.batch) for row in result.rows] == [
+    result = sweep.run([entered], Settings((1, 4), 0.05, 2), CPU)
+    assert [(row.who.name, row.timing.batch) for row in result.rows] == [
         (name, batch) for batch in (1, 4) for name in names
     ]
     for row in result.rows:
@@ -79,7 +80,7 @@ def test_contenders_take_turns() -> None:
         return Sleeper(lambda _: order.append(name) or 0.002)  # type: ignore[func-returns-value]
 
     entered = [Contender("m", name, noting(name)) for name in "abc"]
-    result = sweep.run(entered, Settings((2,), 0.1, 0), CPU)
+    result = sweep.run([entered], Settings((2,), 0.1, 0), CPU)
     turns = [name for name, _ in itertools.groupby(order)]
     # First each is warmed up, then each has its slices in turn.
     assert turns == list("abc") * (1 + sweep.TURNS)
@@ -97,7 +98,7 @@ def test_energy_is_counted_over_more_than_the_counters_steps(
 
     monkeypatch.setattr(sweep, "Watch", Card)
     entered = [Contender("m", "f", Sleeper(lambda _: 0.001))]
-    (row,) = sweep.run(entered, Settings((4,), 0.05, 1), CPU).rows
+    (row,) = sweep.run([entered], Settings((4,), 0.05, 1), CPU).rows
     assert row.throughput
     assert row.throughput.seconds >= sweep.ENERGY_SECONDS
     assert row.throughput.joules == pytest.approx(100 * row.throughput.seconds, rel=0.12)
@@ -112,9 +113,24 @@ def test_models_are_measured_one_after_another() -> None:
     def noting(name: str) -> Sleeper:
         return Sleeper(lambda _: order.append(name) or 0.0)  # type: ignore[func-returns-value]
 
-    entered = [Contender(name, "file", noting(name)) for name in "ab"]
+    entered = [[Contender(name, "file", noting(name))] for name in "ab"]
     sweep.run(entered, Settings((1, 2), 0.01, 1), CPU)
     assert [name for name, _ in itertools.groupby(order)] == ["a", "b"]
+
+
+def test_a_models_runtimes_are_let_go_before_the_next_ones_are_opened() -> None:
+    loaded: list[weakref.ref[Sleeper]] = []
+
+    def models() -> Iterator[list[Contender]]:
+        for name in "abc":
+            assert [one for one in loaded if one()] == []
+            opened = [Contender(name, "file", Sleeper(lambda _: 0.0)) for _ in range(2)]
+            loaded.extend(weakref.ref(one.runtime) for one in opened)  # type: ignore[arg-type]
+            yield opened
+            del opened
+
+    result = sweep.run(models(), Settings((1, 2), 0.01, 1), CPU)
+    assert [row.who.model for row in result.rows] == [*"aaaabbbbcccc"]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +162,8 @@ def test_what_fails_is_told_and_the_rest_measured(error: Exception, said: str) -
         Contender("m", "small", Refusing(4, error)),
         Contender("m", "large", Sleeper(lambda _: 0.0)),
     ]
-    result = sweep.run(entered, Settings((1, 8), 0.01, 2), CPU)
-    assert [(row.contender.name, row.timing.batch) for row in result.rows] == [
+    result = sweep.run([entered], Settings((1, 8), 0.01, 2), CPU)
+    assert [(row.who.name, row.timing.batch) for row in result.rows] == [
         ("small", 1),
         ("large", 1),
         ("large", 8),
@@ -160,9 +176,9 @@ def test_what_fails_is_told_and_the_rest_measured(error: Exception, said: str) -
 def test_a_batch_that_a_file_does_not_take_is_told_only_where_it_was_asked_for() -> None:
     single, four = Sleeper(lambda _: 0.0), Sleeper(lambda _: 0.0)
     single.batches, four.batches = [range(1, 2)], [range(4, 5)]
-    entered = [Contender("m", "single", single), Contender("n", "four", four)]
+    entered = [[Contender("m", "single", single)], [Contender("n", "four", four)]]
     result = sweep.run(entered, Settings((1, 2), 0.01, 0, chosen=False), CPU)
-    measured = [(row.contender.name, row.timing.batch) for row in result.rows]
+    measured = [(row.who.name, row.timing.batch) for row in result.rows]
     assert measured == [("single", 1), ("four", 4)]  # at its own, where no other fits
     assert result.failures == []
     result = sweep.run(entered, Settings((2,), 0.01, 0), CPU)
@@ -183,22 +199,22 @@ def test_a_call_after_another_contenders_is_not_counted() -> None:
         return seconds
 
     entered = [Contender("m", name, Sleeper(cold(name))) for name in ("one", "two")]
-    for row in sweep.run(entered, Settings((1,), 1.0, 0), CPU).rows:
+    for row in sweep.run([entered], Settings((1,), 1.0, 0), CPU).rows:
         assert row.timing.calls >= sweep.TURNS
         assert row.timing.latency.p99 < 25
 
 
 def test_what_rests_on_few_calls_is_told() -> None:
     entered = [Contender("m", "slow", Sleeper(lambda _: 0.05))]
-    (row,) = (result := sweep.run(entered, Settings((1,), 0.2, 0), CPU)).rows
+    (row,) = (result := sweep.run([entered], Settings((1,), 0.2, 0), CPU)).rows
     calls = row.timing.calls
     assert any(f"the fewest {calls}: their p99" in note for note in table.notes(result))
     assert row.steady
     entered = [Contender("m", "quick", Sleeper(lambda _: 0.0005))]
-    result = sweep.run(entered, Settings((1,), 0.5, 1), CPU)
+    result = sweep.run([entered], Settings((1,), 0.5, 1), CPU)
     assert not any("p99" in note or "figures in flight" in note for note in table.notes(result))
     entered = [Contender("m", "slow in flight", Sleeper(lambda _: 0.05))]
-    (row,) = (result := sweep.run(entered, Settings((2,), 0.1, 2), CPU)).rows
+    (row,) = (result := sweep.run([entered], Settings((2,), 0.1, 2), CPU)).rows
     assert row.throughput
     told = f"1 of 1 figures in flight are of fewer than 20 batches, the fewest {2 * 2}:"
     assert any(told in note for note in table.notes(result))
@@ -215,8 +231,8 @@ def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
         Contender("m", "narrow", Narrow(lambda _: 0.0)),
         Contender("m", "b", Sleeper(lambda _: 0.0)),
     ]
-    result = sweep.run(entered, Settings((8,), 0.01, 2), CPU)
-    assert [row.contender.name for row in result.rows] == ["narrow", "b"]
+    result = sweep.run([entered], Settings((8,), 0.01, 2), CPU)
+    assert [row.who.name for row in result.rows] == ["narrow", "b"]
     narrow, other = result.rows
     assert narrow.timing.calls >= sweep.TURNS
     assert narrow.throughput is None
@@ -230,7 +246,7 @@ def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
 def test_a_batch_is_as_large_as_it_is_called() -> None:
     runtime = Sleeper(lambda _: 0.0)
     batch = len(sweep.pixels(CPU)) + 1
-    (row,) = sweep.run([Contender("m", "f", runtime)], Settings((batch,), 0.01, 1), CPU).rows
+    (row,) = sweep.run([[Contender("m", "f", runtime)]], Settings((batch,), 0.01, 1), CPU).rows
     assert set(runtime.bound) == {batch}
     assert row.throughput
     assert row.throughput.images % batch == 0
@@ -240,18 +256,18 @@ def test_a_gpu_that_fails_ends_the_run_in_one_line() -> None:
     error = torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with")
     entered = [Contender("m", "file", Refusing(0, error))]
     with pytest.raises(UserError, match=r"^m, file: the GPU failed: CUDA error: .*nvidia-smi$"):
-        sweep.run(entered, Settings((1,), 0.01, 0), CPU)
+        sweep.run([entered], Settings((1,), 0.01, 0), CPU)
     # Also where the runtime has told it already.
     told = UserError("file: the GPU failed during a run")
     told.__cause__ = error
     with pytest.raises(UserError, match=r"^file: the GPU failed during a run$"):
-        sweep.run([Contender("m", "file", Refusing(0, told))], Settings((1,), 0.01, 0), CPU)
+        sweep.run([[Contender("m", "file", Refusing(0, told))]], Settings((1,), 0.01, 0), CPU)
 
 
 def test_a_gpu_that_fails_later_leaves_what_was_measured() -> None:
     error = torch.AcceleratorError("CUDA error: unspecified launch failure")
     entered = [Contender("m", "file", Refusing(1, error))]
-    result = sweep.run(entered, Settings((1, 2, 4), 0.01, 0), CPU)
+    result = sweep.run([entered], Settings((1, 2, 4), 0.01, 0), CPU)
     assert [row.timing.batch for row in result.rows] == [1]
     assert isinstance(result.ended, UserError)
     assert sweep.UNFINISHED in sweep.to_json(result, "")["remarks"]
@@ -263,8 +279,8 @@ def test_an_end_during_throughput_leaves_the_latency() -> None:
             raise KeyboardInterrupt
 
     entered = [Contender("m", name, Sleeper(lambda _: 0.0)) for name in ("one", "two")]
-    result = sweep.run(entered, Settings((1, 2), 0.01, 1), CPU, stop)
-    assert [(row.contender.name, row.timing.batch) for row in result.rows] == [
+    result = sweep.run([entered], Settings((1, 2), 0.01, 1), CPU, stop)
+    assert [(row.who.name, row.timing.batch) for row in result.rows] == [
         ("one", 1),
         ("two", 1),
     ]
@@ -318,7 +334,7 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
     names = [contender.name for contender in entered]
     assert names[0] == "PyTorch eager fp32"
     assert "torch.compile fp32" in names
-    result = sweep.run(entered, Settings((32,), 0.3, 3), device)
+    result = sweep.run([entered], Settings((32,), 0.3, 3), device)
     assert result.failures == []
     assert len(result.rows) == len(entered)
     for row in result.rows:

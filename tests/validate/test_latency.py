@@ -15,7 +15,7 @@ from cifar_deploy.validate.latency import Speed, measure
 
 
 def timed(runtime: Runtime, images: Images, seconds: float) -> Speed:
-    speed = measure(runtime, images, seconds)
+    speed, _ = measure(runtime, images, seconds)
     assert speed
     return speed
 
@@ -62,7 +62,7 @@ def test_only_batches_that_the_runtime_takes_are_tried() -> None:
     runtime.batches = [range(24, 25)]
     speed = timed(runtime, blank(64), 0.0)
     assert (speed.smallest.batch, speed.best.batch, len(speed.sweep)) == (24, 24, 1)
-    assert measure(runtime, blank(23), 0.0) is None
+    assert measure(runtime, blank(23), 0.0) == (None, "")
 
 
 def test_the_sweep_ends_where_the_memory_is_full() -> None:
@@ -87,6 +87,9 @@ def test_the_sweep_ends_where_the_memory_is_full() -> None:
         UserError("ONNX Runtime cannot run a batch of 32: Failed to allocate memory"),
     ):
         assert [t.batch for t in timed(runtime, blank(64), 0.0).sweep] == [1, 8]
+    # Whatever the reason, it is told.
+    _, why = measure(runtime, blank(64), 0.0)
+    assert why == f"batches from 32 on were not timed: {runtime.error}"
     runtime.error = RuntimeError("shapes do not match")
     with pytest.raises(RuntimeError, match="shapes"):
         measure(runtime, blank(64), 0.0)
@@ -104,7 +107,9 @@ def test_without_memory_for_the_first_batch_there_is_no_speed() -> None:
         def bind(self, images: Images) -> Bound:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    assert measure(Full(lambda _: 0.0), blank(8), 0.0) is None
+    speed, why = measure(Full(lambda _: 0.0), blank(8), 0.0)
+    assert speed is None
+    assert why.startswith("batches from 1 on were not timed: ")
 
 
 @pytest.mark.gpu

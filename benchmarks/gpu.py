@@ -501,9 +501,12 @@ def loadgen(session: Session, names: list[str], end: float) -> None:
     for scenario in ("SingleStream", "Offline"):
         options = ["--device", session.asked.device, "--scenario", scenario, "--no-compile"]
         options += ["--seconds", str(5 * session.asked.seconds)]
+        options += ["--out", str(session.work / "loadgen-logs")]
         options += ["--images", str(session.asked.images)] if session.asked.images else []
         ways.append((scenario, options))
     _measure(session, "loadgen", names, ways, end)
+    if (logs := session.work / "loadgen-logs").exists():  # what the figures rest on, in one file
+        shutil.make_archive(str(session.out / "loadgen-logs"), "gztar", logs)
 
 
 def _measure(

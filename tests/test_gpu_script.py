@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -271,6 +272,24 @@ def test_pytorch_is_measured_where_nothing_is_exported(gpu: ModuleType, session:
     found.write_text(json.dumps({**value, "remarks": [*value["remarks"], sweep.UNFINISHED]}))
     gpu.benchmark(session, ["simple_cnn"], time.monotonic())
     assert session.steps[-1].status == "not started"
+
+
+def test_loadgens_logs_are_kept_with_the_result(
+    gpu: ModuleType, session: Any, real_data: Dataset
+) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    measuring(session)
+    session.asked.images = 20
+    gpu.loadgen(session, ["simple_cnn"], time.monotonic() + 300)
+    assert [step.status for step in session.steps] == ["ok", "ok"]
+    runs = json.loads((session.out / "loadgen.json").read_text())["runs"]
+    assert sorted(runs) == ["simple_cnn.Offline", "simple_cnn.SingleStream"]
+    with tarfile.open(session.out / "loadgen-logs.tar.gz") as logs:
+        names = logs.getnames()
+    for scenario in ("Offline", "SingleStream"):
+        place = f"./simple_cnn/PyTorch-eager-fp32/{scenario}"
+        assert f"{place}/performance/mlperf_log_summary.txt" in names
+        assert f"{place}/accuracy/mlperf_log_accuracy.json" in names
 
 
 def test_to_measure_nothing_is_a_failure(gpu: ModuleType, session: Any) -> None:

@@ -1,6 +1,7 @@
 """Judge exported files against a reference: their model in PyTorch fp32, or another file."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from cifar_deploy.runtimes.served import Served
 from cifar_deploy.store import Json, sha256_of
 from cifar_deploy.validate.latency import Speed, measure
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
-from cifar_deploy.watch import Watch
+from cifar_deploy.watch import Watch, describe, summary
 
 # Percentage points of accuracy that a file of this precision may lose.
 MARGINS = {"fp32": 0.05, "fp16": 0.10, "int8": 0.50}
@@ -135,6 +136,7 @@ class Judged:
     agreement: float  # share of images with the reference's top-1
     largest_difference: float  # of a logit, from the reference's
     speed: Speed | None
+    card: Json | None = None  # clocks, temperature, power while it was timed, where watched
     untimed: str = ""  # which batches were not timed because one was refused, and why
     addition: str = ""  # what was put around a file with another program's interface
 
@@ -223,7 +225,7 @@ def judge(
     pixels = Pixels(options.mean or reference.mean, options.std or reference.std)
     with Watch(device) as watch:
         runtime = reference.open(device, pixels, options.onnx)
-        first = _row(reference.file, runtime, reference.bytes, split, None, options)
+        first = _row(reference.file, runtime, reference.bytes, split, None, options, watch)
         rows = [first]
         unusable = []
         for file in files:
@@ -235,7 +237,7 @@ def judge(
                 if isinstance(runtime, Served):
                     runtime.expect(reference.classes, reference.facts.get("weights_sha256"))
                 size = None if isinstance(file, Address) else file.stat().st_size
-                rows.append(_row(str(file), runtime, size, split, first, options))
+                rows.append(_row(str(file), runtime, size, split, first, options, watch))
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
                 unusable.append(Unusable(str(file), reason, isinstance(error, NoAnswer)))
@@ -261,7 +263,7 @@ def judge(
                 "whole_test_set": whole,
             },
             **reference.facts,
-            "device": machine.describe(device),
+            **describe(device, watch),
             "threads": torch.get_num_threads(),
             "versions": machine.versions(),
             "remarks": watch.remarks() if options.seconds else [],  # what disturbed the times
@@ -285,6 +287,7 @@ def _row(
     split: Split,
     reference: Judged | None,
     options: Options,
+    watch: Watch,
 ) -> Judged:
     logits = runtime.logits(split.images)
     reference_logits = reference.logits if reference else logits
@@ -312,7 +315,7 @@ def _row(
         if margin is None:
             margin = MARGINS.get(runtime.precision, MARGINS["fp16"])
         comparison = compare(reference.predictions == split.labels, right, margin / 100)
-    speed, untimed = None, ""
+    speed, untimed, begin = None, "", time.perf_counter()
     if options.seconds:
         speed, untimed = measure(runtime, split.images, options.seconds)
     return Judged(
@@ -329,6 +332,7 @@ def _row(
         agreement=float((predictions == reference_logits.argmax(1)).mean()),
         largest_difference=float(np.abs(logits - reference_logits).max()),
         speed=speed,
+        card=summary(watch.samples, [(begin, time.perf_counter())]) if speed else None,
         untimed=untimed,
         addition=runtime.addition,
     )
@@ -387,6 +391,8 @@ def to_json(judgement: Judgement) -> Json:
                 entry["images_needed"] = comparison.images_needed
         if row.addition:
             entry["addition"] = row.addition
+        if row.card:
+            entry["card"] = row.card
         if row.untimed:
             entry["untimed"] = row.untimed
         if row.speed:

@@ -254,6 +254,17 @@ def test_who_else_used_the_processor_while_it_was_timed_is_told(
     assert to_json(untimed)["remarks"] == []
 
 
+@pytest.mark.gpu
+def test_what_the_card_did_meanwhile_stands_in_the_json(
+    trained: Trained, folder: ModelFolder, judged_data: Dataset
+) -> None:
+    cuda = torch.device("cuda", 0)
+    options = Options(seconds=0.2)
+    value = to_json(judge(Reference.of_model(trained), [], judged_data, cuda, options, images=64))
+    assert value["gpu"]["name"] == torch.cuda.get_device_name(0)
+    assert value["rows"][0]["card"]["clock_mhz"]["max"] > 0
+
+
 def bent(source: Path, target: Path, value: float) -> Path:
     """A copy of an ONNX file in which one weight is `value`."""
     model = onnx.load(source)

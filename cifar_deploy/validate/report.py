@@ -96,6 +96,12 @@ def render(judgements: Sequence[Judgement], time: datetime.datetime) -> str:
         remarks=table.remarks(judgements),
         legend=styles,
         latency=_latency(judgements, styles),
+        larger=[
+            judgement.label(row.file)
+            for judgement in judgements
+            for row in judgement.rows
+            if row.speed and row.speed.smallest.batch > 1
+        ],
         sweeps=_sweeps(judgements, styles),
         models=[_model(judgement, styles) for judgement in judgements],
     )

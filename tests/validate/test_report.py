@@ -1,6 +1,7 @@
 """The page: whole, alone, right, and harmless whatever names it is given."""
 
 import base64
+import dataclasses
 import datetime
 import io
 import re
@@ -220,6 +221,20 @@ def test_charts(judgement: Judgement) -> None:
     sweep = [title for title in titles if ", batch " in title]
     assert len(sweep) == 4 * 3
     assert sweep[0] == "PyTorch, batch 1: 2,000 images/s (0.5 ms a call)"
+
+
+def test_a_file_of_larger_batches_is_named_below_the_chart(judgement: Judgement) -> None:
+    *others, last = judgement.rows
+    assert last.speed
+    first, *sweep = last.speed.sweep
+    later = dataclasses.replace(last.speed, smallest=sweep[0], sweep=tuple(sweep))
+    rows = (*others, dataclasses.replace(last, speed=later))
+    page = Page(rendered([dataclasses.replace(judgement, rows=rows)]))
+    assert first.batch == 1
+    assert "Not shown, since they take no single image: " in page.text
+    titles = [text for tag, text in page.texts if tag == "title"]
+    assert len([title for title in titles if title.startswith("simple_cnn ")]) == 3
+    assert "Not shown" not in Page(rendered([judgement])).text
 
 
 def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer
 
 
+# What a card's `init` says of the run that the weights came from, by its own card: what it cost,
+# what came of it, and what it began with itself.
+OF_INIT = ("command", "epochs", "wall_seconds", "device", "test_accuracy", "init")
+
+
 def make(trainer: "Trainer", accuracies: Json) -> Json:
     """The card of a finished run whose weights are written. `accuracies` come first in it."""
     job, recipe, state = trainer.job, trainer.job.recipe, trainer.state
@@ -57,7 +62,13 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         card["init"] = {"from": start.origin, "sha256": start.sha256}
         trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
         card["init"]["trained_parameters"] = trainable
+        card["init"] |= start.run
     return card
+
+
+def of_init(card: Json) -> Json:
+    """What `card`, of weights that another run begins with, adds to that run's `init`."""
+    return {key: card[key] for key in OF_INIT if card.get(key) is not None}
 
 
 def imported(

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer
 
 
+# What comes first in a card. The accuracy is that of the weights as stored; `lost_by_storage` are
+# test images whose answer was right before and wrong as stored, `gained_by_storage` the others.
+JUDGED = (
+    *("test_accuracy", "test_accuracy_before_storage", "test_images"),
+    *("lost_by_storage", "gained_by_storage"),
+)
 # What a card's `init` says of the run that the weights came from, by its own card: what it cost,
 # what came of it, and what it began with itself.
 OF_INIT = ("command", "epochs", "wall_seconds", "device", "test_accuracy", "init")
 
 
 def make(trainer: "Trainer", accuracies: Json) -> Json:
-    """The card of a finished run whose weights are written. `accuracies` come first in it."""
+    """The card of a finished run whose weights are written. `accuracies`, JUDGED, come first."""
     job, recipe, state = trainer.job, trainer.job.recipe, trainer.state
     start = trainer.start
     dataset = job.dataset

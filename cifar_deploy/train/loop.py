@@ -311,6 +311,7 @@ class Trainer:
                     state.seconds = before + time.perf_counter() - started
                 # After the last step too: what follows takes a while and can then be repeated.
                 if stop or due or state.step == self.steps:
+                    self._read_back(position + 1)  # a loss that is no number is told by its step
                     now = time.perf_counter()
                     self._save()
                     last_checkpoint = time.perf_counter()

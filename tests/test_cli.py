@@ -439,6 +439,39 @@ def test_models_tells_the_weights_a_run_began_with_and_all_seeds(run: Run) -> No
         place.write_text(whole)
 
 
+def test_models_adds_up_the_runs_that_led_to_the_weights(run: Run) -> None:
+    place = Path("models/simple_cnn/card.json")
+    whole = place.read_text()
+    card = json.loads(whole) | {"epochs": 112, "wall_seconds": 197.4}
+    first = {"from": "model.safetensors", "epochs": 46, "wall_seconds": 7457.2, "device": "D"}
+    start = {"from": "imagenet"}
+
+    def said(init: object) -> tuple[str, str]:
+        place.write_text(json.dumps(card | {"init": init}))
+        out = run("models").out
+        (row,) = (line for line in out.splitlines() if line.startswith(" simple_cnn "))
+        (below,) = (line for line in out.splitlines() if line.startswith("simple_cnn: "))
+        return row, below
+
+    try:
+        row, below = said(first)
+        assert "(46 + 112 epochs" in row
+        assert " 7,655 s " in row
+        assert ", begun with model.safetensors (46 epochs, 7,457 s on D); its acc" in below
+        row, _ = said({**first, "init": {**first, "epochs": 3, "wall_seconds": 1000}})
+        assert "(3 + 46 + 112" in row  # and the rest of the cell in the next line
+        assert " 8,655 s " in row
+        # What is not known cannot be added, whatever else stands there.
+        for init in (start, {**first, "init": start}, {**first, "init": "a"}, {"epochs": "many"}):
+            row, _ = said(init)
+            assert "% (112 epochs" in row
+            assert " 197 s " in row
+        _, below = said({**first, "init": start})
+        assert "s on D), begun with imagenet; its accuracy" in below
+    finally:
+        place.write_text(whole)
+
+
 def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> None:
     facts = json.loads(run("models", FILE, "--json").out)
     assert facts["operators"]["Conv"] == 2

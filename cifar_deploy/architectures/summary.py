@@ -1,5 +1,7 @@
 """What can be told about the networks without running them."""
 
+from typing import Any
+
 import torch
 from torchinfo import ModelStatistics, summary
 from torchinfo.enums import Units
@@ -9,6 +11,7 @@ from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
 
 CLASSES = range(10)  # of a network that nobody has trained: CIFAR-10's
+COST = ("epochs", "wall_seconds")  # of a run, by its card or in the card of the next one
 
 
 def _examine(name: str) -> ModelStatistics:
@@ -49,8 +52,9 @@ def layers(name: str) -> store.Json:
 def overview() -> list[store.Json]:
     """Every network, then every other model: what its card says of its training, exported files.
 
-    `model` is the folder's name, `stale` are the exported files of other weights than its own,
-    `damaged` is what is wrong with the card, whose values are then missing.
+    `model` is the folder's name, `chain` are the epochs and seconds of the runs that led to its
+    weights, one after the other, where they are known. `stale` are the exported files of other
+    weights than its own, `damaged` is what is wrong with the card, whose values are then missing.
     """
     root = store.models_root()
     others = [f for f in store.trained_models() if f.name not in architectures.NETWORKS]
@@ -86,11 +90,25 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "device": card.get("device"),
         "command": card.get("command"),
         "init": card.get("init"),
+        "chain": _chain(card),
         "damaged": damaged,
         "weights": folder.weights.exists(),
         "exported": [path.name for path in exported],
         "stale": [path.name for path in exported if store.stale(path, card)],
     }
+
+
+def _chain(card: store.Json) -> list[store.Json] | None:
+    """The runs that led to a card's weights, the first one first; None where one is not known."""
+    runs: list[store.Json] = []
+    run: Any = card
+    while run:
+        cost = {key: run.get(key) for key in COST} if isinstance(run, dict) else {}
+        if not cost or not all(isinstance(value, store.NUMBER) for value in cost.values()):
+            return None
+        runs.insert(0, cost)
+        run = run.get("init")
+    return runs or None
 
 
 def _parameters(name: str, classes: int) -> int:

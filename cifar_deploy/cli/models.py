@@ -1,7 +1,7 @@
 """`cifar-deploy models`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -131,7 +131,7 @@ def _show(entries: list[store.Json]) -> None:
             ", ".join(entry["aliases"]),
             f"{entry['parameters']:,}" if entry["parameters"] else "-",
             _top1(entry),
-            f"{entry['wall_seconds']:,.0f} s" if entry["wall_seconds"] is not None else "-",
+            _time(entry),
             ", ".join(f + " (stale)" * (f in entry["stale"]) for f in entry["exported"]) or "-",
         )
         table.add_row(*map(Text, cells))  # a file's name may hold what rich takes for markup
@@ -147,17 +147,33 @@ def _show(entries: list[store.Json]) -> None:
             typer.echo(f"{entry['model']}: {said}")
 
 
-def _begun(init: store.Json | None) -> str:
-    """Which weights a run began with: those of that name may be others by now."""
-    if not init:
+def _begun(init: Any) -> str:
+    """Which weights a run began with: those of that name may be others by now.
+
+    Where the run that made them is known, also what it cost, and what it began with.
+    """
+    if not init or not isinstance(init, dict):
         return ""
-    sha256 = init.get("sha256")
-    return f", begun with {init.get('from')}" + (f" (sha256 {sha256[:12]}…)" if sha256 else "")
+    known = []
+    if isinstance(sha256 := init.get("sha256"), str):
+        known.append(f"sha256 {sha256[:12]}…")
+    epochs, seconds = init.get("epochs"), init.get("wall_seconds")
+    if isinstance(epochs, int) and isinstance(seconds, store.NUMBER):
+        known.append(f"{in_epochs(epochs)}, {seconds:,.0f} s on {init.get('device')}")
+    facts = f" ({'; '.join(known)})" if known else ""
+    return f", begun with {init.get('from')}{facts}{_begun(init.get('init'))}"
 
 
 def _name(entry: store.Json) -> str:
     model, network = entry["model"], entry["network"]
     return str(model) if network in (model, None) else f"{model} ({network})"
+
+
+def _time(entry: store.Json) -> str:
+    """The seconds of a model's training, as a cell: of all its runs, where they are known."""
+    if entry["wall_seconds"] is None:
+        return "-"
+    return f"{sum(run['wall_seconds'] for run in entry['chain'] or [entry]):,.0f} s"
 
 
 def _top1(entry: store.Json) -> str:
@@ -169,7 +185,7 @@ def _top1(entry: store.Json) -> str:
         return "-"
     if entry["epochs"] is None:
         return f"{100 * accuracy:.2f} % (imported)"
-    length = in_epochs(entry["epochs"])
+    length = in_epochs(*(run["epochs"] for run in entry["chain"] or [entry]))
     if entry["seeds"] == 1:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
     mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))

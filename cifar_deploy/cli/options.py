@@ -216,9 +216,9 @@ def by_teachers(models: list[str] | None) -> list[str]:
     return [f"distill.teachers={json.dumps(models, ensure_ascii=False)}"] if models else []
 
 
-def in_epochs(number: int) -> str:
-    """So many epochs, in words."""
-    return f"{number} epoch{'s' if number > 1 else ''}"
+def in_epochs(*numbers: int) -> str:
+    """So many epochs, in words; those of several runs are added."""
+    return f"{' + '.join(map(str, numbers))} epoch{'s' if sum(numbers) > 1 else ''}"
 
 
 def print_json(value: Any) -> None:

@@ -234,10 +234,14 @@ def _few(trainer: "Trainer") -> str:
 
 
 def _replaced(trainer: "Trainer") -> str:
-    """What is told of weights in the run's folder that its command would not give again."""
+    """What is told of a model in the run's folder that its command would not give again.
+
+    A card is worth it alone: of the published ones not all have their weights beside them.
+    """
     folder = trainer.job.folder
-    if not (folder.weights.exists() and folder.card.exists()):
+    if not folder.card.exists():
         return ""
+    what = folder.weights if folder.weights.exists() else folder.card
     try:
         card = store.card_of(folder)
         data, imported = card["data"], card.get("imported")
@@ -249,7 +253,7 @@ def _replaced(trainer: "Trainer") -> str:
             return ""
     except (UserError, KeyError, TypeError):  # nobody's, or damaged
         return ""
-    return f"{folder.weights}, {told}, is replaced at the end; --out NEW-FOLDER keeps it"
+    return f"{what}, {told}, is replaced at the end; --out NEW-FOLDER keeps it"
 
 
 def _differs(trainer: "Trainer", card: store.Json) -> bool:

@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer
 
 
+# What comes first in a card. The accuracy is that of the weights as stored; `lost_by_storage` are
+# test images whose answer was right before and wrong as stored, `gained_by_storage` the others.
+JUDGED = (
+    *("test_accuracy", "test_accuracy_before_storage", "test_images"),
+    *("lost_by_storage", "gained_by_storage"),
+)
+# What a card's `init` says of the run that the weights came from, by its own card: what it cost,
+# what came of it, and what it began with itself.
+OF_INIT = ("command", "epochs", "wall_seconds", "device", "test_accuracy", "init")
+
+
 def make(trainer: "Trainer", accuracies: Json) -> Json:
-    """The card of a finished run whose weights are written. `accuracies` come first in it."""
+    """The card of a finished run whose weights are written. `accuracies`, JUDGED, come first."""
     job, recipe, state = trainer.job, trainer.job.recipe, trainer.state
     start = trainer.start
     dataset = job.dataset
@@ -57,7 +68,13 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         card["init"] = {"from": start.origin, "sha256": start.sha256}
         trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
         card["init"]["trained_parameters"] = trainable
+        card["init"] |= start.run
     return card
+
+
+def of_init(card: Json) -> Json:
+    """What `card`, of weights that another run begins with, adds to that run's `init`."""
+    return {key: card[key] for key in OF_INIT if card.get(key) is not None}
 
 
 def imported(

@@ -17,6 +17,7 @@ from cifar_deploy.data.find import patience
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.recipe import Finetune
 from cifar_deploy.store import Json, ModelFolder, card_of, models_root, sha256_of
+from cifar_deploy.train import card
 
 IMAGENET = "imagenet"
 # torchvision's name of the weights, and what of them is the classifier.
@@ -37,7 +38,7 @@ class Start:
     """Where the weights of a run come from; `mean` and `std` of the pixels they are used to.
 
     `pretrained` are the parameters that are not new; `data` is what they have learned from, as a
-    card has it, where that is known.
+    card has it, where that is known. So is `run`, what their own card adds to the new one's `init`.
     """
 
     origin: str
@@ -46,6 +47,7 @@ class Start:
     pretrained: list[str] = field(default_factory=list)
     sha256: str | None = None
     data: Json = field(default_factory=dict)
+    run: Json = field(default_factory=dict)
 
     def to_dict(self) -> Json:
         """Plain values for a checkpoint's header."""
@@ -147,18 +149,18 @@ def load(
     if not (isinstance(mean, list) and isinstance(std, list)):
         raise UserError(f"{path} does not say how its pixels were normalised; make it anew")
     sha256 = sha256_of(path)
-    return Start(path.name, mean, std, kept, sha256, _learned_from(path, sha256, facts))
-
-
-def _learned_from(path: Path, sha256: str, facts: Json) -> Json:
-    """The sha256 of the data set that weights were trained on, and how many were held out."""
     if "data_sha256" in facts:  # a checkpoint
-        holdout = facts.get("recipe", {}).get("data", {}).get("holdout", 0)
-        return {"sha256": facts["data_sha256"], "holdout_images": holdout}
-    card = card_of(ModelFolder(path.parent))
-    mine = card.get("weights", {}).get("sha256") == sha256
-    data: Json = card.get("data", {}) if mine else {}
-    return data
+        return Start(path.name, mean, std, kept, sha256, _learned_from(facts))
+    there = card_of(ModelFolder(path.parent))
+    if there.get("weights", {}).get("sha256") != sha256:
+        there = {}
+    return Start(path.name, mean, std, kept, sha256, there.get("data", {}), card.of_init(there))
+
+
+def _learned_from(facts: Json) -> Json:
+    """The sha256 of a checkpoint's data set, and how many of its images were held out."""
+    holdout = facts.get("recipe", {}).get("data", {}).get("holdout", 0)
+    return {"sha256": facts["data_sha256"], "holdout_images": holdout}
 
 
 def within(folder: Path, init: str) -> bool:

@@ -311,6 +311,7 @@ class Trainer:
                     state.seconds = before + time.perf_counter() - started
                 # After the last step too: what follows takes a while and can then be repeated.
                 if stop or due or state.step == self.steps:
+                    self._read_back(position + 1)  # a loss that is no number is told by its step
                     now = time.perf_counter()
                     self._save()
                     last_checkpoint = time.perf_counter()
@@ -520,9 +521,17 @@ class Trainer:
         return self.average.network if self.average else self.network
 
     def accuracy(self, network: nn.Module, split: Split) -> float:
-        """Share of `split` that `network` gets right, in fp32 through the deployment graph.
+        """Share of `split` that `network` gets right."""
+        return self._count(self._right(network, split)) / len(split)
 
-        The processes share the images.
+    def _count(self, right: torch.Tensor) -> int:
+        """How many of all processes' images are marked."""
+        return int(self.ranks.total(right.sum()))
+
+    def _right(self, network: nn.Module, split: Split) -> torch.Tensor:
+        """Which images of `split` `network` gets right, in fp32 through the deployment graph.
+
+        The processes share the images; these are this one's.
         """
         device, ranks = self.job.device, self.ranks
         ranks.same_buffers(network)
@@ -531,13 +540,13 @@ class Trainer:
         part = Split(
             np.ascontiguousarray(split.images[mine]), np.ascontiguousarray(split.labels[mine])
         )
-        correct = torch.zeros((), dtype=torch.int64, device=device)
+        right = [torch.zeros(0, dtype=torch.bool, device=device)]  # there may be no image for it
         cudnn = torch.backends.cudnn
         exact: Any = cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False)
         with torch.inference_mode(), exact:
             for images, labels in DeviceSplit(part, device).batches(EVALUATION_BATCH):
-                correct += (graph(images).argmax(1) == labels).sum()
-            return int(ranks.total(correct)) / len(split)
+                right.append(graph(images).argmax(1) == labels)
+        return torch.cat(right)
 
     def _facts(self) -> Json:
         job = self.job
@@ -609,14 +618,19 @@ class Trainer:
         job, recipe = self.job, self.job.recipe
         kept = self.best()
         tested = job.dataset.test if recipe.data.test else None
-        before = self.accuracy(kept, tested) if tested else None
+        before = self._right(kept, tested) if tested else None
         state = weights.stored(kept, recipe.train.storage)
         weights.fill(kept, state, job.folder.weights)
-        accuracies: Json = {
-            "test_accuracy": self.accuracy(kept, tested) if tested else None,
-            "test_accuracy_before_storage": before,
-            "test_images": len(job.dataset.test) if tested else 0,
-        }
+        accuracies: Json = {**dict.fromkeys(card.JUDGED), "test_images": 0}
+        if tested and before is not None:
+            after = self._right(kept, tested)
+            accuracies |= {
+                "test_accuracy": self._count(after) / len(tested),
+                "test_accuracy_before_storage": self._count(before) / len(tested),
+                "test_images": len(tested),
+                "lost_by_storage": self._count(before & ~after),
+                "gained_by_storage": self._count(after & ~before),
+            }
         if self.holdout:
             accuracies["holdout_accuracy"] = self.accuracy(kept, self.holdout)
         if not self.ranks.main:

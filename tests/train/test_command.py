@@ -71,6 +71,21 @@ def test_weights_of_other_data_are_replaced_with_a_word(pictures: Path, models: 
     assert "of their.pth, is replaced" in run("simple_cnn", "--data-dir", pictures, *QUICK).stderr
 
 
+def test_a_card_without_its_weights_is_replaced_with_a_word(pictures: Path, models: Path) -> None:
+    run("simple_cnn", "--data-dir", pictures, *QUICK)
+    folder = ModelFolder(models / "simple_cnn")
+    folder.weights.unlink()
+    assert "is replaced" not in run("simple_cnn", "--data-dir", pictures, *QUICK).stderr
+    folder.weights.unlink()
+    store.write_json(folder.card, {**store.read_json(folder.card), "device": "NVIDIA H200"})
+    done = run("simple_cnn", "--data-dir", pictures, *QUICK)
+    assert done.exit_code == 0
+    said = (
+        rf"{folder.card}, [\d.]+ % of 60 test images after 1 epoch on NVIDIA H200, is replaced at "
+    )
+    assert re.search(said, done.stderr)
+
+
 def test_weights_go_among_the_models(pictures: Path, models: Path) -> None:
     own = ModelFolder(models / "simple_cnn")
     own.path.mkdir(parents=True)

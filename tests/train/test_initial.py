@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from cifar_deploy import architectures, recipe
+from cifar_deploy import architectures, recipe, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, freeze, stages
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Finetune
+from cifar_deploy.store import Json
 from cifar_deploy.train import initial
 from cifar_deploy.train.loop import Job, Trainer
 
@@ -210,6 +211,63 @@ def test_a_trained_model_is_a_beginning(make_job: MakeJob, recorder: Any, few: D
     card = trainer.run(recorder)
     assert card["init"]["from"] == "model.safetensors"
     assert card["init"]["sha256"] == initial.sha256_of(first.folder.weights)
+
+
+def test_the_card_tells_all_the_runs_that_led_to_the_weights(
+    make_job: MakeJob, recorder: Any
+) -> None:
+    def run(folder: str, epochs: int, init: Path | None = None, stop: bool = False) -> Json:
+        job = dataclasses.replace(
+            make_job(f"train.epochs={epochs}", folder=folder),
+            init=str(init) if init else None,
+            command=f"made {folder}",
+        )
+        if stop:  # the checkpoint knows it, too
+            half = Trainer(job)
+            half.step()
+            half._save()
+            job = dataclasses.replace(job, init=None, resume=True)
+        return Trainer(job).run(recorder)
+
+    def told(card: Json) -> Json:
+        keys = ("command", "epochs", "wall_seconds", "device", "test_accuracy")
+        return {key: card[key] for key in keys}
+
+    first = run("first", 1)
+    place = make_job(folder="first").folder
+    second = run("second", 2, place.path)
+    third = run("third", 1, make_job(folder="second").folder.weights, stop=True)
+    assert second["init"] | told(first) == second["init"]
+    assert third["init"] == {
+        **{"from": "model.safetensors", "sha256": second["weights"]["sha256"]},
+        "trained_parameters": third["parameters"],
+        **told(second),
+        "init": second["init"],
+    }
+    assert [first["epochs"], second["epochs"], third["epochs"]] == [1, 2, 1]
+    # By the card of other weights nothing is known, nor without one.
+    store.write_json(place.card, {**first, "weights": {"sha256": "0" * 64}})
+    assert set(run("of others", 1, place.path)["init"]) == {"from", "sha256", "trained_parameters"}
+    place.card.unlink()
+    assert set(run("without", 1, place.path)["init"]) == {"from", "sha256", "trained_parameters"}
+
+
+def test_the_published_cards_tell_their_chains() -> None:
+    root = Path(__file__).parents[2]
+    others = [store.read_json(path) for path in root.glob("benchmarks/results/*/cards/*.json")]
+    made = {other["weights"]["sha256"]: other for other in others}
+    lengths = {}
+    for path in root.glob("models/*/card.json"):
+        init, lengths[path.parent.name] = store.read_json(path).get("init"), 1
+        while init:
+            before = made[init["sha256"]]
+            wanted = {key: before[key] for key in ("command", "epochs", "wall_seconds", "device")}
+            assert init | wanted | {"test_accuracy": before["test_accuracy"]} == init
+            assert ("init" in init) == ("init" in before)
+            init = init.get("init")
+            lengths[path.parent.name] += 1
+    assert lengths["custom_resnet"] == 3
+    assert lengths["mobilenet_v3_small"] == 2
 
 
 def test_a_beginning_has_not_seen_what_is_held_out(

@@ -200,6 +200,34 @@ def test_what_is_judged_is_what_is_stored(make_job: MakeJob, recorder: Watching)
     assert not torch.equal(trainer.network.state_dict()["0.weight"], stored["0.weight"])
 
 
+def test_answers_that_storing_changed_are_counted(
+    make_job: MakeJob, recorder: Watching, few: Dataset
+) -> None:
+    class OnTheEdge(Trainer):
+        """A network that answers 1 to everything, and in fp16 0."""
+
+        def _finish(self) -> Json:
+            with torch.no_grad():
+                for name, parameter in self.best().named_parameters():
+                    if name.startswith(("9.", "11.")):
+                        parameter.zero_()
+                    if name == "9.bias":  # the last layer's 84 inputs are all 1
+                        parameter.fill_(1.0)
+                    if name == "11.weight":
+                        parameter[0, :2] = torch.tensor([1.0, 0.0002])
+                        parameter[1, 0] = 1.0004  # 1.0 in fp16
+            return super()._finish()
+
+    card = OnTheEdge(make_job("train.epochs=1", "train.storage=fp16")).run(recorder)
+    ones, zeros = (int((few.test.labels == label).sum()) for label in (1, 0))
+    assert ones != zeros
+    assert (card["lost_by_storage"], card["gained_by_storage"]) == (ones, zeros)
+    assert card["test_accuracy_before_storage"] == ones / 200
+    assert card["test_accuracy"] == zeros / 200
+    exact = OnTheEdge(make_job("train.epochs=1", "train.storage=fp32")).run(recorder)
+    assert (exact["lost_by_storage"], exact["gained_by_storage"]) == (0, 0)
+
+
 def test_the_seed_makes_the_run(make_job: MakeJob, recorder: Watching) -> None:
     raw = []
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -60,6 +60,25 @@ def test_a_checkpoint_that_is_no_number_is_not_written(
     assert Trainer(again).run(recorder)["test_accuracy"] is not None
 
 
+@pytest.mark.parametrize("why", ["Ctrl-C", "a checkpoint is due"])
+def test_the_step_is_named_also_where_a_checkpoint_would_be_written_later(
+    make_job: MakeJob, recorder: Any, monkeypatch: pytest.MonkeyPatch, ctrl_c: Any, why: str
+) -> None:
+    class Saving(Poisoned):
+        def step(self) -> None:
+            super().step()
+            if self.state.step == 10 and why == "Ctrl-C":
+                ctrl_c()
+            elif self.state.step == 10:
+                monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+
+    monkeypatch.setitem(loop.LOOK_SECONDS, "cpu", 1e9)  # nobody has looked by then
+    job = make_job()
+    with pytest.raises(UserError, match=r"^the loss is not a number at step 8: the training div"):
+        Saving(job).run(recorder)
+    assert not job.folder.checkpoint.exists()
+
+
 def test_weights_that_the_last_step_spoilt_are_not_written(
     make_job: MakeJob, recorder: Any
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.engines import flavour as flavours
 from cifar_deploy.engines import manifest as manifests
-from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.flavour import RTX, Flavour
 from cifar_deploy.engines.options import targets
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
@@ -47,10 +47,12 @@ def open_engine(
     name = str(manifest["flavour"])
     # Without a GPU its absence is the reason to tell, whatever is installed.
     gpu = gpu_of(device)
-    version = flavours.load(name).version if gpu else ""
-    if reason := manifests.refusal(manifest, version, gpu):
+    library = flavours.load(name) if gpu else None
+    version = library.version if library else ""
+    builds_for = targets(library) if library and name == RTX else ()
+    if reason := manifests.refusal(manifest, version, gpu, builds_for):
         raise UserError(f"{path}: {reason}")
-    opened = deserialise(flavours.load(name), raw, path, manifest, gpu)
+    opened = deserialise(library or flavours.load(name), raw, path, manifest, gpu)
     if manifest.get("stripped"):
         refit(opened, path)
     return opened
@@ -93,16 +95,7 @@ def _check_validity(
     members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, member in members.items() if int(bits) & int(member)]
     if "UNSUPPORTED_CC" in found:  # of the engine, or of the library: it does not say which
-        if gpu and gpu.compute_capability in targets(flavour):
-            here = gpu.compute_capability
-            raise UserError(
-                f"{path}: not built for compute capability {here} ({gpu.name}); export it again "
-                f"with --compute-capability {here}"
-            )
-        raise UserError(
-            f"{path}: {flavour} does not support this GPU's compute capability; run the ONNX file "
-            "on it, or an engine of --flavour tensorrt"
-        )
+        raise UserError(f"{path}: {manifests.not_for(gpu, str(flavour), targets(flavour))}")
     said = ", ".join(name.lower().replace("_", " ") for name in found) or flavour.log.reason()
     way_out = "export it again"
     if set(found) - OF_THE_FILE:

@@ -4,6 +4,7 @@ An engine is code for one library version and some GPUs. The manifest names them
 refusal is a sentence; the sha256 in it decides whether the bytes may be deserialised at all.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +56,13 @@ def read(path: Path, trust: bool = False, raw: bytes | None = None) -> Json:
     return {**manifest, "flavour": flavour}
 
 
-def refusal(manifest: Json, version: str, gpu: Gpu | None) -> str | None:
+def refusal(
+    manifest: Json, version: str, gpu: Gpu | None, known: Collection[str] = ()
+) -> str | None:
     """Why the engine of this manifest cannot run here; None where nothing speaks against it.
 
-    `version` is that of the flavour's library here, `gpu` the CUDA device (None: there is none,
-    and the version does not matter).
+    `version` is that of the flavour's library here, `known` what it builds for
+    (`options.targets`), `gpu` the CUDA device (None: there is none, and the others do not matter).
     """
     flavour, built = str(manifest["flavour"]), manifest.get("tensorrt")
     title = TITLES[flavour]
@@ -71,11 +74,30 @@ def refusal(manifest: Json, version: str, gpu: Gpu | None) -> str | None:
     targets = [str(target) for target in manifest.get("targets") or []]
     if targets and here not in targets:
         said = f"built for compute capability {', '.join(targets)}, this is {here} ({gpu.name})"
-        return f"{said}; export it for {here}"
+        if known and float(here) > max(map(float, known)):  # what is newer runs what is for any GPU
+            return f"{said}; export it again without --compute-capability"
+        return not_for(gpu, f"{title} {version}", known, said)
     where = manifest.get("gpu")
     if flavour == TENSORRT and isinstance(where, dict):
         return _other_gpu(where, manifest.get("hardware_compatibility"), gpu)
     return None
+
+
+def not_for(gpu: Gpu | None, library: str, known: Collection[str], said: str = "") -> str:
+    """What is told of a GPU that an engine of TensorRT for RTX does not run on.
+
+    The way out is another engine where the library builds for the GPU (`known`), and another
+    runtime where it does not. `said`: what the engine was built for.
+    """
+    if gpu and gpu.compute_capability in known:
+        here = gpu.compute_capability
+        said = said or f"not built for compute capability {here} ({gpu.name})"
+        return f"{said}; export it again with --compute-capability {here}"
+    which = f" of {gpu.compute_capability} ({gpu.name})" if gpu else ""
+    return (
+        f"{library} does not support this GPU's compute capability{which}; run the ONNX file on "
+        "it, or an engine of --flavour tensorrt"
+    )
 
 
 def _fits(flavour: str, built: str, version: str, version_compatible: bool) -> bool:

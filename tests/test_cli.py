@@ -687,6 +687,20 @@ def test_validate_says_why_an_engine_cannot_run_and_judges_the_rest(run: Run, en
     )
 
 
+def test_models_tells_where_an_engine_runs(run: Run, engine: Path) -> None:
+    facts = json.loads(run("models", engine, "--json").out)
+    assert facts["targets"] == []
+    said = f"runs on    compute capability {', '.join(facts['default_targets'])} and later, the "
+    assert said + "default of TensorRT for RTX " in run("models", engine).out
+    beside = Path(f"{engine}.json")
+    manifest = json.loads(beside.read_text())
+    del manifest["default_targets"]  # as earlier versions wrote it
+    beside.write_text(json.dumps(manifest))
+    assert "runs on    GPUs that TensorRT for RTX " in run("models", engine).out
+    beside.write_text(json.dumps({**manifest, "targets": ["8.6"]}))
+    assert "runs on    compute capability 8.6, as asked\n" in run("models", engine).out
+
+
 @no_gpu
 def test_predict_says_that_an_engine_needs_a_gpu(
     engine: Path, refused: Callable[..., str], workshop: Path

@@ -4,13 +4,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_deploy.engines.flavour import RTX, Flavour
+from cifar_deploy.engines.flavour import RTX, Flavour, numbers
 from cifar_deploy.errors import UserError
 
 HARDWARE = {  # trtexec's words, and the library's
     "ampere+": "AMPERE_PLUS",
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
 }
+AMPERE = "8.0"  # Turing is built for only where it is asked for
 LEVELS = range(6)
 LARGEST_WORKSPACE = 1 << 24  # MiB, 16 TiB; the library counts bytes in 64 bits
 LARGEST_BATCH = 1 << 20  # images; beyond it is a slip of the keyboard
@@ -110,7 +111,7 @@ def target(flavour: Flavour, capability: str) -> object:
     if capability not in known:
         raise UserError(
             f"--compute-capability {capability}: {flavour} builds for "
-            f"{', '.join(sorted(known, key=float))}"
+            f"{', '.join(sorted(known, key=numbers))}"
         )
     return known[capability]
 
@@ -123,3 +124,14 @@ def targets(flavour: Flavour) -> dict[str, object]:
         for name, member in members.items()
         if re.fullmatch(r"SM\d{2,}", name)
     }
+
+
+def default_targets(flavour: Flavour) -> list[str]:
+    """Of `targets` those that an engine runs on without --compute-capability, oldest first.
+
+    GPUs that are newer than the last of them run it as well, as the library says; it compiles
+    kernels for the GPU when it loads an engine. It has no call that lists them.
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
+    """
+    known = sorted(targets(flavour), key=numbers)
+    return [capability for capability in known if numbers(capability) >= numbers(AMPERE)]

@@ -12,7 +12,7 @@ from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import TENSORRT, Flavour
 from cifar_deploy.engines.load import deserialise, gpu_of
 from cifar_deploy.engines.manifest import Gpu
-from cifar_deploy.engines.options import Options, check
+from cifar_deploy.engines.options import Options, check, default_targets
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
@@ -81,7 +81,8 @@ def export_engine(
         "profiles": [asdict(profile) for profile in options.profiles],
         # TensorRT for RTX builds for its targets, wherever it is done.
         "gpu": asdict(gpu) if gpu and flavour.name == TENSORRT else None,
-        "targets": list(options.compute_capabilities),
+        "targets": list(options.compute_capabilities),  # as asked for
+        "default_targets": _default_targets(flavour, options),
         "version_compatible": options.version_compatible,
         "hardware_compatibility": options.hardware_compatibility,
         "stripped": options.strip_weights,
@@ -102,6 +103,14 @@ def export_engine(
     if options.layer_info:
         write_json(layers_path(path), layers)
     return path
+
+
+def _default_targets(flavour: Flavour, options: Options) -> list[str]:
+    """What an engine for which no targets were asked runs on, by TensorRT for RTX's own choice."""
+    # Without weights it is built for one GPU, and which is not known here.
+    if flavour.name == TENSORRT or options.compute_capabilities or options.strip_weights:
+        return []
+    return default_targets(flavour)
 
 
 def layers_path(engine: Path) -> Path:

@@ -1,10 +1,12 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cifar_deploy.engines.build import build
 from cifar_deploy.engines.flavour import Flavour
-from cifar_deploy.engines.options import Options, Profile, check, target
+from cifar_deploy.engines.options import Options, Profile, check, default_targets, target, targets
 from cifar_deploy.errors import UserError
 
 
@@ -81,6 +83,23 @@ def test_compute_capabilities_are_rtxs(rtx: Flavour) -> None:
     with pytest.raises(UserError, match="--compute-capability is for tensorrt-rtx"):
         check(Options(compute_capabilities=("8.6",)), other, gpu=True)
     check(Options(version_compatible=True, hardware_compatibility="ampere+"), other, gpu=True)
+
+
+def test_default_targets_are_those_in_an_engines_header(
+    rtx: Flavour, graph: Callable[[str], bytes]
+) -> None:
+    def header(*asked: str) -> int:
+        """A bit for each target, as version 1.7 writes them."""
+        options = Options(compute_capabilities=asked)
+        return int.from_bytes(build(rtx, graph("Relu"), Path("x"), options).engine[32:36], "little")
+
+    default = default_targets(rtx)
+    bits = [header(capability) for capability in default]
+    later = header() - sum(bits)
+    # One more is for all that is newer.
+    assert later.bit_count() == 1
+    assert later > max(bits)
+    assert set(targets(rtx)) - set(default) == {"7.5"}
 
 
 def test_a_target_is_the_librarys_own(rtx: Flavour) -> None:

@@ -13,7 +13,7 @@ from cifar_deploy import architectures
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.load import open_engine
-from cifar_deploy.engines.options import Options, Profile
+from cifar_deploy.engines.options import Options, Profile, default_targets
 from cifar_deploy.errors import UserError
 from cifar_deploy.export import engine
 from cifar_deploy.export.engine import cuda_device, export_engine
@@ -59,6 +59,7 @@ def test_every_network_builds(name: str, precision: str, shelf: "Shelf", rtx: Fl
     assert manifest["profiles"] == [{"min": 1, "opt": 128, "max": 1024}]
     assert manifest["gpu"] is None  # it is built for every GPU that the library supports
     assert manifest["targets"] == []
+    assert manifest["default_targets"] == default_targets(rtx)
     assert manifest["build_seconds"] > 0
     assert manifest.get("calibration") == (calibration.facts if precision == "int8" else None)
     assert path in folder.exported()
@@ -79,6 +80,7 @@ def test_options_stand_in_the_manifest(small: ModelFolder, rtx: Flavour) -> None
         {"min": 8, "opt": 64, "max": 256},
     ]
     assert manifest["targets"] == ["8.6", "12.0"]
+    assert manifest["default_targets"] == []
     assert manifest["workspace_mib"] == 512
     assert manifest["builder_optimization_level"] == 4
     assert manifest["tf32"] is True

@@ -5,6 +5,7 @@ import functools
 import importlib
 import re
 import threading
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +43,14 @@ class Flavour:
     def major(self) -> int:
         """The first number of its version."""
         return numbers(self.version)[0]
+
+    @functools.cached_property
+    def cuda(self) -> str | None:
+        """The CUDA version, as "13", that the library's wheel is for by its name; else None."""
+        names = {str(found.name).replace("_", "-") for found in metadata.distributions()}
+        named = [re.fullmatch(rf"{self.name}-cu(\d+)-libs", name) for name in names]
+        versions = [match[1] for match in named if match]
+        return versions[0] if len(versions) == 1 else None  # of two one has replaced the other
 
     def make(self, kind: str, *arguments: Any) -> Any:
         """One of the library's objects that need its driver: a "Builder", a "Runtime".

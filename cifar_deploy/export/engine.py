@@ -73,7 +73,7 @@ def export_engine(
         "format": "tensorrt",
         "flavour": flavour.name,
         "tensorrt": flavour.version,
-        "cuda": torch.version.cuda,
+        "cuda": flavour.cuda,
         **{key: source[key] for key in inherited},
         "onnx": {"file": onnx.name, "sha256": source["sha256"]},
         "inputs": built.inputs,
@@ -91,7 +91,7 @@ def export_engine(
         "builder_optimization_level": options.level,
         "build_seconds": round(built.seconds, 3),
         "cifar_deploy": __version__,
-        "versions": device.versions(),
+        "versions": device.versions() | {"torch_cuda": torch.version.cuda},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     layers = None

@@ -56,6 +56,7 @@ def test_every_network_builds(name: str, precision: str, shelf: "Shelf", rtx: Fl
     assert manifest["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
     assert (manifest["format"], manifest["flavour"]) == ("tensorrt", "tensorrt-rtx")
     assert manifest["tensorrt"] == rtx.version
+    assert manifest["cuda"] == rtx.cuda  # and not torch's
     assert manifest["profiles"] == [{"min": 1, "opt": 128, "max": 1024}]
     assert manifest["gpu"] is None  # it is built for every GPU that the library supports
     assert manifest["targets"] == []

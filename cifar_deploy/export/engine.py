@@ -13,7 +13,7 @@ from cifar_deploy.engines.flavour import TENSORRT, Flavour
 from cifar_deploy.engines.load import deserialise, gpu_of
 from cifar_deploy.engines.manifest import Gpu
 from cifar_deploy.engines.options import Options, check, default_targets
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import (
@@ -99,9 +99,13 @@ def export_engine(
         opened = deserialise(flavour, built.engine, path, facts, gpu)
         layers = builder.layer_information(flavour, opened.engine)
     write_bytes(path, built.engine)
-    write_manifest(path, facts)
-    if options.layer_info:
-        write_json(layers_path(path), layers)
+    manifest = write_manifest(path, facts)
+    if layers is None:
+        with disk_errors(layers_path(path), "remove"):  # it is of the engine that was there before
+            layers_path(path).unlink(missing_ok=True)
+    else:
+        whose = {"file": path.name, "sha256": manifest["sha256"]}
+        write_json(layers_path(path), {"engine": whose, **layers})
     return path
 
 

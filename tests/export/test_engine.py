@@ -10,9 +10,10 @@ import torch
 from gpus import supported
 
 from cifar_deploy import architectures
+from cifar_deploy.engines import build as builder
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
-from cifar_deploy.engines.load import open_engine
+from cifar_deploy.engines.load import Opened, open_engine
 from cifar_deploy.engines.options import Options, Profile, default_targets
 from cifar_deploy.errors import UserError
 from cifar_deploy.export import engine
@@ -177,12 +178,40 @@ def test_a_stopped_build_writes_nothing(
     assert sorted(small.path.iterdir()) == before
 
 
+def test_layers_of_an_older_engine_do_not_stay(
+    small: ModelFolder, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("no space")
+
+    # Listing them takes a GPU, which these stand for.
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "check", lambda *_: None)
+        patch.setattr(engine, "deserialise", lambda *_: Opened(rtx, None, None, {}))
+        patch.setattr(builder, "layer_information", lambda *_: {"Layers": ["conv"]})
+        path = export_engine(small, "fp32", rtx, Options(layer_info=True))
+    beside = path.with_suffix(".layers.json")
+    layers = json.loads(beside.read_text())
+    assert layers == {
+        "engine": {"file": path.name, "sha256": sha256_of(path)},
+        "Layers": ["conv"],
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "write_bytes", refuse)
+        with pytest.raises(UserError, match="no space"):
+            export_engine(small, "fp32", rtx, Options())
+    assert beside.exists()  # as the engine does
+    export_engine(small, "fp32", rtx, Options())
+    assert not beside.exists()
+
+
 @pytest.mark.gpu
 def test_layers_are_written(small: ModelFolder, rtx: Flavour) -> None:
     with supported():
         path = export_engine(small, "fp32", rtx, Options(layer_info=True))
     layers = json.loads(path.with_suffix(".layers.json").read_text())
     assert len(layers["Layers"]) > 0
+    assert layers["engine"] == {"file": path.name, "sha256": sha256_of(path)}
 
 
 @pytest.mark.gpu

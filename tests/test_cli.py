@@ -662,9 +662,10 @@ def test_an_int8_engine_has_an_onnx_file_of_its_own(run: Run) -> None:
 
 
 @no_gpu
-def test_targets_may_stand_with_commas(run: Run) -> None:
+@pytest.mark.parametrize("asked", [("8.6,8.9",), ("8.6 8.9",), ("8.6,", "8.9")])
+def test_targets_may_stand_with_commas(run: Run, asked: tuple[str, ...]) -> None:
     arguments = ("export", "simple_cnn", "--format", "trt", "--json")
-    answer = run(*arguments, "--compute-capability", "8.6,8.9")
+    answer = run(*arguments, "--compute-capability", *asked)
     (manifest,) = json.loads(answer.out)
     assert manifest["targets"] == ["8.6", "8.9"]
 
@@ -743,6 +744,8 @@ def test_engines_that_are_not_what_was_exported(
         (("--export-layer-info",), "only with a CUDA device"),
         (("--compute-capability", "9.0"), "builds for"),
         (("--hardware-compatibility", "ampere+"), "is TensorRT's"),
+        (("--hardware-compatibility", "sameComputeCapability"), "is TensorRT's"),
+        (("--hardware-compatibility", "all"), "it can be ampere+ or same-compute-capability"),
         (("--version-compatible",), "is TensorRT's"),
         (("--builder-optimization-level", "7"), "from 0 to 5"),
     ],

@@ -166,6 +166,10 @@ def _listener(module: Any) -> Any:
             with self._lock:
                 return list(self._warnings)
 
+        def out_of_memory(self) -> bool:
+            """Whether an error since `clear` speaks of memory that is full."""
+            return any(re.search(OUT_OF_MEMORY, line) for line in self.errors())
+
         def reason(self) -> str:
             """The first error since `clear`, as one line."""
             return " ".join((self.errors() or ["no reason given"])[0].split())[:300]

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_deploy.device import MIB, gpu_memory_left
 from cifar_deploy.engines import flavour as flavours
 from cifar_deploy.engines import manifest as manifests
 from cifar_deploy.engines.flavour import RTX, Flavour
@@ -79,6 +80,8 @@ def deserialise(
     if hasattr(runtime, "get_engine_validity"):
         _check_validity(flavour, runtime, raw, path, gpu)
     engine = runtime.deserialize_cuda_engine(raw)
+    if engine is None and flavour.log.out_of_memory():
+        raise _too_large(path, raw)
     if engine is None:
         raise UserError(f"{path}: {flavour} cannot load it: {flavour.log.reason()}")
     return Opened(flavour, runtime, engine, manifest)
@@ -96,11 +99,20 @@ def _check_validity(
     found = [name for name, member in members.items() if int(bits) & int(member)]
     if "UNSUPPORTED_CC" in found:  # of the engine, or of the library: it does not say which
         raise UserError(f"{path}: {manifests.not_for(gpu, str(flavour), targets(flavour))}")
+    if "INSUFFICIENT_GPU_MEMORY" in found:
+        raise _too_large(path, raw)
     said = ", ".join(name.lower().replace("_", " ") for name in found) or flavour.log.reason()
     way_out = "export it again"
     if set(found) - OF_THE_FILE:
         way_out = f"it says: {flavour.log.reason()}"
     raise UserError(f"{path}: {flavour} finds the engine invalid here: {said}; {way_out}")
+
+
+def _too_large(path: Path, raw: bytes) -> UserError:
+    return UserError(
+        f"{path}: the GPU's memory does not hold the engine: it needs {len(raw) / MIB:,.0f} MiB or "
+        f"more, {gpu_memory_left()}; close what else runs there"
+    )
 
 
 def refit(opened: Opened, path: Path) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+MIB = 1 << 20
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -134,6 +135,17 @@ def memory_left() -> int | None:
     if limit.exists() and (most := limit.read_text().strip()).isdigit():
         found.append(int(most))
     return min(found, default=None)
+
+
+def gpu_memory_left(device: "torch.device | None" = None) -> str:
+    """What is free on a GPU, or on the current one, as the end of a sentence."""
+    import torch
+
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except (RuntimeError, ValueError, AssertionError):  # the last is torch's where it has no CUDA
+        return "and the GPU does not say what is free"
+    return f"{free / MIB:,.0f} of {total / MIB:,.0f} MiB are free"
 
 
 def threads_allowed(limit: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:

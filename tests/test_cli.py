@@ -695,9 +695,10 @@ def test_an_int8_engine_has_an_onnx_file_of_its_own(run: Run) -> None:
 
 
 @no_gpu
-def test_targets_may_stand_with_commas(run: Run) -> None:
+@pytest.mark.parametrize("asked", [("8.6,8.9",), ("8.6 8.9",), ("8.6,", "8.9")])
+def test_targets_may_stand_with_commas(run: Run, asked: tuple[str, ...]) -> None:
     arguments = ("export", "simple_cnn", "--format", "trt", "--json")
-    answer = run(*arguments, "--compute-capability", "8.6,8.9")
+    answer = run(*arguments, "--compute-capability", *asked)
     (manifest,) = json.loads(answer.out)
     assert manifest["targets"] == ["8.6", "8.9"]
 
@@ -718,6 +719,20 @@ def test_validate_says_why_an_engine_cannot_run_and_judges_the_rest(run: Run, en
     assert (
         run(*arguments[:1], *Path("models/simple_cnn").glob("*.onnx"), *arguments[2:]).status == 0
     )
+
+
+def test_models_tells_where_an_engine_runs(run: Run, engine: Path) -> None:
+    facts = json.loads(run("models", engine, "--json").out)
+    assert facts["targets"] == []
+    said = f"runs on    compute capability {', '.join(facts['default_targets'])} and later, the "
+    assert said + "default of TensorRT for RTX " in run("models", engine).out
+    beside = Path(f"{engine}.json")
+    manifest = json.loads(beside.read_text())
+    del manifest["default_targets"]  # as earlier versions wrote it
+    beside.write_text(json.dumps(manifest))
+    assert "runs on    GPUs that TensorRT for RTX " in run("models", engine).out
+    beside.write_text(json.dumps({**manifest, "targets": ["8.6"]}))
+    assert "runs on    compute capability 8.6, as asked\n" in run("models", engine).out
 
 
 @no_gpu
@@ -762,6 +777,8 @@ def test_engines_that_are_not_what_was_exported(
         (("--export-layer-info",), "only with a CUDA device"),
         (("--compute-capability", "9.0"), "builds for"),
         (("--hardware-compatibility", "ampere+"), "is TensorRT's"),
+        (("--hardware-compatibility", "sameComputeCapability"), "is TensorRT's"),
+        (("--hardware-compatibility", "all"), "it can be ampere+ or same-compute-capability"),
         (("--version-compatible",), "is TensorRT's"),
         (("--builder-optimization-level", "7"), "from 0 to 5"),
     ],

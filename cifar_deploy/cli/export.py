@@ -18,14 +18,14 @@ from cifar_deploy.cli.options import (
     print_json,
     say,
 )
-from cifar_deploy.engines.options import LARGEST_BATCH
+from cifar_deploy.engines.options import LARGEST_BATCH, capabilities, hardware
 from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Dataset
     from cifar_deploy.export.quantise import Calibration
 
-CAPABILITY = re.compile(r"\d+\.\d")  # of a GPU, as 8.6
+CAPABILITIES = re.compile(r"\d+\.\d([,\s]+\d+\.\d)*,?")  # of GPUs, as 8.6 or 8.6,8.9
 
 
 def export(
@@ -92,19 +92,18 @@ def export(
     --format trt builds TensorRT engines from the ONNX files, which it exports first if need be.
     """
     # `--compute-capability 8.6 8.9`: what follows the first arrives among the names.
-    versions = [name for name in models or [] if CAPABILITY.fullmatch(name)]
+    versions = [name for name in models or [] if CAPABILITIES.fullmatch(name)]
     if versions and not compute_capability:
         raise UserError(f"{versions[0]} is no model; a compute capability follows its option")
     named = [name for name in models or [] if name not in versions]
-    targets = [target for text in compute_capability or [] for target in text.split(",")]
     folders = [architectures.folder(m) for m in named] or all_trained()
     precisions = [p.value for p in precision or [Precision.fp32]]
     asked: dict[str, Any] = {
         "workspace": workspace,
         "timing_cache": timing_cache_file,
         "version_compatible": version_compatible,
-        "hardware_compatibility": hardware_compatibility,
-        "compute_capabilities": tuple(dict.fromkeys([*targets, *versions])),
+        "hardware_compatibility": hardware(hardware_compatibility),
+        "compute_capabilities": capabilities([*(compute_capability or []), *versions]),
         "level": builder_optimization_level,
         "strip_weights": strip_weights,
         "layer_info": export_layer_info,

@@ -57,9 +57,10 @@ def _facts(path: Path) -> store.Json:
     from cifar_deploy.engines import manifest as engine_manifest
     from cifar_deploy.runtimes import onnx_interface
 
+    manifest: store.Json | None
     if path.suffix == ".engine":
-        manifest: store.Json | None = engine_manifest.read(path)
-        facts = dict(manifest or {})
+        manifest = engine_manifest.read(path)
+        facts = {**manifest, "runs_on": engine_manifest.runs_on(manifest)}
     else:
         manifest = store.read_manifest(path)
         facts = onnx_interface.inspect(path, foreign=True)
@@ -92,6 +93,8 @@ def _show_file(facts: store.Json) -> None:
     typer.echo(f"{facts['file']}: {facts['precision']}, {kind}, {facts['bytes'] / 1e6:.3g} MB")
     typer.echo(f"takes      {side(facts['inputs'])}")
     typer.echo(f"gives      {side(facts['outputs'])}")
+    if "runs_on" in facts:
+        typer.echo(f"runs on    {facts['runs_on']}")
     if counted := facts.get("operators"):
         typer.echo(f"operators  {', '.join(f'{kind} {n}' for kind, n in counted.items())}")
     origin = "no manifest: it is from elsewhere, or was moved without it"

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.device import MIB
 from cifar_deploy.engines import cache
-from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX, Flavour
+from cifar_deploy.engines.flavour import RTX, Flavour
 from cifar_deploy.engines.options import HARDWARE, Options, target
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json
 
-MIB = 1 << 20
 NEED = r"(?:size was |GPU memory \()(\d+) bytes"  # in TensorRT's words for memory that lacks
 POLL = 0.05  # seconds; how often a build looks for Ctrl-C
 
@@ -207,7 +207,7 @@ def _refused(flavour: Flavour, parser: Any, source: Path) -> UserError:
 
 def _failed(flavour: Flavour, source: Path, options: Options) -> UserError:
     log = flavour.log
-    if any(re.search(OUT_OF_MEMORY, line) for line in log.errors()):
+    if log.out_of_memory():
         # The amount stands in the error or in a warning beside it.
         lines = [*log.errors(), *log.warnings()]
         needs = [int(need[1]) for line in lines if (need := re.search(NEED, line))]

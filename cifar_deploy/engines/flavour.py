@@ -5,6 +5,7 @@ import functools
 import importlib
 import re
 import threading
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +43,14 @@ class Flavour:
     def major(self) -> int:
         """The first number of its version."""
         return numbers(self.version)[0]
+
+    @functools.cached_property
+    def cuda(self) -> str | None:
+        """The CUDA version, as "13", that the library's wheel is for by its name; else None."""
+        names = {str(found.name).replace("_", "-") for found in metadata.distributions()}
+        named = [re.fullmatch(rf"{self.name}-cu(\d+)-libs", name) for name in names]
+        versions = [match[1] for match in named if match]
+        return versions[0] if len(versions) == 1 else None  # of two one has replaced the other
 
     def make(self, kind: str, *arguments: Any) -> Any:
         """One of the library's objects that need its driver: a "Builder", a "Runtime".
@@ -156,6 +165,10 @@ def _listener(module: Any) -> Any:
             """The last warnings since `clear`, oldest first."""
             with self._lock:
                 return list(self._warnings)
+
+        def out_of_memory(self) -> bool:
+            """Whether an error since `clear` speaks of memory that is full."""
+            return any(re.search(OUT_OF_MEMORY, line) for line in self.errors())
 
         def reason(self) -> str:
             """The first error since `clear`, as one line."""

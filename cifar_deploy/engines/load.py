@@ -4,9 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_deploy.device import MIB, gpu_memory_left
 from cifar_deploy.engines import flavour as flavours
 from cifar_deploy.engines import manifest as manifests
-from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.flavour import RTX, Flavour
 from cifar_deploy.engines.options import targets
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
@@ -47,10 +48,12 @@ def open_engine(
     name = str(manifest["flavour"])
     # Without a GPU its absence is the reason to tell, whatever is installed.
     gpu = gpu_of(device)
-    version = flavours.load(name).version if gpu else ""
-    if reason := manifests.refusal(manifest, version, gpu):
+    library = flavours.load(name) if gpu else None
+    version = library.version if library else ""
+    builds_for = targets(library) if library and name == RTX else ()
+    if reason := manifests.refusal(manifest, version, gpu, builds_for):
         raise UserError(f"{path}: {reason}")
-    opened = deserialise(flavours.load(name), raw, path, manifest, gpu)
+    opened = deserialise(library or flavours.load(name), raw, path, manifest, gpu)
     if manifest.get("stripped"):
         refit(opened, path)
     return opened
@@ -77,6 +80,8 @@ def deserialise(
     if hasattr(runtime, "get_engine_validity"):
         _check_validity(flavour, runtime, raw, path, gpu)
     engine = runtime.deserialize_cuda_engine(raw)
+    if engine is None and flavour.log.out_of_memory():
+        raise _too_large(path, raw)
     if engine is None:
         raise UserError(f"{path}: {flavour} cannot load it: {flavour.log.reason()}")
     return Opened(flavour, runtime, engine, manifest)
@@ -93,21 +98,21 @@ def _check_validity(
     members: dict[str, Any] = trt.EngineInvalidityDiagnostics.__members__
     found = [name for name, member in members.items() if int(bits) & int(member)]
     if "UNSUPPORTED_CC" in found:  # of the engine, or of the library: it does not say which
-        if gpu and gpu.compute_capability in targets(flavour):
-            here = gpu.compute_capability
-            raise UserError(
-                f"{path}: not built for compute capability {here} ({gpu.name}); export it again "
-                f"with --compute-capability {here}"
-            )
-        raise UserError(
-            f"{path}: {flavour} does not support this GPU's compute capability; run the ONNX file "
-            "on it, or an engine of --flavour tensorrt"
-        )
+        raise UserError(f"{path}: {manifests.not_for(gpu, str(flavour), targets(flavour))}")
+    if "INSUFFICIENT_GPU_MEMORY" in found:
+        raise _too_large(path, raw)
     said = ", ".join(name.lower().replace("_", " ") for name in found) or flavour.log.reason()
     way_out = "export it again"
     if set(found) - OF_THE_FILE:
         way_out = f"it says: {flavour.log.reason()}"
     raise UserError(f"{path}: {flavour} finds the engine invalid here: {said}; {way_out}")
+
+
+def _too_large(path: Path, raw: bytes) -> UserError:
+    return UserError(
+        f"{path}: the GPU's memory does not hold the engine: it needs {len(raw) / MIB:,.0f} MiB or "
+        f"more, {gpu_memory_left()}; close what else runs there"
+    )
 
 
 def refit(opened: Opened, path: Path) -> None:

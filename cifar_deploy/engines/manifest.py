@@ -4,6 +4,7 @@ An engine is code for one library version and some GPUs. The manifest names them
 refusal is a sentence; the sha256 in it decides whether the bytes may be deserialised at all.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from cifar_deploy.engines.flavour import NAMES, RTX, TENSORRT, TITLES, numbers
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json, manifest_path, read_json, read_manifest
 
+# What TensorRT for RTX is known to refuse; of other GPUs between its targets it is asked.
+HOPPER = "9.0"
 MAGIC_RTX = b"vtrt"  # how serialised engines of TensorRT for RTX 1.7 begin
 
 
@@ -55,11 +58,13 @@ def read(path: Path, trust: bool = False, raw: bytes | None = None) -> Json:
     return {**manifest, "flavour": flavour}
 
 
-def refusal(manifest: Json, version: str, gpu: Gpu | None) -> str | None:
+def refusal(
+    manifest: Json, version: str, gpu: Gpu | None, known: Collection[str] = ()
+) -> str | None:
     """Why the engine of this manifest cannot run here; None where nothing speaks against it.
 
-    `version` is that of the flavour's library here, `gpu` the CUDA device (None: there is none,
-    and the version does not matter).
+    `version` is that of the flavour's library here, `known` what it builds for
+    (`options.targets`), `gpu` the CUDA device (None: there is none, and the others do not matter).
     """
     flavour, built = str(manifest["flavour"]), manifest.get("tensorrt")
     title = TITLES[flavour]
@@ -67,14 +72,70 @@ def refusal(manifest: Json, version: str, gpu: Gpu | None) -> str | None:
         return f"an engine of {title} {built or ''}".rstrip() + " runs on a CUDA GPU; none is here"
     if built and not _fits(flavour, str(built), version, bool(manifest.get("version_compatible"))):
         return f"built with {title} {built}, this is {version}; export it again here"
-    here = gpu.compute_capability
-    targets = [str(target) for target in manifest.get("targets") or []]
-    if targets and here not in targets:
-        said = f"built for compute capability {', '.join(targets)}, this is {here} ({gpu.name})"
-        return f"{said}; export it for {here}"
+    if flavour == RTX and (reason := _other_target(manifest, f"{title} {version}", gpu, known)):
+        return reason
     where = manifest.get("gpu")
     if flavour == TENSORRT and isinstance(where, dict):
         return _other_gpu(where, manifest.get("hardware_compatibility"), gpu)
+    return None
+
+
+def not_for(gpu: Gpu | None, library: str, known: Collection[str], said: str = "") -> str:
+    """What is told of a GPU that an engine of TensorRT for RTX does not run on.
+
+    The way out is another engine where the library builds for the GPU (`known`), and another
+    runtime where it does not. `said`: what the engine was built for.
+    """
+    if gpu and gpu.compute_capability in known:
+        here = gpu.compute_capability
+        said = said or f"not built for compute capability {here} ({gpu.name})"
+        return f"{said}; export it again with --compute-capability {here}"
+    which = f" of {gpu.compute_capability} ({gpu.name})" if gpu else ""
+    return (
+        f"{library} does not support this GPU's compute capability{which}; run the ONNX file on "
+        "it, or an engine of --flavour tensorrt"
+    )
+
+
+def runs_on(manifest: Json) -> str:
+    """The GPUs that an engine is for, in words."""
+    title = f"{TITLES[str(manifest['flavour'])]} {manifest.get('tensorrt') or ''}".rstrip()
+    if targets := _listed(manifest, "targets"):
+        return f"compute capability {', '.join(targets)}, as asked"
+    if targets := _listed(manifest, "default_targets"):
+        return f"compute capability {', '.join(targets)} and later, the default of {title}"
+    built = manifest.get("gpu")
+    if manifest["flavour"] == RTX or not isinstance(built, dict):
+        return f"GPUs that {title} supports"
+    here, compatibility = built.get("compute_capability"), manifest.get("hardware_compatibility")
+    if compatibility == "ampere+":
+        return "Ampere and later"
+    if compatibility is not None:
+        return f"compute capability {here}"
+    return f"{built.get('name')}, compute capability {here}"
+
+
+def _listed(manifest: Json, key: str) -> list[str]:
+    return [str(target) for target in manifest.get(key) or []]
+
+
+def _other_target(manifest: Json, library: str, gpu: Gpu, known: Collection[str]) -> str | None:
+    """Why an engine of TensorRT for RTX cannot run on a GPU, where that is certain."""
+    here = gpu.compute_capability
+    this = f"this is {here} ({gpu.name})"
+    if targets := _listed(manifest, "targets"):
+        if here in targets:
+            return None
+        said = f"built for compute capability {', '.join(targets)}, {this}"
+        if known and numbers(here) > max(map(numbers, known)):  # a default engine runs there
+            return f"{said}; export it again without --compute-capability"
+        return not_for(gpu, library, known, said)
+    default = _listed(manifest, "default_targets")
+    if not default or here in default:
+        return None
+    if here == HOPPER or numbers(here) < min(map(numbers, default)):
+        said = f"built for compute capability {', '.join(default)} and later, {this}"
+        return not_for(gpu, library, known, said)
     return None
 
 

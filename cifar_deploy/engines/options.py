@@ -1,16 +1,23 @@
 """What can be asked of a build, by trtexec's names where it has one."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_deploy.engines.flavour import RTX, Flavour
+from cifar_deploy.engines.flavour import RTX, Flavour, numbers
 from cifar_deploy.errors import UserError
 
-HARDWARE = {  # trtexec's words, and the library's
+HARDWARE = {  # this program's words, and the library's
     "ampere+": "AMPERE_PLUS",
     "same-compute-capability": "SAME_COMPUTE_CAPABILITY",
 }
+# What trtexec calls otherwise.
+TRTEXEC: dict[str, str | None] = {
+    "sameComputeCapability": "same-compute-capability",
+    "none": None,
+}
+AMPERE = "8.0"  # Turing is built for only where it is asked for
 LEVELS = range(6)
 LARGEST_WORKSPACE = 1 << 24  # MiB, 16 TiB; the library counts bytes in 64 bits
 LARGEST_BATCH = 1 << 20  # images; beyond it is a slip of the keyboard
@@ -59,6 +66,17 @@ class Options:
     tf32: bool = False  # off, as in the reference: fp32 means fp32
 
 
+def hardware(text: str | None) -> str | None:
+    """What --hardware-compatibility asks for, in this program's words or in trtexec's."""
+    return TRTEXEC.get(text, text) if text else text
+
+
+def capabilities(texts: Iterable[str]) -> tuple[str, ...]:
+    """The compute capabilities in `texts`, each once; a text may be "8.6" or "8.6,8.9 12.0"."""
+    found = [word for text in texts for word in re.split(r"[,\s]+", text.strip(", "))]
+    return tuple(dict.fromkeys(found))
+
+
 def check(options: Options, flavour: Flavour, gpu: bool) -> None:
     """Raise UserError for what this flavour cannot do, or not without a CUDA device (`gpu`)."""
     rtx = flavour.name == RTX
@@ -68,12 +86,12 @@ def check(options: Options, flavour: Flavour, gpu: bool) -> None:
         )
     if options.level is not None and options.level not in LEVELS:
         raise UserError(f"--builder-optimization-level {options.level}: it goes from 0 to 5")
-    hardware = options.hardware_compatibility
-    if hardware is not None and hardware not in HARDWARE:
-        raise UserError(f"--hardware-compatibility {hardware}: it can be {' or '.join(HARDWARE)}")
+    level = options.hardware_compatibility
+    if level is not None and level not in HARDWARE:
+        raise UserError(f"--hardware-compatibility {level}: it can be {' or '.join(HARDWARE)}")
     if rtx and options.version_compatible:
         raise UserError(f"--version-compatible is TensorRT's; {flavour} has no lean runtime for it")
-    if rtx and hardware is not None:
+    if rtx and level is not None:
         raise UserError(
             "--hardware-compatibility is TensorRT's; an engine of tensorrt-rtx runs on every GPU "
             "that it supports, or on those named with --compute-capability"
@@ -110,7 +128,7 @@ def target(flavour: Flavour, capability: str) -> object:
     if capability not in known:
         raise UserError(
             f"--compute-capability {capability}: {flavour} builds for "
-            f"{', '.join(sorted(known, key=float))}"
+            f"{', '.join(sorted(known, key=numbers))}"
         )
     return known[capability]
 
@@ -123,3 +141,14 @@ def targets(flavour: Flavour) -> dict[str, object]:
         for name, member in members.items()
         if re.fullmatch(r"SM\d{2,}", name)
     }
+
+
+def default_targets(flavour: Flavour) -> list[str]:
+    """Of `targets` those that an engine runs on without --compute-capability, oldest first.
+
+    GPUs that are newer than the last of them run it as well, as the library says; it compiles
+    kernels for the GPU when it loads an engine. It has no call that lists them.
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
+    """
+    known = sorted(targets(flavour), key=numbers)
+    return [capability for capability in known if numbers(capability) >= numbers(AMPERE)]

@@ -12,8 +12,8 @@ from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import TENSORRT, Flavour
 from cifar_deploy.engines.load import deserialise, gpu_of
 from cifar_deploy.engines.manifest import Gpu
-from cifar_deploy.engines.options import Options, check
-from cifar_deploy.errors import UserError
+from cifar_deploy.engines.options import Options, check, default_targets
+from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import (
@@ -73,7 +73,7 @@ def export_engine(
         "format": "tensorrt",
         "flavour": flavour.name,
         "tensorrt": flavour.version,
-        "cuda": torch.version.cuda,
+        "cuda": flavour.cuda,
         **{key: source[key] for key in inherited},
         "onnx": {"file": onnx.name, "sha256": source["sha256"]},
         "inputs": built.inputs,
@@ -81,7 +81,8 @@ def export_engine(
         "profiles": [asdict(profile) for profile in options.profiles],
         # TensorRT for RTX builds for its targets, wherever it is done.
         "gpu": asdict(gpu) if gpu and flavour.name == TENSORRT else None,
-        "targets": list(options.compute_capabilities),
+        "targets": list(options.compute_capabilities),  # as asked for
+        "default_targets": _default_targets(flavour, options),
         "version_compatible": options.version_compatible,
         "hardware_compatibility": options.hardware_compatibility,
         "stripped": options.strip_weights,
@@ -90,7 +91,7 @@ def export_engine(
         "builder_optimization_level": options.level,
         "build_seconds": round(built.seconds, 3),
         "cifar_deploy": __version__,
-        "versions": device.versions(),
+        "versions": device.versions() | {"torch_cuda": torch.version.cuda},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     layers = None
@@ -98,10 +99,22 @@ def export_engine(
         opened = deserialise(flavour, built.engine, path, facts, gpu)
         layers = builder.layer_information(flavour, opened.engine)
     write_bytes(path, built.engine)
-    write_manifest(path, facts)
-    if options.layer_info:
-        write_json(layers_path(path), layers)
+    manifest = write_manifest(path, facts)
+    if layers is None:
+        with disk_errors(layers_path(path), "remove"):  # it is of the engine that was there before
+            layers_path(path).unlink(missing_ok=True)
+    else:
+        whose = {"file": path.name, "sha256": manifest["sha256"]}
+        write_json(layers_path(path), {"engine": whose, **layers})
     return path
+
+
+def _default_targets(flavour: Flavour, options: Options) -> list[str]:
+    """What an engine for which no targets were asked runs on, by TensorRT for RTX's own choice."""
+    # Without weights it is built for one GPU, and which is not known here.
+    if flavour.name == TENSORRT or options.compute_capabilities or options.strip_weights:
+        return []
+    return default_targets(flavour)
 
 
 def layers_path(engine: Path) -> Path:

@@ -6,10 +6,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from cifar_deploy.device import exhausted
+from cifar_deploy.device import MIB, exhausted, gpu_memory_left
 from cifar_deploy.errors import UserError, one_line
-
-MIB = 1 << 20
 
 
 def on(device: torch.device) -> AbstractContextManager[None]:
@@ -53,7 +51,7 @@ def _too_small(
 ) -> UserError:
     known = ""
     if device.type == "cuda":
-        known = f": {f'it needs {need / MIB:,.0f} MiB, ' if need else ''}{_free(device)}"
+        known = f": {f'it needs {need / MIB:,.0f} MiB, ' if need else ''}{gpu_memory_left(device)}"
     return UserError(
         f"{what}: {whose(error)} does not hold a batch of {batch}{known}; use a smaller batch, or "
         "close what else runs there"
@@ -69,11 +67,3 @@ def refusal(error: Exception) -> str:
     if failed(error):
         return f"the GPU failed: {first}; see `cifar-deploy doctor`, and start again"
     return ""
-
-
-def _free(device: torch.device) -> str:
-    try:
-        free, total = torch.cuda.mem_get_info(device)
-    except (RuntimeError, ValueError):
-        return "and the GPU does not say what is free"
-    return f"{free / MIB:,.0f} of {total / MIB:,.0f} MiB are free"

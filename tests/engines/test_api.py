@@ -1,6 +1,7 @@
 """The names that the backend uses, held against the libraries that are installed."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,41 @@ RTX_ONLY: dict[str, set[str]] = {
     "DynamicShapesKernelSpecializationStrategy": {"EAGER"},
 }
 
+# What the library's module is called, and, by file, its objects: their classes.
+MODULE = {"trt", "_trt", "module"}
+OBJECTS: dict[str, dict[str, str]] = {
+    "build.py": {
+        "builder": "Builder",
+        "network": "INetworkDefinition",
+        "get_input": "ITensor",
+        "tensor": "ITensor",
+        "parser": "OnnxParser",
+        "error": "ParserError",
+        "config": "IBuilderConfig",
+        "wanted": "IOptimizationProfile",
+        "kept": "ITimingCache",
+        "engine": "ICudaEngine",
+        "inspector": "EngineInspector",
+    },
+    "flavour.py": {},
+    "load.py": {
+        "runtime": "Runtime",
+        "engine": "ICudaEngine",
+        "refitter": "Refitter",
+        "parser": "OnnxParserRefitter",
+    },
+    "options.py": {},
+    "tensorrt.py": {
+        "engine": "ICudaEngine",
+        "_engine": "ICudaEngine",
+        "context": "IExecutionContext",
+        "config": "IRuntimeConfig",
+        "_cache": "IRuntimeCache",
+    },
+}
+# Calls that give such an object.
+GIVES = r"make|create_\w+|deserialize_cuda_engine|get_error|get_input|get_output"
+
 
 def installed(name: str) -> flavour.Flavour:
     try:
@@ -147,6 +183,90 @@ def test_the_backend_uses_no_other_name() -> None:
     defined = {"phase_start", "step_complete", "phase_finish", "log"}
     methods = set().union(*listed(flavour.RTX).values()) - by_name - defined
     assert methods <= used
+
+
+def spelt(node: ast.expr) -> str:
+    """The last word of `builder`, `self._engine`, `network.get_input(0)`."""
+    if isinstance(node, ast.Call):
+        return spelt(node.func)
+    return node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+
+
+def of_a_class(node: ast.expr) -> bool:
+    """Whether it is `trt.BuilderFlag`, or another of the module's names."""
+    return isinstance(node, ast.Attribute) and spelt(node.value) in MODULE
+
+
+def gives_an_object(node: ast.expr | None) -> bool:
+    """Whether it is a call such as `trt.Refitter(...)` or `builder.create_network(...)`."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    return of_a_class(node.func) or re.fullmatch(GIVES, node.func.attr) is not None
+
+
+def allowed(owner: ast.expr, objects: dict[str, str]) -> set[str] | None:
+    """The names that may follow `owner`; None where it is nothing of the library's."""
+    known = listed(flavour.RTX)
+    if spelt(owner) in MODULE:
+        return set(known)
+    kind = spelt(owner) if of_a_class(owner) else objects.get(spelt(owner), "")
+    return known.get(kind, set()) if kind or gives_an_object(owner) else None
+
+
+def unknown(source: str, objects: dict[str, str]) -> list[str]:
+    """What `source` uses of the library beyond the lists, and objects that `objects` lacks."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and not node.attr.startswith("__"):
+            names = allowed(node.value, objects)
+            if names is not None and node.attr not in names:
+                found.append(ast.unparse(node))
+        elif isinstance(node, ast.Call) and spelt(node.func) == "make":
+            classes = {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+            found += [ast.unparse(node)] * (not classes <= set(listed(flavour.RTX)))
+        elif isinstance(node, ast.Assign) and gives_an_object(node.value):
+            found += [ast.unparse(node) for to in node.targets if spelt(to) not in objects]
+    return found
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_all_that_is_used_is_listed(source: Path) -> None:
+    assert unknown(source.read_text(), OBJECTS.get(source.name, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("build.py", "builder.platform_has_fast_fp16"),
+        ("build.py", "config.int8_calibrator"),
+        ("build.py", "config.max_workspace_size = 1"),
+        ("build.py", "conf = builder.create_builder_config()"),
+        ("build.py", "builder.create_builder_config().int8_calibrator"),
+        ("build.py", "network.get_input(0).no_such_name"),
+        ("build.py", "flavour.module.NoSuchClass"),
+        ("build.py", "builder = flavour.make('NoSuchClass', log)"),
+        ("load.py", "engine.device_memory_size"),
+        ("load.py", "trt.NoSuchClass"),
+        ("load.py", "trt.EngineValidity.NO_SUCH_MEMBER"),
+        ("load.py", "again = trt.Refitter(engine, log)"),
+        ("tensorrt.py", "self._engine.device_memory_size"),
+        ("tensorrt.py", "lane.context.no_such_method()"),
+        ("tensorrt.py", "self.config.set_flag(1)"),  # of another class
+    ],
+)
+def test_what_is_not_listed_is_found(name: str, line: str) -> None:
+    assert len(unknown(line, OBJECTS[name])) == 1
+
+
+def test_nobody_else_uses_the_library() -> None:
+    for file in set(PACKAGE.rglob("*.py")) - set(SOURCES):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"module", "_trt"}, file
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                named = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
+                modules = {word for words in flavour.MODULES.values() for word in words}
+                assert modules.isdisjoint(named), file
 
 
 def test_rtx_is_installed_where_it_exists() -> None:

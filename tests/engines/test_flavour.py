@@ -130,5 +130,29 @@ def test_warnings_that_come_with_every_run_do_not_fill_memory(rtx: Flavour) -> N
     assert kept[-1] == f"number {flavour.WARNINGS + 4}"
 
 
+def test_the_librarys_cuda_is_that_of_its_wheel(
+    rtx: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def install(name: str) -> None:
+        place = tmp_path / f"{name}-10.13.0.35.dist-info"
+        place.mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 10.13\n")
+
+    def cuda() -> str | None:
+        return Flavour(TENSORRT, rtx.module).cuda
+
+    assert rtx.cuda == "13"  # as pyproject.toml has it
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert cuda() is None  # the operating system's, or an archive's
+    install("tensorrt_rtx_cu14_libs")
+    install("tensorrt_lean_cu14_libs")
+    install("tensorrt_cu14_bindings")
+    assert cuda() is None
+    install("tensorrt_cu12_libs")
+    assert cuda() == "12"
+    install("tensorrt-cu13-libs")
+    assert cuda() is None
+
+
 def test_the_names_are_the_files_names() -> None:
     assert flavour.NAMES == (TENSORRT, RTX) == ("tensorrt", "tensorrt-rtx")

@@ -131,6 +131,35 @@ def test_a_gpu_that_the_engine_was_not_built_for_is_told_the_way_out(
         deserialise(rtx, engine, kept, {}, Gpu("NVIDIA H200", "9.0"))
 
 
+@pytest.mark.parametrize("told_by", ["the header's check", "the log"])
+def test_an_engine_too_large_for_the_gpu_is_told_with_the_need(
+    told_by: str, kept: Path, engine: bytes, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = rtx.module
+    few = int(trt.EngineInvalidityDiagnostics.INSUFFICIENT_GPU_MEMORY)
+
+    class Runtime(trt.Runtime):  # type: ignore[misc, name-defined]
+        """The library's, on a GPU whose memory others have."""
+
+        def get_engine_validity(self, _: bytes) -> Any:
+            valid = trt.EngineValidity
+            return (valid.VALID, 0) if told_by == "the log" else (valid.INVALID, few)
+
+        def deserialize_cuda_engine(self, _: bytes) -> None:
+            said = "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
+            rtx.log.log(trt.ILogger.ERROR, said)
+
+    monkeypatch.setattr(trt, "Runtime", Runtime)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (12 << 20, 8192 << 20))
+    large = engine + bytes(30 << 20)
+    with pytest.raises(UserError) as caught:
+        deserialise(rtx, large, kept, {})
+    assert str(caught.value) == (
+        f"{kept}: the GPU's memory does not hold the engine: it needs 30 MiB or more, "
+        "12 of 8,192 MiB are free; close what else runs there"
+    )
+
+
 @pytest.mark.gpu
 def test_a_whole_engine_is_opened(kept: Path) -> None:
     with supported():

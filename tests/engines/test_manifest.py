@@ -1,10 +1,13 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cifar_deploy.engines.manifest import Gpu, read, refusal
+from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.manifest import Gpu, read, refusal, runs_on
+from cifar_deploy.engines.options import target, targets
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import manifest_path, write_manifest
 
@@ -14,8 +17,11 @@ TRT = {
     "tensorrt": "10.13.2.6",
     "gpu": {"name": "NVIDIA L4", "compute_capability": "8.9"},
 }
+ANY = {**RTX, "targets": [], "default_targets": ["8.0", "8.6", "8.9", "12.0", "12.1"]}
 L4, H100 = Gpu("NVIDIA L4", "8.9"), Gpu("NVIDIA H100", "9.0")
 ADA, TURING = Gpu("NVIDIA RTX 4090", "8.9"), Gpu("NVIDIA T4", "7.5")
+BLACKWELL, NEWER = Gpu("NVIDIA RTX 5090", "12.0"), Gpu("a card to come", "13.0")
+KNOWN = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # what TensorRT for RTX 1.7.1 builds for
 
 
 @pytest.fixture
@@ -103,16 +109,37 @@ def test_a_missing_engine_and_a_broken_manifest_are_told(kept: Path) -> None:
             {**RTX, "targets": ["8.6", "8.9"]},
             "1.7.1.116",
             H100,
-            r"built for compute capability 8.6, 8.9, this is 9.0 \(NVIDIA H100\); export it for 9",
+            r"1.7.1.116 does not support this GPU's compute capability of 9.0 \(NVIDIA H100\); run "
+            "the ONNX file on it, or an engine of --flavour tensorrt$",
         ),
+        (
+            {**RTX, "targets": ["8.6", "8.9"]},
+            "1.7.1.116",
+            BLACKWELL,
+            r"built for compute capability 8.6, 8.9, this is 12.0 \(NVIDIA RTX 5090\); export it "
+            "again with --compute-capability 12.0$",
+        ),
+        (
+            {**RTX, "targets": ["8.6", "8.9"]},
+            "1.7.1.116",
+            NEWER,
+            r"this is 13.0 \(a card to come\); export it again without --compute-capability$",
+        ),
+        (
+            ANY,
+            "1.7.1.116",
+            TURING,
+            r"built for compute capability 8.0, .*, 12.1 and later, this is 7.5 \(NVIDIA T4\); "
+            "export it again with --compute-capability 7.5$",
+        ),
+        (ANY, "1.7.1.116", Gpu("NVIDIA V100", "7.0"), r"does not support .* 7.0 \(NVIDIA V100\)"),
+        (ANY, "1.7.1.116", H100, r"does not support .* 9.0 \(NVIDIA H100\); run the ONNX file"),
     ],
 )
 def test_why_an_engine_cannot_run_here(
     manifest: dict[str, Any], version: str, gpu: Gpu | None, reason: str
 ) -> None:
-    import re
-
-    said = refusal(manifest, version, gpu)
+    said = refusal(manifest, version, gpu, KNOWN)
     assert said
     assert re.search(reason, said)
     assert "\n" not in said
@@ -121,7 +148,11 @@ def test_why_an_engine_cannot_run_here(
 @pytest.mark.parametrize(
     ("manifest", "version", "gpu"),
     [
-        (RTX, "1.7.1.116", H100),  # no targets: the library itself knows what it supports
+        (RTX, "1.7.1.116", H100),  # of an earlier version of this program: the library is asked
+        (ANY, "1.7.1.116", ADA),
+        (ANY, "1.7.1.116", NEWER),
+        (ANY, "1.7.1.116", Gpu("NVIDIA B200", "10.0")),  # not certain: the library is asked
+        ({**ANY, "default_targets": ["8.0", "9.0"]}, "1.7.1.116", H100),  # it may learn to
         (RTX, "1.7.2.1", ADA),
         ({**RTX, "targets": ["8.6", "8.9"]}, "1.7.1.116", ADA),
         (TRT, "10.13.2.6", L4),
@@ -133,7 +164,36 @@ def test_why_an_engine_cannot_run_here(
     ],
 )
 def test_nothing_speaks_against_it(manifest: dict[str, Any], version: str, gpu: Gpu) -> None:
-    assert refusal(manifest, version, gpu) is None
+    assert refusal(manifest, version, gpu, KNOWN) is None
+
+
+def test_the_advice_is_what_the_library_takes(rtx: Flavour) -> None:
+    manifest = {**RTX, "targets": ["8.9"]}
+    for here in [*targets(rtx), "5.0", "8.7", "9.0", "10.0", "13.0"]:
+        said = refusal(manifest, "1.7.1.116", Gpu("a card", here), targets(rtx))
+        if advised := said and re.search(r" with --compute-capability (\S+)$", said):
+            target(rtx, advised[1])  # an error where it does not build for that
+        assert bool(advised) == (here in targets(rtx) and here != "8.9")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (RTX, "GPUs that TensorRT for RTX 1.7.1.116 supports"),
+        (
+            ANY,
+            "compute capability 8.0, 8.6, 8.9, 12.0, 12.1 and later, "
+            "the default of TensorRT for RTX 1.7.1.116",
+        ),
+        ({**RTX, "targets": ["8.6", "12.0"]}, "compute capability 8.6, 12.0, as asked"),
+        (TRT, "NVIDIA L4, compute capability 8.9"),
+        ({**TRT, "hardware_compatibility": "same-compute-capability"}, "compute capability 8.9"),
+        ({**TRT, "hardware_compatibility": "ampere+"}, "Ampere and later"),
+        ({"flavour": "tensorrt"}, "GPUs that TensorRT supports"),
+    ],
+)
+def test_what_an_engine_is_for_is_told(manifest: dict[str, Any], said: str) -> None:
+    assert runs_on(manifest) == said
 
 
 def test_the_manifest_beside_it_is_json(kept: Path) -> None:

@@ -1,10 +1,21 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cifar_deploy.engines.build import build
 from cifar_deploy.engines.flavour import Flavour
-from cifar_deploy.engines.options import Options, Profile, check, target
+from cifar_deploy.engines.options import (
+    Options,
+    Profile,
+    capabilities,
+    check,
+    default_targets,
+    hardware,
+    target,
+    targets,
+)
 from cifar_deploy.errors import UserError
 
 
@@ -81,6 +92,53 @@ def test_compute_capabilities_are_rtxs(rtx: Flavour) -> None:
     with pytest.raises(UserError, match="--compute-capability is for tensorrt-rtx"):
         check(Options(compute_capabilities=("8.6",)), other, gpu=True)
     check(Options(version_compatible=True, hardware_compatibility="ampere+"), other, gpu=True)
+
+
+def test_default_targets_are_those_in_an_engines_header(
+    rtx: Flavour, graph: Callable[[str], bytes]
+) -> None:
+    def header(*asked: str) -> int:
+        """A bit for each target, as version 1.7 writes them."""
+        options = Options(compute_capabilities=asked)
+        return int.from_bytes(build(rtx, graph("Relu"), Path("x"), options).engine[32:36], "little")
+
+    default = default_targets(rtx)
+    bits = [header(capability) for capability in default]
+    later = header() - sum(bits)
+    # One more is for all that is newer.
+    assert later.bit_count() == 1
+    assert later > max(bits)
+    assert set(targets(rtx)) - set(default) == {"7.5"}
+
+
+def test_trtexecs_words_are_taken(rtx: Flavour) -> None:
+    words = ("sameComputeCapability", "same-compute-capability", "ampere+", "none", None)
+    levels = [hardware(word) for word in words]
+    same = "same-compute-capability"
+    assert levels == [same, same, "ampere+", None, None]
+    for level in levels:
+        asked = Options(hardware_compatibility=level)
+        check(asked, Flavour("tensorrt", rtx.module), gpu=True)
+    assert hardware("all") == "all"  # which `check` refuses
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["8.6", "8.9", "12.0"],
+        ["8.6,8.9,12.0"],
+        ["8.6 8.9 12.0"],
+        ["8.6, 8.9", " 12.0 "],
+        ["8.6,", "8.9", "12.0", "8.6"],
+    ],
+)
+def test_targets_may_stand_in_one_word_or_in_several(texts: list[str]) -> None:
+    assert capabilities(texts) == ("8.6", "8.9", "12.0")
+
+
+def test_no_target_is_no_default(rtx: Flavour) -> None:
+    with pytest.raises(UserError, match="--compute-capability :"):
+        check(Options(compute_capabilities=capabilities([""])), rtx, gpu=False)
 
 
 def test_a_target_is_the_librarys_own(rtx: Flavour) -> None:

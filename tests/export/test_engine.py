@@ -10,10 +10,11 @@ import torch
 from gpus import supported
 
 from cifar_deploy import architectures
+from cifar_deploy.engines import build as builder
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
-from cifar_deploy.engines.load import open_engine
-from cifar_deploy.engines.options import Options, Profile
+from cifar_deploy.engines.load import Opened, open_engine
+from cifar_deploy.engines.options import Options, Profile, default_targets
 from cifar_deploy.errors import UserError
 from cifar_deploy.export import engine
 from cifar_deploy.export.engine import cuda_device, export_engine
@@ -56,9 +57,11 @@ def test_every_network_builds(name: str, precision: str, shelf: "Shelf", rtx: Fl
     assert manifest["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}]
     assert (manifest["format"], manifest["flavour"]) == ("tensorrt", "tensorrt-rtx")
     assert manifest["tensorrt"] == rtx.version
+    assert manifest["cuda"] == rtx.cuda  # and not torch's
     assert manifest["profiles"] == [{"min": 1, "opt": 128, "max": 1024}]
     assert manifest["gpu"] is None  # it is built for every GPU that the library supports
     assert manifest["targets"] == []
+    assert manifest["default_targets"] == default_targets(rtx)
     assert manifest["build_seconds"] > 0
     assert manifest.get("calibration") == (calibration.facts if precision == "int8" else None)
     assert path in folder.exported()
@@ -79,6 +82,7 @@ def test_options_stand_in_the_manifest(small: ModelFolder, rtx: Flavour) -> None
         {"min": 8, "opt": 64, "max": 256},
     ]
     assert manifest["targets"] == ["8.6", "12.0"]
+    assert manifest["default_targets"] == []
     assert manifest["workspace_mib"] == 512
     assert manifest["builder_optimization_level"] == 4
     assert manifest["tf32"] is True
@@ -174,12 +178,40 @@ def test_a_stopped_build_writes_nothing(
     assert sorted(small.path.iterdir()) == before
 
 
+def test_layers_of_an_older_engine_do_not_stay(
+    small: ModelFolder, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("no space")
+
+    # Listing them takes a GPU, which these stand for.
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "check", lambda *_: None)
+        patch.setattr(engine, "deserialise", lambda *_: Opened(rtx, None, None, {}))
+        patch.setattr(builder, "layer_information", lambda *_: {"Layers": ["conv"]})
+        path = export_engine(small, "fp32", rtx, Options(layer_info=True))
+    beside = path.with_suffix(".layers.json")
+    layers = json.loads(beside.read_text())
+    assert layers == {
+        "engine": {"file": path.name, "sha256": sha256_of(path)},
+        "Layers": ["conv"],
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "write_bytes", refuse)
+        with pytest.raises(UserError, match="no space"):
+            export_engine(small, "fp32", rtx, Options())
+    assert beside.exists()  # as the engine does
+    export_engine(small, "fp32", rtx, Options())
+    assert not beside.exists()
+
+
 @pytest.mark.gpu
 def test_layers_are_written(small: ModelFolder, rtx: Flavour) -> None:
     with supported():
         path = export_engine(small, "fp32", rtx, Options(layer_info=True))
     layers = json.loads(path.with_suffix(".layers.json").read_text())
     assert len(layers["Layers"]) > 0
+    assert layers["engine"] == {"file": path.name, "sha256": sha256_of(path)}
 
 
 @pytest.mark.gpu

@@ -105,7 +105,7 @@ def engine(model: ModelFolder) -> Callable[..., Path]:
             "onnx": {"file": onnx["file"], "sha256": onnx["sha256"]},
             "profiles": [{"min": 1, "opt": 128, "max": 1024}],
             "tensorrt": "10.13.3.9",
-            "cuda": "13.2",
+            "cuda": "13",
             "gpu": {"name": "NVIDIA H100", "compute_capability": "9.0"},
             "targets": [],
             **facts,

@@ -71,10 +71,18 @@ def _notice(source: Source, vectors: Vectors | None) -> bytes:
         origin=origin.strip().splitlines()[0] if origin.strip() else "",
         trained_on=card["data"]["name"],
         imported=card.get("imported", {}).get("from"),
-        begun=card.get("init", {}).get("from"),
+        begun=_root(card),
         vectors=vectors,
         **facts(source),
     )
+
+
+def _root(card: Json) -> str | None:
+    """What the first run of a card's chain began with; None where that was chance."""
+    found = None
+    while init := card.get("init"):
+        card, found = init, init.get("from")
+    return found
 
 
 def _json(value: Any) -> bytes:

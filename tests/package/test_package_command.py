@@ -160,6 +160,10 @@ def test_the_notice_says_who_trained(run: Run, model: ModelFolder) -> None:
             {"init": {"from": "imagenet"}},
             f"Weights: begun from imagenet, trained with cifar-deploy on {data};",
         ),
+        (
+            {"init": {"from": "model.safetensors", "init": {"from": "imagenet"}}},
+            f"Weights: begun from imagenet, trained with cifar-deploy on {data};",
+        ),
     ):
         model.card.write_text(json.dumps(card | more))
         assert run("package", NAME, "--force").status == 0

@@ -10,7 +10,7 @@ from cifar_deploy.engines import flavour
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import Contents
-from cifar_deploy.store import read_card, shipped
+from cifar_deploy.store import Json, read_card, shipped
 
 
 def render(template: str, **values: Any) -> bytes:

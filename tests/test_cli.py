@@ -500,7 +500,9 @@ def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> N
     proof.unlink()
     stranger = Path("stranger.onnx")
     shutil.copy(FILE, stranger)
-    assert "no manifest" in run("models", stranger).out
+    told = run("models", stranger).out
+    assert "no manifest" in told
+    assert "run: " not in told  # a proof is left of a model's own files only
     stranger.write_bytes(stranger.read_bytes()[:1000])
     assert "stranger.onnx" in refused("models", stranger)
     assert "lost.onnx" in refused("models", "lost.onnx")
@@ -523,6 +525,13 @@ def test_models_shows_those_of_other_names_and_what_is_stale(run: Run) -> None:
     (mine,) = (line for line in lines if line.startswith("mine: cifar-deploy train"))
     assert mine.endswith("; its accuracy is of birds's images")
     assert "62,006" in run("models", "mine").out
+    # Its layers are those that it has, whatever the network has for CIFAR-10.
+    card["data"]["classes"] = ["wren", "owl", "gull"]
+    (own / "card.json").write_text(json.dumps(card))
+    layers = json.loads(run("models", "mine", "--json").out)
+    assert layers["network"] == "simple_cnn"
+    assert layers["layers"][-1]["output"] == [1, 3]
+    assert layers["parameters"] == 62_006 - 7 * 85
 
 
 @pytest.mark.parametrize(

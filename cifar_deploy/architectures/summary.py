@@ -1,5 +1,6 @@
 """What can be told about the networks without running them."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,9 +15,15 @@ CLASSES = range(10)  # of a network that nobody has trained: CIFAR-10's
 COST = ("epochs", "wall_seconds")  # of a run, by its card or in the card of the next one
 
 
-def _examine(name: str) -> ModelStatistics:
+def _examine(model: str) -> ModelStatistics:
+    """A network as it is built for CIFAR-10, or as its card says that a model was."""
+    network, card = architectures.network_of(model), {}
+    with contextlib.suppress(UserError):  # a damaged card: the network is known all the same
+        card = store.card_of(architectures.folder(model))
+    classes = card.get("data", {}).get("classes", CLASSES)
+    stem = card.get("recipe", {}).get("model", {}).get("stem", "cifar")
     return summary(
-        architectures.build(name),
+        architectures.build(network, len(classes), stem),
         (1, 3, SIZE, SIZE),
         depth=5,
         verbose=0,
@@ -25,17 +32,20 @@ def _examine(name: str) -> ModelStatistics:
     )
 
 
-def text(name: str) -> str:
-    """torchinfo's table of the layers for one image, with output shapes and parameters."""
-    table = str(_examine(name))
+def text(model: str) -> str:
+    """torchinfo's table of the layers for one image, with output shapes and parameters.
+
+    Of a network or of a trained model. Raises UserError as `architectures.network_of` does.
+    """
+    table = str(_examine(model))
     for unit in Units:  # torchinfo 1.8 prints its name
         table = table.replace(f"({Units.__name__}.{unit.name})", f"({unit.value})")
     return table
 
 
-def layers(name: str) -> store.Json:
+def layers(model: str) -> store.Json:
     """The same for a program: the leaves with output shapes [1, ...] and parameters."""
-    statistics = _examine(name)
+    statistics = _examine(model)
     leaves = [
         {
             "layer": layer.var_name,
@@ -46,7 +56,8 @@ def layers(name: str) -> store.Json:
         for layer in statistics.summary_list
         if layer.is_leaf_layer
     ]
-    return {"network": name, "parameters": statistics.total_params, "layers": leaves}
+    network = architectures.network_of(model)
+    return {"network": network, "parameters": statistics.total_params, "layers": leaves}
 
 
 def overview() -> list[store.Json]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import store
 from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
 
@@ -34,11 +34,10 @@ def models(
     if name:
         from cifar_deploy.architectures.summary import layers, text
 
-        network = architectures.network_of(name)
         if as_json:
-            print_json(layers(network))
+            print_json(layers(name))
         else:
-            typer.echo(text(network))
+            typer.echo(text(name))
         return
     from cifar_deploy.architectures.summary import overview
 
@@ -106,7 +105,11 @@ def _show_file(facts: store.Json) -> None:
         typer.echo(f"proof      {_proved(proof)}")
     if not facts["proofs"]:
         state = "not a whole one" if facts["proofs"] is None else "none of these bytes"
-        typer.echo(f"proof      {state}; run: cifar-deploy validate {facts['file']}")
+        run = f"cifar-deploy validate {facts['file']}"
+        if facts["manifest"]:
+            typer.echo(f"proof      {state}; run: {run}")
+        else:  # none is left beside it
+            typer.echo(f"proof      none: it is no model's; `{run} --reference MODEL` judges it")
 
 
 def _proved(proof: store.Json) -> str:

@@ -107,7 +107,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
                 lines.append(f"{judgement.label(row.file)}: {row.verdict}: {said}")
                 # No more images would help, or there are none.
                 settled = row.verdict == FAIL or judgement.facts["data"]["whole_test_set"]
-                if settled and (command := _layers(judgement, row)):
+                lost = row.comparison is not None and row.comparison.lost > 0
+                if settled and lost and (command := _layers(judgement, row)):
                     lines[-1] += f"; `{command}` shows where"
             elif row.largest_difference > OTHER_LOGITS and row.precision != "int8":
                 others = "its classes are the reference's"

@@ -385,6 +385,13 @@ def test_a_file_that_failed_is_to_be_looked_at_where_that_is_possible(
     shutil.copytree(folder.path, own)
     wrong = damage(folder.onnx("fp32"), own / "wrong.onnx")
     assert said(wrong).endswith(f"; `cifar-deploy layers {wrong}` shows where")
+    # Nothing is looked for where nothing was lost and only the images are too few.
+    few = dataclasses.replace(judged_data, test=judged_data.test.first(100))
+    right = judge(
+        Reference.of_model(weights.load(folder)), [own / "simple_cnn.fp32.onnx"], few, CPU, UNTIMED
+    )
+    assert right.rows[1].verdict == INCONCLUSIVE
+    assert not any("cifar-deploy layers" in remark for remark in table.remarks([right]))
     (own / "simple_cnn.fp32.onnx").unlink()
     assert "cifar-deploy layers" not in said(wrong)
 

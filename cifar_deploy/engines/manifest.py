@@ -14,6 +14,7 @@ from cifar_deploy.store import Json, manifest_path, read_json, read_manifest
 
 # What TensorRT for RTX is known to refuse; of other GPUs between its targets it is asked.
 HOPPER = "9.0"
+TURING = "7.5"
 MAGIC_RTX = b"vtrt"  # how serialised engines of TensorRT for RTX 1.7 begin
 
 
@@ -89,7 +90,9 @@ def not_for(gpu: Gpu | None, library: str, known: Collection[str], said: str = "
     if gpu and gpu.compute_capability in known:
         here = gpu.compute_capability
         said = said or f"not built for compute capability {here} ({gpu.name})"
-        return f"{said}; export it again with --compute-capability {here}"
+        # For Turing it builds no linear layer in fp32, and int8 files may have one, too.
+        half = " --precision fp16" if here == TURING else ""
+        return f"{said}; export it again with --compute-capability {here}{half}"
     which = f" of {gpu.compute_capability} ({gpu.name})" if gpu else ""
     return (
         f"{library} does not support this GPU's compute capability{which}; run the ONNX file on "

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import cifar_deploy
+from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
 
 ROOT = Path(cifar_deploy.__file__).parents[1]
@@ -170,6 +171,21 @@ def test_kept_memory_is_compared(tmp_path: Path) -> None:
     (given_back,), (kept,) = found["steps"]["given back"], found["steps"]["kept"]
     assert kept["faults"] < given_back["faults"] / 2
     assert found["ratio"] == round(given_back["seconds"] / kept["seconds"], 2)
+
+
+def test_the_builds_of_engines_are_timed(call: Any, tmp_path: Path, rtx: Flavour) -> None:
+    said = call("engine_builds", "simple_cnn", "--json", "builds.json")
+    found = json.loads((tmp_path / "builds.json").read_text())
+    assert found["library"] == str(rtx)
+    assert [(row["network"], row["precision"]) for row in found["rows"]] == [
+        ("simple_cnn", "fp32"),
+        ("simple_cnn", "fp16"),
+    ]
+    for row in found["rows"]:
+        assert len(row["build_seconds"]) == 3
+        assert all(0 < seconds < 600 for seconds in row["build_seconds"])
+    assert found["rows"][1]["bytes"] < found["rows"][0]["bytes"]
+    assert said.count("| `simple_cnn` |") == 2
 
 
 @pytest.mark.gpu

@@ -173,9 +173,9 @@ def contenders(
                         eager = PyTorch(trained, device, precision, fused)
                         found.append(Contender(folder.name, name, eager, one_stream=fused))
                     except RuntimeError as error:
-                        if not machine.exhausted(error):
+                        if not (told := refusal(error)):
                             raise
-                        failures.append(Failure(folder.name, name, refusal(error)))
+                        raise UserError(told) from error  # what was measured before is kept
         found += opened
     return found, failures
 

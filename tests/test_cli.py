@@ -950,7 +950,8 @@ def test_files_of_earlier_weights(refused: Callable[..., str]) -> None:
     manifest = json.loads(file.read_text())
     manifest["weights_sha256"] = "0" * 64
     file.write_text(json.dumps(manifest))
-    assert "exported from other weights" in refused("validate", "simple_cnn")
+    said = refused("validate", "simple_cnn", "--precision", "fp16")
+    assert "exported from other weights" in said
 
 
 def test_manifest_that_does_not_match(refused: Callable[..., str]) -> None:
@@ -959,7 +960,44 @@ def test_manifest_that_does_not_match(refused: Callable[..., str]) -> None:
         out.write(b"\0")
     said = refused("predict", file, "models/simple_cnn/curves.png")
     assert "does not match its manifest" in said
-    assert "does not match its manifest" in refused("validate", "simple_cnn")
+    assert "does not match its manifest" in refused("validate", file)
+
+
+def test_what_is_wrong_with_some_files_takes_no_verdict_from_the_rest(
+    run: Run, refused: Callable[..., str]
+) -> None:
+    changed, old = Path(FILE), Path(FILE.replace("fp32", "fp16"))
+    whole, cut = changed.with_name("whole.onnx"), changed.with_name("cut.onnx")
+    shutil.copy(changed, whole)
+    cut.write_bytes(changed.read_bytes()[:5000])
+    with changed.open("ab") as out:
+        out.write(b"\0")
+    beside = Path(f"{old}.json")
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "weights_sha256": "0" * 64}))
+    said = {
+        cut: f"{cut} is truncated or no valid ONNX file",
+        old: f"{old} was exported from other weights",
+        changed: f"{changed} does not match its manifest",
+    }
+    judging = ("validate", "simple_cnn", "--max-drop", "1", "--no-latency")
+    answer = run(*judging, "--json", "found.json")
+    assert answer.status == 2
+    told = [line for line in answer.err.splitlines() if line.startswith("error: ")]
+    for line, why in zip(told, said.values(), strict=True):
+        assert line.startswith(f"error: {why}")
+    rows = json.loads(Path("found.json").read_text())["models"][0]["rows"][1:]
+    verdicts = {Path(row["file"]): row["verdict"] for row in rows}
+    assert verdicts == {whole: "PASS", **dict.fromkeys(said, "UNUSABLE")}
+    for row in rows[1:]:
+        assert row["reason"].startswith(said[Path(row["file"])])
+    page = Path("models/report.html").read_text()
+    for why in said.values():
+        assert why in answer.out
+        assert why in page
+    assert {file.name for file in changed.parent.glob("*.proof.json")} == {"whole.onnx.proof.json"}
+    # Where nothing is left, that is all, and told of the first.
+    whole.unlink()
+    assert said[cut] in refused(*judging)
 
 
 def test_cuda_without_a_gpu(refused: Callable[..., str]) -> None:

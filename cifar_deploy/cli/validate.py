@@ -88,7 +88,8 @@ def validate(
 
     So is what a server answers.
 
-    Exit status 1 unless every file passes.
+    Exit status 1 unless every file passes; 2 where one is damaged, or of other weights than the
+    model has now: the rest is still judged.
     """
     kind = Kind.of(format, precision)
     work = _targets(targets or [], reference, kind)
@@ -115,6 +116,8 @@ def validate(
         data_dir=data_dir,
     )
     publish(judgements, json_file, page)
+    if any(lost.unfit for judgement in judgements for lost in judgement.unusable):
+        raise typer.Exit(2)
     if not all(judgement.passed for judgement in judgements):
         raise typer.Exit(1)
 
@@ -206,6 +209,7 @@ def prove(
 
     where = pick(device, threads)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
+    unfit: dict[Path, UserError] = {}  # damaged, or of other weights
     for owner, files in work:  # what is damaged is told before anything runs
         exported_from = None
         if isinstance(owner, Path):
@@ -215,9 +219,16 @@ def prove(
         for file in files:
             if isinstance(file, Address):
                 continue
-            check_file(file, exported_from if _beside(file, owner) else None, trust)
-            if _beside(file, owner):
-                own[file] = store.sha256_of(file)
+            try:
+                check_file(file, exported_from if _beside(file, owner) else None, trust)
+                if _beside(file, owner):
+                    own[file] = store.sha256_of(file)
+            except UserError as error:
+                unfit[file] = error
+    if unfit and all(file in unfit for _, files in work for file in files):
+        raise next(iter(unfit.values()))  # nothing is left to judge
+    for reason in unfit.values():
+        say(f"error: {reason}")
     options = Options(max_drop, 1.0 if latency else 0.0, trust, mean, std, onnx)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
 
@@ -241,7 +252,7 @@ def prove(
             dataset.expect_classes(reference.model, reference.classes)
             references.append((reference, dataset))
         for (_, files), (reference, dataset) in zip(work, references, strict=True):
-            judgement = judge(reference, files, dataset, where, options, images, told)
+            judgement = judge(reference, files, dataset, where, options, images, told, unfit)
             judgements.append(judgement)
             refused = ""
             if reference.data and not judgement.facts["data"]["test_set_of_training"]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -153,11 +153,16 @@ class Judged:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A file that could not be run here, and why; `ran`: it did, and gave no answers."""
+    """A file that could not be run here, and why.
+
+    `ran`: it did, and gave no answers. `unfit`: it was not tried, since it is damaged, or was
+    exported from other weights.
+    """
 
     file: str
     reason: str
     ran: bool = False
+    unfit: bool = False
     verdict: str = UNUSABLE
 
 
@@ -212,10 +217,12 @@ def judge(
     options: Options,
     images: int | None = None,
     say: Say = lambda _: None,
+    unfit: Mapping[Path, UserError] | None = None,
 ) -> Judgement:
     """Run the reference and every file, or served model, over the test set, or its first `images`.
 
-    A file that this machine cannot run becomes an `Unusable` row and the rest is still judged.
+    A file that this machine cannot run becomes an `Unusable` row and the rest is still judged; so
+    does one of `files` that `unfit` names, with the reason, and it is not tried.
     Raises UserError where the data set has other classes than the reference, and where that itself
     cannot run.
     """
@@ -229,6 +236,9 @@ def judge(
         rows = [first]
         unusable = []
         for file in files:
+            if isinstance(file, Path) and unfit and file in unfit:
+                unusable.append(Unusable(str(file), _reason(file, unfit[file]), unfit=True))
+                continue
             say(f"{file.name} over {len(split):,} images")
             try:
                 runtime = open_runtime(
@@ -239,8 +249,8 @@ def judge(
                 size = None if isinstance(file, Address) else file.stat().st_size
                 rows.append(_row(str(file), runtime, size, split, first, options, watch))
             except UserError as error:
-                reason = str(error).removeprefix(f"{file}: ")
-                unusable.append(Unusable(str(file), reason, isinstance(error, NoAnswer)))
+                ran = isinstance(error, NoAnswer)
+                unusable.append(Unusable(str(file), _reason(file, error), ran))
     sha256, seen = dataset.sha256(), reference.data
     same = sha256 == seen["sha256"] if seen else None
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
@@ -270,6 +280,11 @@ def judge(
         },
         strayed=then if then and abs(first.accuracy - then) > STRAYED / 100 else None,
     )
+
+
+def _reason(file: Path | Address, error: UserError) -> str:
+    """What is told beside the name of a file that could not be run."""
+    return str(error).removeprefix(f"{file}: ")
 
 
 def unanswered(logits: Logits) -> int:

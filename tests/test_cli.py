@@ -715,6 +715,7 @@ def test_targets_may_stand_with_commas(run: Run, asked: tuple[str, ...]) -> None
 @no_gpu
 def test_validate_says_why_an_engine_cannot_run_and_judges_the_rest(run: Run, engine: Path) -> None:
     arguments = ("validate", "simple_cnn", "--max-drop", "5", "--no-latency", "--json", "-")
+    built = json.loads(Path(f"{engine}.json").read_text())["tensorrt"]
     answer = run(*arguments)
     assert answer.status == 1  # nobody has proved the engine
     (model,) = json.loads(answer.out)["models"]
@@ -724,7 +725,10 @@ def test_validate_says_why_an_engine_cannot_run_and_judges_the_rest(run: Run, en
         "simple_cnn.fp32.onnx": "PASS",
         engine.name: "UNUSABLE",
     }
-    assert model["rows"][-1]["reason"].endswith("runs on a CUDA GPU; none is here")
+    row = model["rows"][-1]
+    assert row["reason"].endswith("runs on a CUDA GPU; none is here")
+    assert row["runtime"] == f"TensorRT for RTX {built}"
+    assert (row["precision"], row["bytes"]) == ("fp32", engine.stat().st_size)
     assert (
         run(*arguments[:1], *Path("models/simple_cnn").glob("*.onnx"), *arguments[2:]).status == 0
     )
@@ -990,6 +994,8 @@ def test_what_is_wrong_with_some_files_takes_no_verdict_from_the_rest(
     assert verdicts == {whole: "PASS", **dict.fromkeys(said, "UNUSABLE")}
     for row in rows[1:]:
         assert row["reason"].startswith(said[Path(row["file"])])
+        assert row["bytes"] == Path(row["file"]).stat().st_size
+    assert [row["precision"] for row in rows[1:]] == [None, "fp16", "fp32"]  # manifests say so
     page = Path("models/report.html").read_text()
     for why in said.values():
         assert why in answer.out

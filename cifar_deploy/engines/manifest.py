@@ -70,7 +70,7 @@ def refusal(
     flavour, built = str(manifest["flavour"]), manifest.get("tensorrt")
     title = TITLES[flavour]
     if gpu is None:
-        return f"an engine of {title} {built or ''}".rstrip() + " runs on a CUDA GPU; none is here"
+        return f"an engine of {library(manifest)} runs on a CUDA GPU; none is here"
     if built and not _fits(flavour, str(built), version, bool(manifest.get("version_compatible"))):
         return f"built with {title} {built}, this is {version}; export it again here"
     if flavour == RTX and (reason := _other_target(manifest, f"{title} {version}", gpu, known)):
@@ -100,9 +100,14 @@ def not_for(gpu: Gpu | None, library: str, known: Collection[str], said: str = "
     )
 
 
+def library(manifest: Json) -> str:
+    """What built the engine of a manifest, with the version where it is named."""
+    return f"{TITLES[str(manifest['flavour'])]} {manifest.get('tensorrt') or ''}".rstrip()
+
+
 def runs_on(manifest: Json) -> str:
     """The GPUs that an engine is for, in words."""
-    title = f"{TITLES[str(manifest['flavour'])]} {manifest.get('tensorrt') or ''}".rstrip()
+    title = library(manifest)
     if targets := _listed(manifest, "targets"):
         return f"compute capability {', '.join(targets)}, as asked"
     if targets := _listed(manifest, "default_targets"):

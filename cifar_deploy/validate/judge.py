@@ -1,5 +1,6 @@
 """Judge exported files against a reference: their model in PyTorch fp32, or another file."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.engines import flavour
+from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
@@ -22,7 +25,7 @@ from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import Logits, Runtime, in_batches
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
-from cifar_deploy.store import Json, sha256_of
+from cifar_deploy.store import Json, manifest_path, read_json, sha256_of
 from cifar_deploy.validate.latency import Speed, measure
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
 from cifar_deploy.watch import Watch, describe, summary
@@ -153,7 +156,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Unusable:
-    """A file that could not be run here, and why.
+    """A file that could not be run here, and why; None for what is not known of it.
 
     `ran`: it did, and gave no answers. `unfit`: it was not tried, since it is damaged, or was
     exported from other weights.
@@ -163,6 +166,9 @@ class Unusable:
     reason: str
     ran: bool = False
     unfit: bool = False
+    runtime: str | None = None  # of an engine that was not opened, what built it
+    precision: str | None = None
+    bytes: int | None = None
     verdict: str = UNUSABLE
 
 
@@ -237,20 +243,18 @@ def judge(
         unusable = []
         for file in files:
             if isinstance(file, Path) and unfit and file in unfit:
-                unusable.append(Unusable(str(file), _reason(file, unfit[file]), unfit=True))
+                unusable.append(_unusable(file, unfit[file], None, unfit=True))
                 continue
             say(f"{file.name} over {len(split):,} images")
+            opened: Runtime | None = None
             try:
-                runtime = open_runtime(
-                    file, device, options.trust, pixels=pixels, onnx=options.onnx
-                )
-                if isinstance(runtime, Served):
-                    runtime.expect(reference.classes, reference.facts.get("weights_sha256"))
+                opened = open_runtime(file, device, options.trust, pixels=pixels, onnx=options.onnx)
+                if isinstance(opened, Served):
+                    opened.expect(reference.classes, reference.facts.get("weights_sha256"))
                 size = None if isinstance(file, Address) else file.stat().st_size
-                rows.append(_row(str(file), runtime, size, split, first, options, watch))
+                rows.append(_row(str(file), opened, size, split, first, options, watch))
             except UserError as error:
-                ran = isinstance(error, NoAnswer)
-                unusable.append(Unusable(str(file), _reason(file, error), ran))
+                unusable.append(_unusable(file, error, opened))
     sha256, seen = dataset.sha256(), reference.data
     same = sha256 == seen["sha256"] if seen else None
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
@@ -282,9 +286,40 @@ def judge(
     )
 
 
-def _reason(file: Path | Address, error: UserError) -> str:
-    """What is told beside the name of a file that could not be run."""
-    return str(error).removeprefix(f"{file}: ")
+def _unusable(
+    file: Path | Address, error: UserError, opened: Runtime | None, unfit: bool = False
+) -> Unusable:
+    """The row of what could not be run, with what it said where it could be `opened`."""
+    runtime, precision, size = None, None, None
+    if isinstance(file, Path):
+        runtime, precision = _said(file)
+        with contextlib.suppress(OSError):
+            size = file.stat().st_size
+    if opened:
+        runtime, precision = opened.runtime, opened.precision
+    return Unusable(
+        file=str(file),
+        reason=str(error).removeprefix(f"{file}: "),
+        ran=isinstance(error, NoAnswer),
+        unfit=unfit,
+        runtime=runtime,
+        precision=precision,
+        bytes=size,
+    )
+
+
+def _said(file: Path) -> tuple[str | None, str | None]:
+    """What built an engine, and a file's precision: by its manifest, or else by an ONNX file."""
+    manifest: Json = {}
+    with contextlib.suppress(UserError):  # there is none, or no whole one
+        manifest = read_json(manifest_path(file))
+    runtime, precision = None, manifest.get("precision")
+    if manifest.get("flavour") in flavour.NAMES:
+        runtime = engine_manifest.library(manifest)
+    if not precision and file.suffix == ".onnx":
+        with contextlib.suppress(UserError):
+            precision = onnx_interface.inspect(file, foreign=True)["precision"]
+    return runtime, str(precision) if precision else None
 
 
 def unanswered(logits: Logits) -> int:
@@ -413,7 +448,17 @@ def to_json(judgement: Judgement) -> Json:
         if row.speed:
             entry["latency"] = [asdict(timing) for timing in row.speed.sweep]
         rows.append(entry)
-    rows += [{"file": u.file, "verdict": u.verdict, "reason": u.reason} for u in judgement.unusable]
+    rows += [
+        {
+            "file": lost.file,
+            "runtime": lost.runtime,
+            "precision": lost.precision,
+            "bytes": lost.bytes,
+            "verdict": lost.verdict,
+            "reason": lost.reason,
+        }
+        for lost in judgement.unusable
+    ]
     return {
         "model": judgement.model,
         "passed": judgement.passed,

@@ -116,6 +116,11 @@ def test_a_truncated_file_is_told_and_the_rest_judged(
         assert said in file.reason
         assert file.file in file.reason
     assert not judgement.passed
+    known = [(row["precision"], row["bytes"]) for row in to_json(judgement)["rows"][2:]]
+    assert known == [(None, cut.stat().st_size), (None, changed.stat().st_size), (None, None)]
+    shutil.copy(folder.onnx("fp16"), changed)  # whole, but not what its manifest speaks of
+    (row,) = to_json(judged(trained, [changed], judged_data, images=20))["rows"][1:]
+    assert (row["precision"], row["bytes"]) == ("fp16", changed.stat().st_size)
 
 
 def test_a_file_with_other_classes_is_unusable(
@@ -125,6 +130,9 @@ def test_a_file_with_other_classes_is_unusable(
     judgement = judged(fewer, [folder.onnx("fp32")], judged_data, images=50)
     assert [file.file for file in judgement.unusable] == [str(folder.onnx("fp32"))]
     assert "10 classes" in judgement.unusable[0].reason
+    (row,) = to_json(judgement)["rows"][1:]
+    assert row["runtime"].startswith("ONNX Runtime ")
+    assert (row["precision"], row["bytes"]) == ("fp32", folder.onnx("fp32").stat().st_size)
 
 
 class Three(torch.nn.Module):
@@ -217,6 +225,7 @@ def test_json(
     assert unusable["file"] == str(cut)
     assert unusable["verdict"] == UNUSABLE
     assert str(cut) in unusable["reason"]
+    assert [unusable[key] for key in ("runtime", "precision", "bytes")] == [None, None, 7]
 
 
 def test_json_where_a_logit_is_not_finite(

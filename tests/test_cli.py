@@ -186,6 +186,26 @@ def test_the_page_of_a_lone_file_does_not_replace_that_of_all_models(run: Run) -
     assert every.read_text() == "all models"
 
 
+def test_the_pages_of_a_look_at_several_models_do_not_replace_that_of_all(run: Run) -> None:
+    every = Path("models/report.html")
+    every.write_text("all models")
+    shutil.copytree("models/simple_cnn", "models/second")
+    for some in (("--images", "20"), ("--images", "20", "--precision", "fp32")):
+        answer = run("validate", *some, "--no-latency")
+        for name, other in (("second", "simple_cnn"), ("simple_cnn", "second")):
+            page = Path("models", name, "report.html")
+            assert f"report: {page}\n" in answer.out
+            assert f"<h2>{name}</h2>" in page.read_text()
+            assert f"<h2>{other}</h2>" not in page.read_text()
+            page.unlink()
+        assert every.read_text() == "all models"
+    answer = run("validate", "--images", "20", "--no-latency", "--report", "look.html")
+    assert answer.out.count("report: look.html\n") == 1
+    for name in ("simple_cnn", "second"):
+        assert f"<h2>{name}</h2>" in Path("look.html").read_text()
+        assert not Path("models", name, "report.html").exists()
+
+
 def test_some_of_a_models_files_are_judged_and_timed(run: Run, refused: Callable[..., str]) -> None:
     def files(*arguments: str) -> list[str]:
         answer = run(*arguments, "--json", "-")

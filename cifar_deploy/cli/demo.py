@@ -31,6 +31,6 @@ def demo(
     train.run("simple_cnn", model, [f"train.epochs={epochs}"], source=source, data_dir=data_dir)
     export.write_onnx([model], ["fp32", "fp16"])
     judgements = validate.prove([(model, model.exported())], source=source, data_dir=data_dir)
-    validate.publish(judgements, folder / "validation.json", folder / "report.html")
+    validate.publish(judgements, folder / "validation.json", [folder / "report.html"])
     if not all(judgement.passed for judgement in judgements):
         raise typer.Exit(1)

@@ -81,7 +81,10 @@ def validate(
     json_file: JsonFileOption = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="The page; else report.html among the models, or beside one."),
+        typer.Option(
+            help="The page; else report.html among the models, or, of some files or images, in "
+            "each model's folder."
+        ),
     ] = None,
 ) -> None:
     """Prove that exported files are as accurate as the trained network, and time them.
@@ -95,11 +98,13 @@ def validate(
     work = _targets(targets or [], reference, kind)
     if len(set(runtime or [])) > 1:
         raise UserError("validate takes one --runtime: a proof is of one; run it once for each")
-    # The page of all models is not written over by one of a few files or images of one.
+    # The page of whole models is not written over by one of a few files or images.
     lone = any(Path(target).is_file() or address.read(target) for target in targets or [])
-    part = lone or (len(work) == 1 and (kind.chosen or images is not None))
-    page = report or (_place(*work[0]) if part else store.models_root()) / "report.html"
-    store.check_place(page)
+    part = lone or kind.chosen or images is not None
+    places = [_place(owner, files) if part else store.models_root() for owner, files in work]
+    pages = [report or place / "report.html" for place in places]
+    for page in pages:
+        store.check_place(page)
     check_json(json_file)
     judgements = prove(
         work,
@@ -115,7 +120,7 @@ def validate(
         source=data.value if data else None,
         data_dir=data_dir,
     )
-    publish(judgements, json_file, page)
+    publish(judgements, json_file, pages)
     if any(lost.unfit for judgement in judgements for lost in judgement.unusable):
         raise typer.Exit(2)
     if not all(judgement.passed for judgement in judgements):
@@ -174,7 +179,7 @@ def _targets(targets: list[str], reference: str | None, kind: Kind) -> list[Work
 
 
 def _place(owner: store.ModelFolder | Path, files: Sequence[Path | Address]) -> Path:
-    """The folder of what single files are judged against: their model's, or else their own."""
+    """The folder of what files are judged against: their model's, or else their own."""
     if not isinstance(owner, Path):
         return owner.path
     return next((file.parent for file in files if isinstance(file, Path)), owner.parent)
@@ -273,8 +278,11 @@ def prove(
     return judgements
 
 
-def publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) -> None:
-    """Print the table, write the page and, where asked for, the JSON."""
+def publish(judgements: "list[Judgement]", json_file: Path | None, pages: Sequence[Path]) -> None:
+    """Print the table, write the page of each judgement and, where asked for, the JSON.
+
+    Judgements whose pages are the same stand on it together.
+    """
     from cifar_deploy.validate import report, table
     from cifar_deploy.validate.judge import to_json
 
@@ -284,7 +292,8 @@ def publish(judgements: "list[Judgement]", json_file: Path | None, page: Path) -
     }
     notes = table.notes(judgements)
     try:
-        report.write(page, judgements)
-        notes.append(f"report: {page}")
+        for page in dict.fromkeys(pages):
+            report.write(page, [judgements[i] for i, one in enumerate(pages) if one == page])
+            notes.append(f"report: {page}")
     finally:  # whatever one disk refuses, the table is shown and the other file written
         show(table.table(judgements), notes, value, json_file, 140)

@@ -1,5 +1,6 @@
 """The table that `validate` prints, and the words under it. The report has the same cells."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,10 +192,14 @@ def evidence(judgement: Judgement, row: Judged) -> str:
         f"the loss is at most {100 * comparison.upper:.3f} points (95 %), "
         f"the margin {100 * comparison.margin:g}"
     )
+    whole = judgement.facts["data"]["whole_test_set"]
     if comparison.images_needed:
         said += f"; {comparison.images_needed:,} images would tell"
-        if judgement.facts["data"]["whole_test_set"]:
+        if whole:
             said += f", and there are {comparison.images:,}"
+    within = comparison.lost - comparison.gained <= comparison.margin * comparison.images
+    if whole and within and comparison.verdict == INCONCLUSIVE:  # no more images are to be had
+        said += f"; it would pass with --max-drop {math.ceil(1e4 * comparison.upper) / 100:g}"
     return said
 
 

@@ -12,6 +12,7 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.validate import table
 from cifar_deploy.validate.judge import Judgement
 from cifar_deploy.validate.latency import Speed
+from cifar_deploy.validate.noninferiority import INCONCLUSIVE
 
 
 def printed(judgements: list[Judgement], width: int) -> str:
@@ -126,8 +127,24 @@ def test_notes(judgements: list[Judgement]) -> None:
     assert needed
     there = "images would tell, and there are 500"
     assert f"{needed.images_needed:,} {there}" in inconclusive
+    upper = 100 * needed.upper
+    enough = float(inconclusive.rpartition("; it would pass with --max-drop ")[2])
+    assert upper <= enough < upper + 0.01
     assert fail.startswith("simple_cnn.fp32.onnx: FAIL: 500 images lost and 0 gained")
     assert unusable == "cut.onnx: cut.onnx is truncated; export it again"
+
+
+@pytest.mark.parametrize(("lost", "whole", "told"), [(3, True, 1), (6, True, 0), (3, False, 0)])
+def test_what_it_would_pass_with_is_told_where_no_more_images_are_to_be_had(
+    make_judgement: MakeJudgement, small_data: Dataset, lost: int, whole: bool, told: int
+) -> None:
+    answers = small_data.test.labels.copy()
+    answers[:lost] = (answers[:lost] + 1) % 10
+    judgement = make_judgement({"some.onnx": answers})
+    judgement.facts["data"]["whole_test_set"] = whole
+    row = judgement.rows[1]
+    assert row.verdict == INCONCLUSIVE  # of 500 images 6 are over the margin of 1 point
+    assert table.evidence(judgement, row).count("--max-drop") == told
 
 
 def test_the_quickest_of_several_proved_files_is_named(

@@ -293,6 +293,22 @@ def test_int8_is_calibrated_on_training_images_and_judged(run: Run, small_data: 
     assert run(*package, "--force").status == 0
 
 
+def test_several_values_stand_with_commas_or_repeated(run: Run) -> None:
+    for file in Path("models/simple_cnn").glob("*.onnx*"):
+        file.unlink()
+    options = ("--precision", "fp16,fp32", "--precision", "fp16")
+    answer = run("export", "simple_cnn", *options, "--json")
+    assert [m["file"] for m in json.loads(answer.out)] == [
+        "simple_cnn.fp16.onnx",
+        "simple_cnn.fp32.onnx",
+    ]
+    judging = ("validate", "simple_cnn", "--images", "50", "--no-latency", "--json", "-")
+    for chosen in (options, ("--format", "onnx", "--precision", "fp32, fp16")):
+        (model,) = json.loads(run(*judging, *chosen).out)["models"]
+        judged = {row["precision"] for row in model["rows"][1:]}
+        assert judged == {"fp16", "fp32"}
+
+
 def test_the_script_that_shows_what_int8s_choices_are_worth(run: Run) -> None:
     script = Path(cli.__file__).parents[2] / "benchmarks" / "int8.py"
     command = [sys.executable, str(script), "simple_cnn", "--json", "int8.json"]
@@ -713,6 +729,19 @@ def test_targets_may_stand_with_commas(run: Run, asked: tuple[str, ...]) -> None
 
 
 @no_gpu
+def test_both_formats_are_exported_at_once(run: Run) -> None:
+    files = {"onnx": Path(FILE), "trt": ENGINE}
+    files["onnx"].unlink()
+    wrong = ("--builder-optimization-level", "9")
+    assert run("export", "simple_cnn", "--format", "onnx,trt", *wrong).status == 2
+    assert not files["onnx"].exists()
+    answer = run("export", "simple_cnn", "--format", "onnx,trt", "--json")
+    assert answer.status == 0, answer.err
+    assert [m["file"] for m in json.loads(answer.out)] == [file.name for file in files.values()]
+    assert all(file.is_file() for file in files.values())
+
+
+@no_gpu
 def test_validate_says_why_an_engine_cannot_run_and_judges_the_rest(run: Run, engine: Path) -> None:
     arguments = ("validate", "simple_cnn", "--max-drop", "5", "--no-latency", "--json", "-")
     answer = run(*arguments)
@@ -813,6 +842,9 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("bogus",), "error: No such command 'bogus'; see --help"),
         (("export", "--nope"), "No such option: --nope"),
         (("package", "simple_cnn", "--target", "tritn"), "'tritn' is not one of 'cpp', 'triton'"),
+        (("export", "--precision", "fp32,fp8"), "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
+        (("validate", "--format", "onnx,tr"), "'tr' is not one of 'onnx', 'trt'"),
+        (("benchmark", "--runtime", "ort"), "'ort' is not one of 'onnxruntime', 'openvino'"),
         (("validate", "--images", "0"), "Invalid value for '--images'"),
         (("train",), "Missing argument"),
         (("package", "lone.onnx"), "lone.onnx does not exist; run: cifar-deploy export MODEL"),

@@ -25,6 +25,7 @@ from cifar_deploy.cli.options import (
     all_trained,
     check_json,
     doing,
+    several,
     show,
 )
 from cifar_deploy.engines.options import LARGEST_BATCH
@@ -77,7 +78,9 @@ def benchmark(
     ] = None,
     runtime: Annotated[
         list[OnnxBy] | None,
-        typer.Option(help="What runs ONNX files; several may be given. [default: onnxruntime]"),
+        several(
+            OnnxBy, "What runs ONNX files; several with commas or repeated. [default: onnxruntime]"
+        ),
     ] = None,
     scenario: Annotated[
         Scenario | None, typer.Option(help="Let MLPerf's LoadGen drive instead.")

@@ -58,6 +58,25 @@ class Target(StrEnum):
     triton = "triton"
 
 
+def several(kind: type[StrEnum], help: str) -> Any:
+    """An option of which several values can be given: with commas between, or by repeating it.
+
+    A command gets them as members of `kind`, each once and in the order given, or None. What is
+    none of them is refused by the parser, as it refuses the value of an option that takes one.
+    """
+    words = [member.value for member in kind]
+
+    def members(texts: list[str] | None) -> list[StrEnum] | None:
+        parts = [part.strip() for text in texts or () for part in text.split(",")]
+        for part in parts:
+            if part not in words:
+                choices = ", ".join(map(repr, words))
+                raise typer.BadParameter(f"{part!r} is not one of {choices}.")
+        return list(dict.fromkeys(map(kind, parts))) or None
+
+    return typer.Option(metavar=f"[{'|'.join(words)}],...", help=help, parser=str, callback=members)
+
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[
     int | None,
@@ -101,11 +120,16 @@ WeightsFileOption = Annotated[
 
 FormatOption = Annotated[
     list[Format] | None,
-    typer.Option(help="Of the models' files only those of this format; may be repeated."),
+    several(
+        Format, "Of the models' files only those of this format; several with commas or repeated."
+    ),
 ]
 PrecisionOption = Annotated[
     list[Precision] | None,
-    typer.Option(help="Of the models' files only those of this precision; may be repeated."),
+    several(
+        Precision,
+        "Of the models' files only those of this precision; several with commas or repeated.",
+    ),
 ]
 SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
 

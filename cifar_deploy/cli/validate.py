@@ -29,6 +29,7 @@ from cifar_deploy.cli.options import (
     per_channel,
     say,
     say_untested,
+    several,
     show,
 )
 from cifar_deploy.errors import UserError
@@ -68,7 +69,7 @@ def validate(
     std: StdOption = None,
     runtime: Annotated[
         list[OnnxBy] | None,
-        typer.Option(help="What runs ONNX files; openvino on a CPU. [default: onnxruntime]"),
+        several(OnnxBy, "What runs ONNX files; openvino on a CPU. [default: onnxruntime]"),
     ] = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     trust: TrustFlag = False,

@@ -188,7 +188,8 @@ def check_place(path: Path) -> None:
         place = path.resolve()
         if place.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if place.exists() and not place.is_file():  # a device, a pipe
+        # A device, or a pipe: of one that /dev/stdout names, what that resolves to is no path.
+        if path.exists() and not path.is_file():
             return
         try:
             tempfile.TemporaryFile(dir=next(p for p in place.parents if p.exists())).close()

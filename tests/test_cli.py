@@ -889,6 +889,36 @@ def test_a_place_for_an_answer_is_looked_at_first(
     assert "cannot write models: Is a directory" in refused(*command, "models")
 
 
+@pytest.mark.parametrize(
+    "command", [("validate",), ("benchmark",), ("layers", FILE), ("profile", FILE)]
+)
+def test_a_model_is_not_taken_for_the_file_of_its_json(
+    command: tuple[str, ...], refused: Callable[..., str], run: Run
+) -> None:
+    for name in ("simple_cnn", "resnet50", "models/simple_cnn", FILE):
+        said = refused(command[0], "--json", name, *command[1:])
+        assert said.startswith(f"error: --json {name}: it takes a file's name that ends in .json")
+        assert f"--json - {name}" in said
+    assert not Path("simple_cnn").exists()
+
+
+def test_json_goes_where_it_is_sent(run: Run, tmp_path: Path) -> None:
+    profiling = ("profile", FILE, "--seconds", "0", "--json")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for place in (Path("new/a.JSON"), pipe):
+        answer = run(*profiling, place)
+        assert answer.status == 0, answer.err
+        written = os.read(reader, 1 << 16) if place == pipe else place.read_bytes()
+        assert json.loads(written)["file"] == FILE
+    os.close(reader)
+    command = [sys.executable, "-m", "cifar_deploy", *profiling, "/dev/stdout"]
+    with Path("taken").open("wb") as taken:  # a file is then behind the name, or else a pipe
+        for out in (taken, subprocess.PIPE):
+            assert subprocess.run(command, stdout=out).returncode == 0
+
+
 def test_unknown_recipe_key_and_value(refused: Callable[..., str]) -> None:
     said = refused("train", "cnn9", "--set", "train.epoch=3")
     assert "no key train.epoch; did you mean epochs?" in said

@@ -23,7 +23,6 @@ from cifar_deploy.cli.options import (
     ThreadsOption,
     TrustFlag,
     all_trained,
-    check_json,
     doing,
     several,
     show,
@@ -129,7 +128,6 @@ def benchmark(
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
         raise UserError("--max-slowdown goes with --baseline")
-    check_json(json_file)
     # Now: nothing may come between what was measured and its table.
     told_of_files = [*_stale(work), *left]
     from cifar_deploy.benchmark import baseline as earlier

@@ -58,6 +58,37 @@ class Target(StrEnum):
     triton = "triton"
 
 
+def _json_place(file: Path | None) -> Path | None:
+    """`file`, for the JSON: looked at before the work.
+
+    Raises UserError where the disk refuses it, and for a name without .json: other commands have
+    `--json` alone, and what follows it is then a model or a file that is to be read.
+    """
+    if file is None or str(file) == "-":
+        return file
+    model = Path(file, store.CARD).is_file()
+    if not model:
+        store.check_place(file)
+    stream = "/dev" in map(str, file.parents) or (file.exists() and not file.is_file())
+    if model or (file.suffix.lower() != ".json" and not stream):
+        raise UserError(
+            f"--json {file}: it takes a file's name that ends in .json, or - to print the JSON; "
+            f"write --json FILE.json, or --json - {file}"
+        )
+    return file
+
+
+JsonFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE.json|-",
+        help="Also write JSON here; - prints it.",
+        callback=_json_place,
+    ),
+]
+
+
 def several(kind: type[StrEnum], help: str) -> Any:
     """An option of which several values can be given: with commas between, or by repeating it.
 
@@ -110,9 +141,6 @@ InitOption = Annotated[
 TeacherOption = Annotated[
     list[str] | None,
     typer.Option("--teacher", metavar="MODEL", help="Learn from a trained model's answers, too."),
-]
-JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
 ]
 WeightsFileOption = Annotated[
     Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
@@ -255,12 +283,6 @@ def wide(width: int) -> "Console":
 
     console = Console()
     return console if console.is_terminal else Console(width=width)
-
-
-def check_json(json_file: Path | None) -> None:
-    """Raise UserError where `--json` names a file that cannot be written: before the work."""
-    if json_file and str(json_file) != "-":
-        store.check_place(json_file)
 
 
 def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:

@@ -24,7 +24,6 @@ from cifar_deploy.cli.options import (
     StdOption,
     ThreadsOption,
     TrustFlag,
-    check_json,
     doing,
     per_channel,
     say,
@@ -100,7 +99,6 @@ def validate(
     part = lone or (len(work) == 1 and (kind.chosen or images is not None))
     page = report or (_place(*work[0]) if part else store.models_root()) / "report.html"
     store.check_place(page)
-    check_json(json_file)
     judgements = prove(
         work,
         max_drop=max_drop,

@@ -302,6 +302,7 @@ def test_several_values_stand_with_commas_or_repeated(run: Run) -> None:
         "simple_cnn.fp16.onnx",
         "simple_cnn.fp32.onnx",
     ]
+    assert all(m["sha256"] == sha256_of(Path(m["path"])) for m in json.loads(answer.out))
     judging = ("validate", "simple_cnn", "--images", "50", "--no-latency", "--json", "-")
     for chosen in (options, ("--format", "onnx", "--precision", "fp32, fp16")):
         (model,) = json.loads(run(*judging, *chosen).out)["models"]

@@ -243,7 +243,7 @@ def _export_engines(
 
 
 def _exported(path: Path) -> store.Json:
-    """Say what was written; its manifest."""
+    """Say what was written; its manifest, which has no folder, and the path."""
     manifest = store.read_json(store.manifest_path(path))
     said = f"{path}  {manifest['bytes'] / 1e6:.1f} MB"
     if "build_seconds" in manifest:
@@ -254,4 +254,4 @@ def _exported(path: Path) -> store.Json:
         if kept := calibration.get("kept_fp32"):
             said += f", {', '.join(kept)} in fp32"
     say(said)
-    return manifest
+    return {**manifest, "path": str(path)}

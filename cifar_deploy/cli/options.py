@@ -277,6 +277,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_card(card: store.Json, folder: store.ModelFolder) -> None:
+    """Print the card of `folder` as JSON, with the path of the weights, where it has their name."""
+    print_json({**card, "weights": {**card["weights"], "path": str(folder.weights)}})
+
+
 def wide(width: int) -> "Console":
     """Where tables are printed: the terminal, or `width` columns where there is none."""
     from rich.console import Console

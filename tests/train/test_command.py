@@ -37,6 +37,7 @@ def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0
     card = json.loads(done.stdout)
     folder = ModelFolder(tmp_path / "here")
+    assert Path(card["weights"].pop("path")).read_bytes() == folder.weights.read_bytes()
     assert card == store.read_card(folder)
     recipe = card["recipe"]
     found = {key: recipe["train"][key] for key in ("epochs", "batch_size", "seed", "ema")}

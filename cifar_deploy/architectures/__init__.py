@@ -31,13 +31,13 @@ ALIASES = {"resnet9": "custom_resnet", "mobilenetv3": "mobilenet_v3_small"}
 
 
 def canonical(name: str) -> str:
-    """The registry's name for `name` or its alias. Raises UserError with the nearest name."""
+    """The registry's name for `name` or its alias. Raises UserError with the nearest, or all."""
     if name in NETWORKS:
         return name
     if name in ALIASES:
         return ALIASES[name]
     near = difflib.get_close_matches(name.lower(), [*NETWORKS, *ALIASES], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "`cifar-deploy models` lists them"
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NETWORKS)}"
     raise UserError(f"no network is called {name!r}; {hint}")
 
 

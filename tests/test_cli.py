@@ -624,8 +624,30 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
     Path("folder/cut.png").write_bytes(picture.read_bytes()[:60])
     done = run("predict", "simple_cnn", "folder", "--json", "--top", "1")
     assert done.status == 1
-    assert [answer["image"] for answer in json.loads(done.out)] == ["folder/a.png", "folder/b.jpg"]
-    assert "left out: folder/cut.png" in done.err
+    first, second, cut = json.loads(done.out)
+    assert [first["image"], second["image"]] == ["folder/a.png", "folder/b.jpg"]
+    assert (cut["image"], "top" in cut) == ("folder/cut.png", False)
+    assert cut["error"].startswith("folder/cut.png ")
+    assert f"left out: {cut['error']}\n" in done.err
+    done = run("predict", "simple_cnn", "folder")
+    assert (done.status, done.out.count("\n")) == (1, 2)
+
+
+def test_predict_looks_into_the_folders_of_classes(run: Run, workshop: Path) -> None:
+    shutil.copytree(workshop / "pictures/test", "test")
+    Path("test/back").symlink_to(".")
+    Path("test/.cache").mkdir()
+    shutil.copy(next(Path("test").rglob("*.png")), "test/.cache/hidden.png")
+    classes = sorted(path.name for path in (workshop / "pictures/test").iterdir())
+    Path("test", classes[-1], "notes.txt").write_text("no picture")
+    wanted = [str(p) for name in classes for p in sorted(Path("test", name).glob("*.png"))]
+    done = run("predict", FILE, "test", "--json")
+    assert done.status == 0
+    answers = json.loads(done.out)
+    assert [answer["image"] for answer in answers] == wanted
+    right = [answer["top"][0]["class"] == Path(answer["image"]).parts[1] for answer in answers]
+    assert sum(right) > 2 * len(right) / len(classes)  # each has the answer of its own picture
+    assert f"test: {classes[-1]}/notes.txt left out: no pictures by their names" in done.err
 
 
 def test_a_picture_may_have_a_name_that_is_no_utf8(run: Run, workshop: Path) -> None:
@@ -1063,7 +1085,7 @@ def test_an_image_that_is_none(refused: Callable[..., str]) -> None:
     Path("note.png").write_text("not a picture")
     assert "note.png" in refused("predict", "simple_cnn", "note.png")
     assert "gone.png" in refused("predict", "simple_cnn", "gone.png")
-    Path("empty").mkdir()
+    Path("empty/deeper").mkdir(parents=True)
     assert "empty holds no pictures" in refused("predict", "simple_cnn", "empty")
     shutil.copy("note.png", "empty/cut.png")  # by its name it is one
     assert "cut.png" in refused("predict", "simple_cnn", "empty")

@@ -378,7 +378,9 @@ def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Pa
     stranger = tmp_path / "stranger.onnx"
     shutil.copy(fp16, stranger)
     assert "has no trained model beside it; name what" in refused("layers", stranger)
-    assert "absent.onnx: No such file" in refused("layers", "absent.onnx")
+    absent = "absent.onnx: No such file or directory; give its path, or run: cifar-deploy export"
+    assert absent in refused("layers", "absent.onnx")
+    assert absent in refused("predict", "absent.onnx", "models/simple_cnn/curves.png")
     assert "simple_cnn is no ONNX file" in refused("layers", "simple_cnn")
     assert "absent.onnx: No such file" in refused("layers", fp16, "--reference", "absent.onnx")
     card = "models/simple_cnn/card.json"
@@ -875,6 +877,10 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("validate", "simple_cnn", "--reference", FILE), "--reference goes with files"),
         (("export", FILE), f"{FILE} is a file; here goes a trained model"),
         (("benchmark", "lone.onnx"), "there is no file lone.onnx"),
+        (
+            ("models", "lone.engine"),
+            "lone.engine: No such file or directory; give its path",
+        ),
     ],
 )
 def test_a_slip_of_the_keyboard_is_told_in_a_line(

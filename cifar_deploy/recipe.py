@@ -259,10 +259,9 @@ def find(wish: str | Path | None, folder: ModelFolder, network: str) -> Path | N
         if candidate.is_file():
             return candidate
     there = {path.stem for place in places for path in place.parent.glob("*.toml")}
-    others = ", ".join(sorted(there - {"recipe"}))
+    others = ", ".join(sorted(there - {"recipe"})) or "it has only its own, without --recipe"
     raise UserError(
-        f"--recipe {wish}: {network} has no {wish}.toml; name a file or another recipe"
-        + (f" ({others})" if others else "")
+        f"--recipe {wish}: {network} has no {wish}.toml; name a file or another recipe ({others})"
     )
 
 

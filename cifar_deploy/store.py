@@ -102,6 +102,24 @@ class ModelFolder:
         return [path for kind in EXPORTED for path in sorted(self.path.glob(f"*{kind}"))]
 
 
+def check_exported(path: Path) -> None:
+    """Raise UserError where `path` is no exported file: by its name, or since it is not there."""
+    if path.suffix not in EXPORTED:
+        raise UserError(f"{path} is of no exported format; those are: {', '.join(EXPORTED)}")
+    if not path.exists():
+        raise UserError(
+            f"cannot read {path}: No such file or directory; give its path, or run: "
+            "cifar-deploy export MODEL"
+        )
+
+
+def packaged(folder: Path) -> Path | None:
+    """The model's file in a folder that `cifar-deploy package` wrote; None in any other."""
+    if not Path(folder, "manifest.json").is_file() or Path(folder, CARD).exists():
+        return None
+    return next((f for where in ("model.*", "*/1/model.*") for f in folder.glob(where)), None)
+
+
 def models_root() -> Path:
     """The folder that holds `<name>/`: $CIFAR_DEPLOY_MODELS, else `models` here."""
     return Path(os.environ.get(MODELS_VARIABLE) or "models")
@@ -188,7 +206,8 @@ def check_place(path: Path) -> None:
         place = path.resolve()
         if place.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if place.exists() and not place.is_file():  # a device, a pipe
+        # A device, or a pipe: of one that /dev/stdout names, what that resolves to is no path.
+        if path.exists() and not path.is_file():
             return
         try:
             tempfile.TemporaryFile(dir=next(p for p in place.parents if p.exists())).close()

@@ -313,6 +313,23 @@ def test_int8_is_calibrated_on_training_images_and_judged(run: Run, small_data: 
     assert run(*package, "--force").status == 0
 
 
+def test_several_values_stand_with_commas_or_repeated(run: Run) -> None:
+    for file in Path("models/simple_cnn").glob("*.onnx*"):
+        file.unlink()
+    options = ("--precision", "fp16,fp32", "--precision", "fp16")
+    answer = run("export", "simple_cnn", *options, "--json")
+    assert [m["file"] for m in json.loads(answer.out)] == [
+        "simple_cnn.fp16.onnx",
+        "simple_cnn.fp32.onnx",
+    ]
+    assert all(m["sha256"] == sha256_of(Path(m["path"])) for m in json.loads(answer.out))
+    judging = ("validate", "simple_cnn", "--images", "50", "--no-latency", "--json", "-")
+    for chosen in (options, ("--format", "onnx", "--precision", "fp32, fp16")):
+        (model,) = json.loads(run(*judging, *chosen).out)["models"]
+        judged = {row["precision"] for row in model["rows"][1:]}
+        assert judged == {"fp16", "fp32"}
+
+
 def test_the_script_that_shows_what_int8s_choices_are_worth(run: Run) -> None:
     script = Path(cli.__file__).parents[2] / "benchmarks" / "int8.py"
     command = [sys.executable, str(script), "simple_cnn", "--json", "int8.json"]
@@ -381,7 +398,9 @@ def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Pa
     stranger = tmp_path / "stranger.onnx"
     shutil.copy(fp16, stranger)
     assert "has no trained model beside it; name what" in refused("layers", stranger)
-    assert "absent.onnx: No such file" in refused("layers", "absent.onnx")
+    absent = "absent.onnx: No such file or directory; give its path, or run: cifar-deploy export"
+    assert absent in refused("layers", "absent.onnx")
+    assert absent in refused("predict", "absent.onnx", "models/simple_cnn/curves.png")
     assert "simple_cnn is no ONNX file" in refused("layers", "simple_cnn")
     assert "absent.onnx: No such file" in refused("layers", fp16, "--reference", "absent.onnx")
     card = "models/simple_cnn/card.json"
@@ -627,8 +646,30 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
     Path("folder/cut.png").write_bytes(picture.read_bytes()[:60])
     done = run("predict", "simple_cnn", "folder", "--json", "--top", "1")
     assert done.status == 1
-    assert [answer["image"] for answer in json.loads(done.out)] == ["folder/a.png", "folder/b.jpg"]
-    assert "left out: folder/cut.png" in done.err
+    first, second, cut = json.loads(done.out)
+    assert [first["image"], second["image"]] == ["folder/a.png", "folder/b.jpg"]
+    assert (cut["image"], "top" in cut) == ("folder/cut.png", False)
+    assert cut["error"].startswith("folder/cut.png ")
+    assert f"left out: {cut['error']}\n" in done.err
+    done = run("predict", "simple_cnn", "folder")
+    assert (done.status, done.out.count("\n")) == (1, 2)
+
+
+def test_predict_looks_into_the_folders_of_classes(run: Run, workshop: Path) -> None:
+    shutil.copytree(workshop / "pictures/test", "test")
+    Path("test/back").symlink_to(".")
+    Path("test/.cache").mkdir()
+    shutil.copy(next(Path("test").rglob("*.png")), "test/.cache/hidden.png")
+    classes = sorted(path.name for path in (workshop / "pictures/test").iterdir())
+    Path("test", classes[-1], "notes.txt").write_text("no picture")
+    wanted = [str(p) for name in classes for p in sorted(Path("test", name).glob("*.png"))]
+    done = run("predict", FILE, "test", "--json")
+    assert done.status == 0
+    answers = json.loads(done.out)
+    assert [answer["image"] for answer in answers] == wanted
+    right = [answer["top"][0]["class"] == Path(answer["image"]).parts[1] for answer in answers]
+    assert sum(right) > 2 * len(right) / len(classes)  # each has the answer of its own picture
+    assert f"test: {classes[-1]}/notes.txt left out: no pictures by their names" in done.err
 
 
 def test_a_picture_may_have_a_name_that_is_no_utf8(run: Run, workshop: Path) -> None:
@@ -730,6 +771,19 @@ def test_targets_may_stand_with_commas(run: Run, asked: tuple[str, ...]) -> None
     answer = run(*arguments, "--compute-capability", *asked)
     (manifest,) = json.loads(answer.out)
     assert manifest["targets"] == ["8.6", "8.9"]
+
+
+@no_gpu
+def test_both_formats_are_exported_at_once(run: Run) -> None:
+    files = {"onnx": Path(FILE), "trt": ENGINE}
+    files["onnx"].unlink()
+    wrong = ("--builder-optimization-level", "9")
+    assert run("export", "simple_cnn", "--format", "onnx,trt", *wrong).status == 2
+    assert not files["onnx"].exists()
+    answer = run("export", "simple_cnn", "--format", "onnx,trt", "--json")
+    assert answer.status == 0, answer.err
+    assert [m["file"] for m in json.loads(answer.out)] == [file.name for file in files.values()]
+    assert all(file.is_file() for file in files.values())
 
 
 @no_gpu
@@ -837,6 +891,9 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("bogus",), "error: No such command 'bogus'; see --help"),
         (("export", "--nope"), "No such option: --nope"),
         (("package", "simple_cnn", "--target", "tritn"), "'tritn' is not one of 'cpp', 'triton'"),
+        (("export", "--precision", "fp32,fp8"), "'fp8' is not one of 'fp32', 'fp16', 'int8'"),
+        (("validate", "--format", "onnx,tr"), "'tr' is not one of 'onnx', 'trt'"),
+        (("benchmark", "--runtime", "ort"), "'ort' is not one of 'onnxruntime', 'openvino'"),
         (("validate", "--images", "0"), "Invalid value for '--images'"),
         (("train",), "Missing argument"),
         (("package", "lone.onnx"), "lone.onnx does not exist; run: cifar-deploy export MODEL"),
@@ -844,6 +901,10 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
         (("validate", "simple_cnn", "--reference", FILE), "--reference goes with files"),
         (("export", FILE), f"{FILE} is a file; here goes a trained model"),
         (("benchmark", "lone.onnx"), "there is no file lone.onnx"),
+        (
+            ("models", "lone.engine"),
+            "lone.engine: No such file or directory; give its path",
+        ),
     ],
 )
 def test_a_slip_of_the_keyboard_is_told_in_a_line(
@@ -879,6 +940,36 @@ def test_a_place_for_an_answer_is_looked_at_first(
     said = refused(*command, "models/simple_cnn/card.json/answer")
     assert said == "error: cannot write models/simple_cnn/card.json/answer: Not a directory\n"
     assert "cannot write models: Is a directory" in refused(*command, "models")
+
+
+@pytest.mark.parametrize(
+    "command", [("validate",), ("benchmark",), ("layers", FILE), ("profile", FILE)]
+)
+def test_a_model_is_not_taken_for_the_file_of_its_json(
+    command: tuple[str, ...], refused: Callable[..., str], run: Run
+) -> None:
+    for name in ("simple_cnn", "resnet50", "models/simple_cnn", FILE):
+        said = refused(command[0], "--json", name, *command[1:])
+        assert said.startswith(f"error: --json {name}: it takes a file's name that ends in .json")
+        assert f"--json - {name}" in said
+    assert not Path("simple_cnn").exists()
+
+
+def test_json_goes_where_it_is_sent(run: Run, tmp_path: Path) -> None:
+    profiling = ("profile", FILE, "--seconds", "0", "--json")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for place in (Path("new/a.JSON"), pipe):
+        answer = run(*profiling, place)
+        assert answer.status == 0, answer.err
+        written = os.read(reader, 1 << 16) if place == pipe else place.read_bytes()
+        assert json.loads(written)["file"] == FILE
+    os.close(reader)
+    command = [sys.executable, "-m", "cifar_deploy", *profiling, "/dev/stdout"]
+    with Path("taken").open("wb") as taken:  # a file is then behind the name, or else a pipe
+        for out in (taken, subprocess.PIPE):
+            assert subprocess.run(command, stdout=out).returncode == 0
 
 
 def test_unknown_recipe_key_and_value(refused: Callable[..., str]) -> None:
@@ -1064,7 +1155,7 @@ def test_an_image_that_is_none(refused: Callable[..., str]) -> None:
     Path("note.png").write_text("not a picture")
     assert "note.png" in refused("predict", "simple_cnn", "note.png")
     assert "gone.png" in refused("predict", "simple_cnn", "gone.png")
-    Path("empty").mkdir()
+    Path("empty/deeper").mkdir(parents=True)
     assert "empty holds no pictures" in refused("predict", "simple_cnn", "empty")
     shutil.copy("note.png", "empty/cut.png")  # by its name it is one
     assert "cut.png" in refused("predict", "simple_cnn", "empty")

@@ -31,32 +31,42 @@ ALIASES = {"resnet9": "custom_resnet", "mobilenetv3": "mobilenet_v3_small"}
 
 
 def canonical(name: str) -> str:
-    """The registry's name for `name` or its alias. Raises UserError with the nearest name."""
+    """The registry's name for `name` or its alias. Raises UserError with the nearest, or all."""
     if name in NETWORKS:
         return name
     if name in ALIASES:
         return ALIASES[name]
     near = difflib.get_close_matches(name.lower(), [*NETWORKS, *ALIASES], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "`cifar-deploy models` lists them"
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NETWORKS)}"
     raise UserError(f"no network is called {name!r}; {hint}")
 
 
 def folder(model: str) -> store.ModelFolder:
     """The folder of a model given by name, alias or path.
 
-    Raises UserError for an unknown name, a file of a model, and another folder.
+    Raises UserError for an unknown name, a file of a model, a package, and another folder.
     """
     if Path(model).suffix in store.EXPORTED or Path(model).is_file():
         raise UserError(f"{model} is a file; here goes a trained model, by its name or folder")
     if "/" in model or Path(model, store.CARD).is_file():
+        _check_no_package(Path(model))
         # A model has the name of its folder, also where that is called "." or "..".
         named = Path(model).name not in ("", "..")
         return store.ModelFolder(Path(model) if named else Path(model).resolve())
     if (second := store.ModelFolder(store.models_root() / model)).card.is_file():
         return second  # custom_resnet-speed, say
     if model not in ("", *NETWORKS, *ALIASES) and Path(model).is_dir():
+        _check_no_package(Path(model))
         raise UserError(f"{model} is a folder, but no trained model's: it holds no {store.CARD}")
     return store.ModelFolder(store.models_root() / canonical(model))
+
+
+def _check_no_package(folder: Path) -> None:
+    if file := store.packaged(folder):
+        way = f"name the model, or the file in it: {file}"
+        if file.suffix not in store.EXPORTED:  # what Triton calls an engine
+            way = "name the model that it was made of"
+        raise UserError(f"{folder} is what `cifar-deploy package` wrote, no trained model; {way}")
 
 
 def network_of(model: str) -> str:

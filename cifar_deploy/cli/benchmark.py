@@ -23,8 +23,8 @@ from cifar_deploy.cli.options import (
     ThreadsOption,
     TrustFlag,
     all_trained,
-    check_json,
     doing,
+    several,
     show,
 )
 from cifar_deploy.engines.options import LARGEST_BATCH
@@ -77,7 +77,9 @@ def benchmark(
     ] = None,
     runtime: Annotated[
         list[OnnxBy] | None,
-        typer.Option(help="What runs ONNX files; several may be given. [default: onnxruntime]"),
+        several(
+            OnnxBy, "What runs ONNX files; several with commas or repeated. [default: onnxruntime]"
+        ),
     ] = None,
     scenario: Annotated[
         Scenario | None, typer.Option(help="Let MLPerf's LoadGen drive instead.")
@@ -126,7 +128,6 @@ def benchmark(
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
         raise UserError("--max-slowdown goes with --baseline")
-    check_json(json_file)
     # Now: nothing may come between what was measured and its table.
     told_of_files = [*_stale(work), *left]
     from cifar_deploy.benchmark import baseline as earlier

@@ -17,23 +17,30 @@ from cifar_deploy.cli.options import (
     all_trained,
     print_json,
     say,
+    several,
 )
 from cifar_deploy.engines.options import LARGEST_BATCH, capabilities, hardware
 from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Dataset
+    from cifar_deploy.engines.flavour import Flavour
+    from cifar_deploy.engines.options import Options
     from cifar_deploy.export.quantise import Calibration
+
+    Engines = tuple[Flavour, str, Options]
 
 CAPABILITIES = re.compile(r"\d+\.\d([,\s]+\d+\.\d)*,?")  # of GPUs, as 8.6 or 8.6,8.9
 
 
 def export(
     models: Models = None,
-    format: Annotated[Format, typer.Option(help="The format.")] = Format.onnx,
+    format: Annotated[
+        list[Format] | None, several(Format, "Both with a comma or repeated. [default: onnx]")
+    ] = None,
     precision: Annotated[
         list[Precision] | None,
-        typer.Option(help="fp32 (default), fp16, int8; for several give it several times."),
+        several(Precision, "Several with commas or repeated. [default: fp32]"),
     ] = None,
     batch: Annotated[
         int | None,
@@ -97,6 +104,7 @@ def export(
         raise UserError(f"{versions[0]} is no model; a compute capability follows its option")
     named = [name for name in models or [] if name not in versions]
     folders = [architectures.folder(m) for m in named] or all_trained()
+    formats = format or [Format.onnx]
     precisions = [p.value for p in precision or [Precision.fp32]]
     asked: dict[str, Any] = {
         "workspace": workspace,
@@ -114,20 +122,22 @@ def export(
     if keep_fp32 and len(folders) > 1:
         raise UserError("--keep-fp32 names layers of one model; export one after the other")
     quantising = Quantising(calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())))
-    if batch and format is Format.trt:
+    if batch and Format.onnx not in formats:
         raise UserError(f"--batch is an ONNX file's; an engine's is --batch-profile {batch}")
-    if format is Format.trt:
-        manifests = _export_engines(
-            folders, precisions, flavour, batch_profile or [], asked, quantising
-        )
+    engines = None
+    if Format.trt in formats:  # what cannot be built is told before anything is written
+        engines = _engines(flavour, batch_profile or [], asked)
     elif (
         flavour != "auto"
         or batch_profile
         or any(v not in (None, False, ()) for v in asked.values())
     ):
         raise UserError("options of engines were given; they go with --format trt")
-    else:
-        manifests = write_onnx(folders, precisions, quantising, batch)
+    manifests = []
+    if Format.onnx in formats:
+        manifests += write_onnx(folders, precisions, quantising, batch)
+    if engines:
+        manifests += _export_engines(folders, precisions, engines, quantising)
     if as_json:
         print_json(manifests)
 
@@ -193,26 +203,32 @@ def _calibrations(
     return found
 
 
-def _export_engines(
-    folders: list[store.ModelFolder],
-    precisions: list[str],
-    flavour: str,
-    profiles: list[str],
-    asked: dict[str, Any],
-    quantising: Quantising,
-) -> list[store.Json]:
+def _engines(flavour: str, profiles: list[str], asked: dict[str, Any]) -> "Engines":
+    """Which flavour builds, why that one, and with what. Raises UserError for what it cannot do."""
     from cifar_deploy.engines import flavour as flavours
     from cifar_deploy.engines.options import Options, Profile, check
 
     if profiles:
         asked = {**asked, "profiles": tuple(map(Profile.parse, profiles))}
     options = Options(**asked)
-    from cifar_deploy.engines.progress import Bars
-    from cifar_deploy.export.engine import cuda_device, export_engine
+    from cifar_deploy.export.engine import cuda_device
 
     gpu = cuda_device()
     chosen, reason = flavours.choose(flavour, gpu is not None)
     check(options, chosen, gpu is not None)
+    return chosen, reason, options
+
+
+def _export_engines(
+    folders: list[store.ModelFolder],
+    precisions: list[str],
+    engines: "Engines",
+    quantising: Quantising,
+) -> list[store.Json]:
+    from cifar_deploy.engines.progress import Bars
+    from cifar_deploy.export.engine import export_engine
+
+    chosen, reason, options = engines
     for folder in folders:
         store.read_card(folder)
     calibrations = _calibrations(folders, precisions, quantising)
@@ -227,7 +243,7 @@ def _export_engines(
 
 
 def _exported(path: Path) -> store.Json:
-    """Say what was written; its manifest."""
+    """Say what was written; its manifest, which has no folder, and the path."""
     manifest = store.read_json(store.manifest_path(path))
     said = f"{path}  {manifest['bytes'] / 1e6:.1f} MB"
     if "build_seconds" in manifest:
@@ -238,4 +254,4 @@ def _exported(path: Path) -> store.Json:
         if kept := calibration.get("kept_fp32"):
             said += f", {', '.join(kept)} in fp32"
     say(said)
-    return manifest
+    return {**manifest, "path": str(path)}

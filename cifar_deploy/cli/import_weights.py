@@ -17,7 +17,7 @@ from cifar_deploy.cli.options import (
     SourceOption,
     StdOption,
     per_channel,
-    print_json,
+    print_card,
     say,
 )
 from cifar_deploy.errors import UserError
@@ -59,7 +59,7 @@ def import_weights(
             "--std), are the classes in another order, is a part of the network another one?"
         )
     if as_json:
-        print_json(card)
+        print_card(card, folder)
         return
     typer.echo(
         f"{name}: {100 * right:.2f} % of {len(dataset.test):,} test images, pixels normalised with "

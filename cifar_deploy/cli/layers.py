@@ -17,7 +17,6 @@ from cifar_deploy.cli.options import (
     MeanOption,
     Source,
     StdOption,
-    check_json,
     doing,
     per_channel,
     show,
@@ -50,7 +49,6 @@ def layers(
 
     `export --precision int8 --keep-fp32 NODE` leaves a convolution or linear layer in fp32.
     """
-    check_json(json_file)
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.validate.layers import compare, exact_beside
 

@@ -56,6 +56,7 @@ def _facts(path: Path) -> store.Json:
     from cifar_deploy.engines import manifest as engine_manifest
     from cifar_deploy.runtimes import onnx_interface
 
+    store.check_exported(path)
     manifest: store.Json | None
     if path.suffix == ".engine":
         manifest = engine_manifest.read(path)

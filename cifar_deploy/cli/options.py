@@ -58,6 +58,56 @@ class Target(StrEnum):
     triton = "triton"
 
 
+def _json_place(file: Path | None) -> Path | None:
+    """`file`, for the JSON: looked at before the work.
+
+    Raises UserError where the disk refuses it, and for a name without .json: other commands have
+    `--json` alone, and what follows it is then a model or a file that is to be read.
+    """
+    if file is None or str(file) == "-":
+        return file
+    model = Path(file, store.CARD).is_file()
+    if not model:
+        store.check_place(file)
+    stream = "/dev" in map(str, file.parents) or (file.exists() and not file.is_file())
+    if model or (file.suffix.lower() != ".json" and not stream):
+        raise UserError(
+            f"--json {file}: it takes a file's name that ends in .json, or - to print the JSON; "
+            f"write --json FILE.json, or --json - {file}"
+        )
+    return file
+
+
+JsonFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE.json|-",
+        help="Also write JSON here; - prints it.",
+        callback=_json_place,
+    ),
+]
+
+
+def several(kind: type[StrEnum], help: str) -> Any:
+    """An option of which several values can be given: with commas between, or by repeating it.
+
+    A command gets them as members of `kind`, each once and in the order given, or None. What is
+    none of them is refused by the parser, as it refuses the value of an option that takes one.
+    """
+    words = [member.value for member in kind]
+
+    def members(texts: list[str] | None) -> list[StrEnum] | None:
+        parts = [part.strip() for text in texts or () for part in text.split(",")]
+        for part in parts:
+            if part not in words:
+                choices = ", ".join(map(repr, words))
+                raise typer.BadParameter(f"{part!r} is not one of {choices}.")
+        return list(dict.fromkeys(map(kind, parts))) or None
+
+    return typer.Option(metavar=f"[{'|'.join(words)}],...", help=help, parser=str, callback=members)
+
+
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ThreadsOption = Annotated[
     int | None,
@@ -92,20 +142,22 @@ TeacherOption = Annotated[
     list[str] | None,
     typer.Option("--teacher", metavar="MODEL", help="Learn from a trained model's answers, too."),
 ]
-JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write JSON here; - prints it.")
-]
 WeightsFileOption = Annotated[
     Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
 ]
 
 FormatOption = Annotated[
     list[Format] | None,
-    typer.Option(help="Of the models' files only those of this format; may be repeated."),
+    several(
+        Format, "Of the models' files only those of this format; several with commas or repeated."
+    ),
 ]
 PrecisionOption = Annotated[
     list[Precision] | None,
-    typer.Option(help="Of the models' files only those of this precision; may be repeated."),
+    several(
+        Precision,
+        "Of the models' files only those of this precision; several with commas or repeated.",
+    ),
 ]
 SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
 
@@ -225,18 +277,17 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_card(card: store.Json, folder: store.ModelFolder) -> None:
+    """Print the card of `folder` as JSON, with the path of the weights, where it has their name."""
+    print_json({**card, "weights": {**card["weights"], "path": str(folder.weights)}})
+
+
 def wide(width: int) -> "Console":
     """Where tables are printed: the terminal, or `width` columns where there is none."""
     from rich.console import Console
 
     console = Console()
     return console if console.is_terminal else Console(width=width)
-
-
-def check_json(json_file: Path | None) -> None:
-    """Raise UserError where `--json` names a file that cannot be written: before the work."""
-    if json_file and str(json_file) != "-":
-        store.check_place(json_file)
 
 
 def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:

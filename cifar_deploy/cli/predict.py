@@ -1,5 +1,6 @@
 """`cifar-deploy predict`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL|FILE|grpc://...", help="What predicts.")],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Pictures, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE|FOLDER...", help="Pictures, or folders of them and of such folders."
+        ),
     ],
     top: Annotated[int, typer.Option(help="So many of the likeliest classes.", min=1)] = 3,
     runtime: Annotated[
@@ -28,64 +32,67 @@ def predict(
 ) -> None:
     """Classify pictures of any size and format: the likeliest classes with probabilities.
 
-    Exit status 1 if one in a folder could not be read; the others are classified.
+    Exit status 1 if one in a folder could not be read; the others are classified, and --json tells
+    the `error` of that one.
     """
     from cifar_deploy.classifier import load
 
-    read = [_read(given) for given in images]  # before a model is loaded
-    paths = [path for found, _ in read for path in found]
-    pixels = [image for found, _ in read for image in found.values()]
+    read = [one for given in images for one in _read(given)]  # before a model is loaded
     classifier = load(model, device, trust, runtime)
-    answers: list[store.Json] = [
-        {
-            "image": str(path),
-            "top": [
-                {"class": label, "probability": round(probability, 6)}
-                for label, probability in prediction.top(top)
-            ],
-        }
-        for path, prediction in zip(paths, classifier.predict(pixels), strict=True)
-    ]
+    predictions = iter(classifier.predict([i for _, i in read if not isinstance(i, UserError)]))
+    answers: list[store.Json] = []
+    for path, image in read:
+        if isinstance(image, UserError):
+            answers.append({"image": str(path), "error": str(image)})
+            continue
+        likeliest = [
+            {"class": label, "probability": round(probability, 6)}
+            for label, probability in next(predictions).top(top)
+        ]
+        answers.append({"image": str(path), "top": likeliest})
     if as_json:
         print_json(answers)
     else:
         for answer in answers:
-            said = "  ".join(f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
-            typer.echo(f"{answer['image']}: {said}")
-    if any(broken for _, broken in read):
+            if "top" in answer:  # the others have been told
+                ranks = (f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
+                typer.echo(f"{answer['image']}: {'  '.join(ranks)}")
+    if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
 
-def _read(given: Path) -> "tuple[dict[Path, Images], bool]":
-    """What is read of a path, and whether a folder holds some that cannot be, which are told.
+def _read(given: Path) -> "list[tuple[Path, Images | UserError]]":
+    """What is read of a path. Of a folder what cannot be read is told, and why it cannot.
 
     Raises UserError for a file that cannot be read, and for a folder where none can.
     """
     from cifar_deploy.classifier import pictures
 
-    found: dict[Path, Images] = {}
-    broken: list[UserError] = []
+    found: list[tuple[Path, Images | UserError]] = []
     for path in _pictures(given):
         try:
-            found[path] = pictures(path)
+            found.append((path, pictures(path)))
         except UserError as error:
-            broken.append(error)
-    if not found:
+            found.append((path, error))
+    broken = [image for _, image in found if isinstance(image, UserError)]
+    if len(broken) == len(found):
         raise broken[0]
     for reason in broken:
         say(f"left out: {reason}")
-    return found, bool(broken)
+    return found
 
 
 def _pictures(path: Path) -> list[Path]:
-    """The path itself, or a folder's pictures by name, without hidden files and other kinds."""
-    from cifar_deploy.data.folder import visible
+    """The path itself, or the pictures in a folder and its folders, by name, without other kinds.
+
+    Hidden ones are left out, too.
+    """
     from cifar_deploy.data.image import may_be_image
 
     with disk_errors(path, "read"):
         if not path.is_dir():
             return [path]
-        inside = [one for one in visible(path) if one.is_file()]
+        inside = list(_files(path))
     found: list[Path] = []
     others: list[Path] = []
     for one in inside:
@@ -94,5 +101,20 @@ def _pictures(path: Path) -> list[Path]:
         raise UserError(f"{path} holds no pictures; name a folder that does, or files")
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        say(f"{path}: {others[0].name}{more} left out: no pictures by their names")
+        first = others[0].relative_to(path)
+        say(f"{path}: {first}{more} left out: no pictures by their names")
     return found
+
+
+def _files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files in a folder and its folders, by name, without hidden ones."""
+    from cifar_deploy.data.folder import visible
+
+    here = folder.resolve()
+    if here in above:  # a link leads back
+        return
+    for one in visible(folder):
+        if one.is_dir():
+            yield from _files(one, (*above, here))
+        elif one.is_file():
+            yield one

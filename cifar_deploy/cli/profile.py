@@ -12,7 +12,6 @@ from cifar_deploy.cli.options import (
     Format,
     JsonFileOption,
     OnnxBy,
-    check_json,
     doing,
     show,
 )
@@ -32,7 +31,6 @@ def profile(
     json_file: JsonFileOption = None,
 ) -> None:
     """Show where the time of an ONNX file goes: what every layer takes, on a CPU."""
-    check_json(json_file)
     if file.suffix != SUFFIXES[Format.onnx]:
         way = "name one, as models/cnn9/cnn9.fp32.onnx"
         if file.suffix == SUFFIXES[Format.trt]:

@@ -25,7 +25,7 @@ from cifar_deploy.cli.options import (
     WeightsFileOption,
     by_teachers,
     in_epochs,
-    print_json,
+    print_card,
     say,
     say_untested,
 )
@@ -93,7 +93,7 @@ def train(
     if card is None:
         return
     if as_json:
-        print_json(card)
+        print_card(card, folder)
         return
     typer.echo(f"{name}: {_accuracy(card)}, {_seconds(card)} on {card['device']}")
     typer.echo(f"{folder.weights}  {folder.card}  {folder.curves}")

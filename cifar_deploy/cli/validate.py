@@ -24,11 +24,11 @@ from cifar_deploy.cli.options import (
     StdOption,
     ThreadsOption,
     TrustFlag,
-    check_json,
     doing,
     per_channel,
     say,
     say_untested,
+    several,
     show,
 )
 from cifar_deploy.errors import UserError
@@ -68,7 +68,7 @@ def validate(
     std: StdOption = None,
     runtime: Annotated[
         list[OnnxBy] | None,
-        typer.Option(help="What runs ONNX files; openvino on a CPU. [default: onnxruntime]"),
+        several(OnnxBy, "What runs ONNX files; openvino on a CPU. [default: onnxruntime]"),
     ] = None,
     latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
     trust: TrustFlag = False,
@@ -105,7 +105,6 @@ def validate(
     pages = [report or place / "report.html" for place in places]
     for page in pages:
         store.check_place(page)
-    check_json(json_file)
     judgements = prove(
         work,
         max_drop=max_drop,

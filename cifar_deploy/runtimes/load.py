@@ -8,7 +8,6 @@ import torch
 from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
 from cifar_deploy.engines import manifest as engine_manifest
-from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
@@ -17,7 +16,7 @@ from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
 from cifar_deploy.runtimes.tensorrt import TensorRT
-from cifar_deploy.store import EXPORTED, Json, ModelFolder, check_weights, read_manifest
+from cifar_deploy.store import Json, ModelFolder, check_exported, check_weights, read_manifest
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 # What runs ONNX files, by name.
@@ -44,7 +43,7 @@ def open_runtime(
     """
     if isinstance(path, Address):
         return Served(path)
-    _known(path)
+    check_exported(path)
     if path.suffix == ".engine":
         return TensorRT(path, device, trust, known)
     return ONNX[onnx](path, device, pixels)
@@ -79,7 +78,7 @@ def check_file(path: Path, weights_sha256: str | None = None, trust: bool = Fals
     With `weights_sha256` also that it was exported from those weights. `trust`: as `open_runtime`.
     Raises UserError where not.
     """
-    _known(path)
+    check_exported(path)
     if path.suffix == ".engine":
         manifest: Json | None = engine_manifest.read(path, trust)
     else:
@@ -87,11 +86,6 @@ def check_file(path: Path, weights_sha256: str | None = None, trust: bool = Fals
         onnx_interface.inspect(path, foreign=True)
     if weights_sha256 and manifest and not (trust and manifest.get("weights_sha256") is None):
         check_weights(path, manifest, weights_sha256)
-
-
-def _known(path: Path) -> None:
-    if path.suffix not in EXPORTED:
-        raise UserError(f"{path} is of no exported format; those are: {', '.join(EXPORTED)}")
 
 
 def open_model(folder: ModelFolder, device: torch.device) -> tuple[Runtime, tuple[str, ...]]:

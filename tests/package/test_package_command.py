@@ -552,6 +552,23 @@ def test_a_model_that_is_not_there(refused: Refused, model: ModelFolder) -> None
     assert "has no manifest" in refused("package", NAME, "--precision", "fp16")
 
 
+def test_a_package_is_no_model(run: Run, refused: Refused) -> None:
+    for target, place in (("cpp", "model.onnx"), ("triton", "simple_cnn/1/model.onnx")):
+        folder = f"made-for-{target}"
+        assert run("package", NAME, "--target", target, "--out", folder).status == 0
+        for command in ("validate", "benchmark", "models"):
+            for named in (folder, f"./{folder}/"):
+                said = refused(command, named)
+                assert f"error: {folder} is what `cifar-deploy package` wrote" in said
+                assert said.endswith(f"or the file in it: {folder}/{place}\n")
+    file = Path(folder, place)
+    file.rename(file.with_suffix(".plan"))
+    assert "name the model that it was made of" in refused("validate", folder)
+    Path(folder).rename(NAME)  # a model's name is the model's
+    quick = ("--no-latency", "--images", "20")
+    assert run("validate", NAME, "--format", "onnx", *quick).status in (0, 1)
+
+
 def test_a_manifest_without_what_is_needed(refused: Refused, model: ModelFolder) -> None:
     file = Path(f"{model.onnx('fp32')}.json")
     manifest = json.loads(file.read_text())

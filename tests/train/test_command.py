@@ -37,6 +37,7 @@ def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0
     card = json.loads(done.stdout)
     folder = ModelFolder(tmp_path / "here")
+    assert Path(card["weights"].pop("path")).read_bytes() == folder.weights.read_bytes()
     assert card == store.read_card(folder)
     recipe = card["recipe"]
     found = {key: recipe["train"][key] for key in ("epochs", "batch_size", "seed", "ema")}
@@ -120,7 +121,11 @@ BAD = [
     (("simple_cnn", "--batch-size", "241"), "240 training images are fewer than a batch of 241"),
     (("simple_cnn", "--set", "data.holdout=240"), "data.holdout is 240, of 240"),
     (("simple_cnn", "--resume"), "there is no checkpoint in "),
-    (("simple_cnn", "--recipe", "fast"), r"simple_cnn has no fast\.toml; name a file or another"),
+    (
+        ("simple_cnn", "--recipe", "fast"),
+        r"simple_cnn has no fast\.toml; name a file or another recipe \(it has only its own",
+    ),
+    (("cnn9", "--recipe", "fast"), r"another recipe \(.*short"),
     (
         ("simple_cnn", "--init", "imagenet"),
         "torchvision has no weights of simple_cnn; it has those",

@@ -191,6 +191,7 @@ def test_nothing_is_written_over(run: Run, their: Path) -> None:
     assert "is there already; write elsewhere with --out" in err
     status, out, _ = run("import", "simple_cnn", their, "--out", their.parent / "b", "--json")
     assert (status, json.loads(out)["network"]) == (0, "simple_cnn")
+    assert json.loads(out)["weights"]["path"] == str(their.parent / "b" / "model.safetensors")
 
 
 def test_weights_written_here_bring_their_own_normalisation(

@@ -128,7 +128,7 @@ def benchmark(
         raise UserError("--max-slowdown goes with --baseline")
     check_json(json_file)
     # Now: nothing may come between what was measured and its table.
-    told_of_files = [*_stale(work), *left]
+    told_of_files = [*_stale(work), *left, *_unexported(all_work)]
     from cifar_deploy.benchmark import baseline as earlier
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import describe, pick
@@ -271,6 +271,18 @@ def _stale(work: "list[Work]") -> list[str]:
         for card in [store.card_of(folder)]
         for file in files
         if isinstance(file, Path) and store.stale(file, card)
+    ]
+
+
+def _unexported(work: "list[Work]") -> list[str]:
+    """What is said of models that PyTorch alone can run: one line for all of them."""
+    lone = [str(folder.path) for folder, files, whole in work if whole and not files]
+    if not lone:
+        return []
+    has = "has" if len(lone) == 1 else "have"
+    return [
+        f"{', '.join(lone)} {has} no exported files, and PyTorch alone was measured: "
+        f"`cifar-deploy export {' '.join(lone)}` makes some"
     ]
 
 

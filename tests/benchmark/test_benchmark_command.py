@@ -151,6 +151,28 @@ def test_a_models_file_of_another_batch_is_left_out(run: Run, models: Path, tmp_
     assert (status, "it takes batches of 3 only" in out) == (1, True)
 
 
+def test_a_model_without_files_is_measured_in_pytorch_and_told_how_to_export(
+    run: Run, models: Path, tmp_path: Path, pictures: Path
+) -> None:
+    place = tmp_path / "simple_cnn"
+    shutil.copytree(models / "simple_cnn", place, ignore=shutil.ignore_patterns("*.onnx*"))
+    said = f"{place} has no exported files, and PyTorch alone was measured: "
+    said += f"`cifar-deploy export {place}` makes some"
+    quick = (str(place), *QUICK, "--in-flight", "0", "--json", "-")
+    status, out, _ = run(*quick, "--batch", "2")
+    value = json.loads(out)
+    assert (status, [row["name"] for row in value["rows"]]) == (0, ["PyTorch eager fp32"])
+    assert said in value["remarks"]
+    status, out, err = run(*quick, "--precision", "int8")  # what was asked for is not there
+    assert (status, out, "no exported int8 file; run: cifar-deploy export" in err) == (2, "", True)
+    pytest.importorskip("mlperf_loadgen")
+    options = ("--scenario", "SingleStream", "--images", "20", "--data", "auto")
+    options += ("--data-dir", str(pictures), "--out", str(tmp_path / "logs"))
+    status, out, _ = run(str(place), *QUICK, *options, "--json", "-")
+    assert status == 0
+    assert said in json.loads(out)["remarks"]
+
+
 def test_a_cpu_runtime_takes_as_many_threads_as_asked(run: Run, models: Path) -> None:
     before = torch.get_num_threads()
     file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")

@@ -16,9 +16,11 @@ from processes import command_line
 
 import cifar_deploy
 from cifar_deploy.cli.options import OnnxBy
+from cifar_deploy.engines.flavour import RTX
+from cifar_deploy.engines.manifest import MAGIC_RTX
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.runtimes.load import ONNX
-from cifar_deploy.store import ModelFolder
+from cifar_deploy.store import ModelFolder, write_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -255,6 +257,28 @@ def test_a_file_that_cannot_run_is_told_and_ends_with_1(
     assert status == 1
     assert "broken.onnx" in out
     assert "simple_cnn.fp32.onnx" in out
+
+
+def test_a_models_engines_are_no_failure_without_a_gpu(
+    run: Run, models: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "simple_cnn"
+    shutil.copytree(models / "simple_cnn", place)
+    engine = ModelFolder(place).engine("fp32", RTX)
+    engine.write_bytes(MAGIC_RTX)
+    write_manifest(engine, {"flavour": RTX, "tensorrt": "1.7.1.116"})
+    quick = (*QUICK, "--batch", "1", "--in-flight", "0")
+    status, out, _ = run(str(place), *quick)
+    said = "an engine of TensorRT for RTX 1.7.1.116 runs on a CUDA GPU; none is here"
+    assert (status, f"{engine.name}: {said}" in out) == (0, True)
+    assert run(str(place), *quick, "--precision", "fp32")[0] == 0
+    # What was named is missed.
+    assert run(str(place), *quick, "--format", "trt")[0] == 1
+    assert run(str(place), str(engine), *quick)[0] == 1
+    assert run(str(engine), *quick)[0] == 2
+    engine.write_bytes(MAGIC_RTX + b"changed")  # and no GPU is what is wrong with this one
+    status, out, _ = run(str(place), *quick)
+    assert (status, "does not match its manifest" in out) == (1, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -37,7 +37,8 @@ from cifar_deploy.benchmark.sweep import (
 )
 from cifar_deploy.data.dataset import Split
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.runtimes.protocol import takes
+from cifar_deploy.runtimes.load import OPENVINO
+from cifar_deploy.runtimes.protocol import takes, unversioned
 from cifar_deploy.signals import handled
 from cifar_deploy.store import Json
 from cifar_deploy.watch import Watch
@@ -122,9 +123,9 @@ def run_all(
     """Every contender over the test images of its model in `splits`, one after another.
 
     Those of one model are let go before the next ones are asked for, as in `sweep.run`.
-    LoadGen's logs go to `out`/<model>/<name>/<scenario>/. A GPU that fails, or Ctrl-C, is left in
-    the answer's `ended`, with what was found before. Raises UserError where LoadGen is missing,
-    where the disk refuses, and where the GPU fails before anything was found.
+    LoadGen's logs go to `out`/<model>/<name>/`place`. A GPU that fails, or Ctrl-C, is left in the
+    answer's `ended`, with what was found before. Raises UserError where LoadGen is missing, where
+    the disk refuses, and where the GPU fails before anything was found.
     """
     remote: list[bool] = []
     with Watch(device) as watch:
@@ -134,7 +135,7 @@ def run_all(
                 remote += are_remote(mine)
                 for contender in mine:
                     split, name = splits[contender.model], contender.name.replace(" ", "-")
-                    folder = out / contender.model / name / settings.scenario
+                    folder = out / contender.model / name / place(contender, settings.scenario)
                     say(f"{settings.scenario}: {contender.model}, {contender.name}")
                     try:
                         runs.results.append(run(contender, split, settings, folder))
@@ -150,6 +151,17 @@ def run_all(
             runs.remarks.append(UNFINISHED)
         runs.remarks += remarks(remote, device, watch)
     return runs
+
+
+def place(contender: Contender, scenario: str) -> str:
+    """The folder of a file's logs: its scenario, and behind that the GPU, as cuda0, or OpenVINO.
+
+    So a file's runs on a CPU and on a GPU, or in two runtimes, leave each other's logs alone.
+    """
+    one = contender.runtime
+    device = one.device.replace(":", "") if one.device.startswith("cuda") else ""
+    other = OPENVINO if unversioned(one.runtime).lower() == OPENVINO else ""
+    return "-".join(filter(None, (scenario, device, other)))
 
 
 def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Result:

@@ -51,6 +51,7 @@ class Profile:
     runs: int
     ms: float  # a whole run, while it is profiled: the median
     layers: tuple[Layer, ...]
+    addition: str  # what was put before a file of another program, in words; else nothing
 
     def operators(self) -> dict[str, float]:
         """The share of every kind of layer, the largest first."""
@@ -115,4 +116,5 @@ def _summary(runtime: Runtime, batch: int, times: Sequence[float], runs: Sequenc
     medians = {key: float(np.median([run.get(key, 0.0) for run in runs])) for key in runs[-1]}
     total = sum(medians.values())
     layers = tuple(Layer(*key, ms, ms / total) for key, ms in medians.items())
-    return Profile(runtime.runtime, batch, len(runs), float(np.median(times)), layers)
+    ms = float(np.median(times))
+    return Profile(runtime.runtime, batch, len(runs), ms, layers, runtime.addition)

@@ -14,6 +14,7 @@ from cifar_deploy.address import Address
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
+    Format,
     FormatOption,
     JsonFileOption,
     Kind,
@@ -109,7 +110,8 @@ def benchmark(
 ) -> None:
     """Measure latency and throughput of PyTorch and exported files side by side.
 
-    Exit status 1 if something could not be measured, or is slower than --baseline allows.
+    Exit status 1 if something could not be measured (but for a model's engines where no GPU is),
+    or is slower than --baseline allows.
     """
     loadgens = {"--images": images, "--out": out, "--data": data, "--data-dir": data_dir}
     if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
@@ -122,14 +124,15 @@ def benchmark(
     measured = sizes
     if scenario:
         measured = (offline if scenario is Scenario.Offline else 1,)
-    all_work = _contestants(targets or [], Kind.of(format, precision))
+    kind = Kind.of(format, precision)
+    all_work = _contestants(targets or [], kind)
     work, left = _of_batches(all_work, measured)
     if baseline and scenario:
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
         raise UserError("--max-slowdown goes with --baseline")
     # Now: nothing may come between what was measured and its table.
-    told_of_files = [*_stale(work), *left]
+    told_of_files = [*_stale(work), *left, *_unexported(all_work)]
     from cifar_deploy.benchmark import baseline as earlier
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import describe, pick
@@ -200,8 +203,22 @@ def benchmark(
     show(shown, said, value, json_file, 160)
     if ended:
         raise ended
-    if failures or worse:
+    # Engines that come with a model are told where there is no GPU, and are no failure.
+    named = Format.trt in kind.formats
+    if worse or any(named or not _waits(work, failure) for failure in failures):
         raise typer.Exit(1)
+
+
+def _waits(work: "list[Work]", failure: "sweep.Failure") -> bool:
+    """Whether what failed is an engine of a model, itself not named, that only lacks a GPU."""
+    from cifar_deploy.engines.manifest import NO_GPU
+
+    found = [
+        whole
+        for folder, files, whole in work
+        if folder.name == failure.model and failure.name in [file.name for file in files]
+    ]
+    return failure.reason.endswith(NO_GPU) and all(found)
 
 
 def _check_some(tried: bool, failures: "Sequence[sweep.Failure]") -> None:
@@ -272,6 +289,18 @@ def _stale(work: "list[Work]") -> list[str]:
         for card in [store.card_of(folder)]
         for file in files
         if isinstance(file, Path) and store.stale(file, card)
+    ]
+
+
+def _unexported(work: "list[Work]") -> list[str]:
+    """What is said of models that PyTorch alone can run: one line for all of them."""
+    lone = [str(folder.path) for folder, files, whole in work if whole and not files]
+    if not lone:
+        return []
+    has = "has" if len(lone) == 1 else "have"
+    return [
+        f"{', '.join(lone)} {has} no exported files, and PyTorch alone was measured: "
+        f"`cifar-deploy export {' '.join(lone)}` makes some"
     ]
 
 

@@ -25,12 +25,16 @@ from cifar_deploy.cli.options import (
 )
 from cifar_deploy.cli.train import home
 
+# A rate that is too high takes some steps to show, and the loss is a running mean of 20: with fewer
+# steps the rate is far beyond by then.
+FEWEST_STEPS = 60
+
 
 def find_lr(
     model: Annotated[str, typer.Argument(help="The network.")],
     low: Annotated[float, typer.Option(help="The first learning rate.")] = 1e-4,
     high: Annotated[float, typer.Option(help="The last one.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="Steps between them.", min=20)] = 200,
+    steps: Annotated[int, typer.Option(help="Steps between them.", min=FEWEST_STEPS)] = 200,
     batch_size: BatchOption = None,
     init: InitOption = None,
     weights_file: WeightsFileOption = None,

@@ -49,6 +49,8 @@ def profile(
     with doing(f"running {file}"), Watch(CPU) as watch:
         found = measure(file, runtime.value, batch, seconds)
         remarks = watch.remarks()
+    if found.addition:
+        remarks.insert(0, f"{file.name} {found.addition}, and timed with it: layers of the table")
     value = {
         "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
         "file": str(file),

@@ -15,6 +15,7 @@ from cifar_deploy.store import Json, manifest_path, read_json, read_manifest
 # What TensorRT for RTX is known to refuse; of other GPUs between its targets it is asked.
 HOPPER = "9.0"
 TURING = "7.5"
+NO_GPU = "runs on a CUDA GPU; none is here"
 MAGIC_RTX = b"vtrt"  # how serialised engines of TensorRT for RTX 1.7 begin
 
 
@@ -70,7 +71,7 @@ def refusal(
     flavour, built = str(manifest["flavour"]), manifest.get("tensorrt")
     title = TITLES[flavour]
     if gpu is None:
-        return f"an engine of {library(manifest)} runs on a CUDA GPU; none is here"
+        return f"an engine of {library(manifest)} {NO_GPU}"
     if built and not _fits(flavour, str(built), version, bool(manifest.get("version_compatible"))):
         return f"built with {title} {built}, this is {version}; export it again here"
     if flavour == RTX and (reason := _other_target(manifest, f"{title} {version}", gpu, known)):

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch._dynamo.utils import counters
 
@@ -54,6 +57,23 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> P
         assert (place / "train" / label).is_dir()
         assert (place / "test" / label).is_dir()
     return place
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Another program's ONNX file: it takes float pixels, [batch, 3, 32, 32]."""
+    pixels = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 32, 32])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])
+    weight = numpy_helper.from_array(np.ones((3072, 10), np.float32), "weight")
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "graph", [pixels], [answer], [weight])
+    opset = [helper.make_opsetid("", 18)]
+    file = tmp_path / "x.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), file)
+    return file
 
 
 @pytest.fixture

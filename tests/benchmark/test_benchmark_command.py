@@ -10,18 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from processes import command_line
 
 import cifar_deploy
 from cifar_deploy.cli.options import OnnxBy
+from cifar_deploy.engines.flavour import RTX
+from cifar_deploy.engines.manifest import MAGIC_RTX
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.runtimes.load import ONNX
-from cifar_deploy.store import ModelFolder
+from cifar_deploy.store import ModelFolder, write_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -151,6 +150,28 @@ def test_a_models_file_of_another_batch_is_left_out(run: Run, models: Path, tmp_
     assert (status, "it takes batches of 3 only" in out) == (1, True)
 
 
+def test_a_model_without_files_is_measured_in_pytorch_and_told_how_to_export(
+    run: Run, models: Path, tmp_path: Path, pictures: Path
+) -> None:
+    place = tmp_path / "simple_cnn"
+    shutil.copytree(models / "simple_cnn", place, ignore=shutil.ignore_patterns("*.onnx*"))
+    said = f"{place} has no exported files, and PyTorch alone was measured: "
+    said += f"`cifar-deploy export {place}` makes some"
+    quick = (str(place), *QUICK, "--in-flight", "0", "--json", "-")
+    status, out, _ = run(*quick, "--batch", "2")
+    value = json.loads(out)
+    assert (status, [row["name"] for row in value["rows"]]) == (0, ["PyTorch eager fp32"])
+    assert said in value["remarks"]
+    status, out, err = run(*quick, "--precision", "int8")  # what was asked for is not there
+    assert (status, out, "no exported int8 file; run: cifar-deploy export" in err) == (2, "", True)
+    pytest.importorskip("mlperf_loadgen")
+    options = ("--scenario", "SingleStream", "--images", "20", "--data", "auto")
+    options += ("--data-dir", str(pictures), "--out", str(tmp_path / "logs"))
+    status, out, _ = run(str(place), *QUICK, *options, "--json", "-")
+    assert status == 0
+    assert said in json.loads(out)["remarks"]
+
+
 def test_a_cpu_runtime_takes_as_many_threads_as_asked(run: Run, models: Path) -> None:
     before = torch.get_num_threads()
     file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
@@ -238,6 +259,28 @@ def test_a_file_that_cannot_run_is_told_and_ends_with_1(
     assert "simple_cnn.fp32.onnx" in out
 
 
+def test_a_models_engines_are_no_failure_without_a_gpu(
+    run: Run, models: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "simple_cnn"
+    shutil.copytree(models / "simple_cnn", place)
+    engine = ModelFolder(place).engine("fp32", RTX)
+    engine.write_bytes(MAGIC_RTX)
+    write_manifest(engine, {"flavour": RTX, "tensorrt": "1.7.1.116"})
+    quick = (*QUICK, "--batch", "1", "--in-flight", "0")
+    status, out, _ = run(str(place), *quick)
+    said = "an engine of TensorRT for RTX 1.7.1.116 runs on a CUDA GPU; none is here"
+    assert (status, f"{engine.name}: {said}" in out) == (0, True)
+    assert run(str(place), *quick, "--precision", "fp32")[0] == 0
+    # What was named is missed.
+    assert run(str(place), *quick, "--format", "trt")[0] == 1
+    assert run(str(place), str(engine), *quick)[0] == 1
+    assert run(str(engine), *quick)[0] == 2
+    engine.write_bytes(MAGIC_RTX + b"changed")  # and no GPU is what is wrong with this one
+    status, out, _ = run(str(place), *quick)
+    assert (status, "does not match its manifest" in out) == (1, True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_was_measured(
     models: Path, tmp_path: Path, number: signal.Signals
@@ -283,18 +326,8 @@ def test_nothing_trained(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert f"nothing in {tmp_path}{os.sep} is trained" in err
 
 
-def test_a_file_of_another_program_is_measured_with_what_it_lacks(run: Run, tmp_path: Path) -> None:
-    pixels = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 32, 32])
-    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])
-    weight = numpy_helper.from_array(np.ones((3072, 10), np.float32), "weight")
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["y"]),
-    ]
-    graph = helper.make_graph(nodes, "graph", [pixels], [answer], [weight])
-    opset = [helper.make_opsetid("", 18)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "x.onnx")
-    status, out, _ = run(str(tmp_path / "x.onnx"), *QUICK, "--batch", "2")
+def test_a_file_of_another_program_is_measured_with_what_it_lacks(run: Run, foreign: Path) -> None:
+    status, out, _ = run(str(foreign), *QUICK, "--batch", "2")
     assert status == 0
     assert "x.onnx takes float32 [batch, 3, 32, 32] and gives float32: here mean 0,0,0" in out
     assert "and timed with it" in out

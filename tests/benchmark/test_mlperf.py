@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from cifar_deploy.benchmark.sweep import Contender
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate.judge import Options, Reference, judge
 
@@ -69,6 +71,28 @@ def test_both_scenarios_of_all_files_and_the_json(
         assert Path(result["logs"]).is_relative_to(tmp_path / "simple_cnn")
         assert result["loadgen"]
     assert value["failures"] == []
+
+
+def test_runs_on_other_devices_and_in_other_runtimes_leave_the_logs_alone(
+    measured: ModelFolder, small_data: Dataset, tmp_path: Path
+) -> None:
+    """The same file, on what a GPU is called here: where it is computed is not looked at."""
+    gpus = [Sleeper(lambda _: 0.001) for _ in range(2)]
+    for number, gpu in enumerate(gpus):
+        gpu.device = f"cuda:{number}"
+    file = measured.onnx("fp32")
+    runtimes: list[Any] = [OnnxRuntime(file, CPU), *gpus]
+    if importlib.util.find_spec("openvino"):
+        runtimes.append(OpenVino(file, CPU))
+    places = [mlperf.place(Contender("m", file.name, one), "Offline") for one in runtimes]
+    wanted = ["Offline", "Offline-cuda0", "Offline-cuda1", "Offline-openvino"]
+    assert places == wanted[: len(runtimes)]
+    settings = mlperf.Settings("Offline", 0.1, 8, 1)
+    entered = [Contender("m", file.name, one) for one in runtimes if one not in gpus]
+    runs = mlperf.run_all([entered], {"m": small_data.test.first(20)}, settings, tmp_path, CPU)
+    assert [Path(result.logs) for result in runs.results] == [
+        tmp_path / "m" / file.name / folder for folder in places if "cuda" not in folder
+    ]
 
 
 def test_a_batch_is_no_larger_than_the_images_are_many(small_data: Dataset, tmp_path: Path) -> None:

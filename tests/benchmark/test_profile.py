@@ -63,6 +63,26 @@ def test_many_runs_of_a_small_network_are_summed_up_at_once(measured: ModelFolde
     assert sum(layer.ms for layer in found.layers) < 2 * found.ms
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_is_put_before_another_programs_file_is_told(
+    run: Run, foreign: Path, measured: ModelFolder, runtime: str, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec(runtime) is None:
+        pytest.skip(f"needs {runtime}")
+    figures = tmp_path / "profile.json"
+    more = (*QUICK, "--runtime", runtime, "--json", str(figures))
+    said = "here mean 0,0,0 and std 1,1,1 are put before it, and timed with it: layers of the table"
+    status, out, _ = run(str(foreign), *more)
+    assert (status, out.count(said)) == (0, 1)
+    assert out.count(f"{foreign.name} takes float32 [batch, 3, 32, 32]") == 1
+    value = json.loads(figures.read_text())
+    assert value["addition"] in value["remarks"][0]
+    assert value["addition"] in out
+    status, out, _ = run(str(measured.onnx("fp32")), *more)
+    assert (status, "put before" in out) == (0, False)
+    assert json.loads(figures.read_text())["addition"] == ""
+
+
 def test_what_cannot_be_profiled_is_told(run: Run, measured: ModelFolder, tmp_path: Path) -> None:
     single = tmp_path / "single.onnx"
     model = onnx.load(measured.onnx("fp32"))

@@ -19,6 +19,9 @@ import pytest
 from building import CPP, RUNTIMES, Packed, cmake, need, run, without
 
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.engines.flavour import RTX, Flavour
+from cifar_deploy.engines.manifest import Gpu, refusal
+from cifar_deploy.engines.options import targets
 from cifar_deploy.export.onnx_file import PRECISIONS
 
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Werror"]
@@ -134,6 +137,38 @@ def test_tensorrt_refuses_engines_of_another_version_or_gpu(
     said = refused(engine_package(packed("fp32"), tmp_path / "gpu", tensorrt, **other))
     # Without a GPU that is what is told.
     assert "was built for GPUs of compute capability 1.1" in said or "needs an NVIDIA GPU" in said
+
+
+def test_what_is_advised_for_another_gpu_is_what_validate_advises(
+    rtx: Flavour, tmp_path: Path
+) -> None:
+    root = given("TENSORRT_RTX_ROOT")
+    need("c++")
+    gpus = ["7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "12.1", "12.2", "13.0"]
+    source, program = tmp_path / "advice.cpp", tmp_path / "advice"
+    calls = [f"{{{gpu.replace('.', ', ')}}}" for gpu in gpus]
+    source.write_text(f"""
+#include <cifar_deploy/backends/tensorrt.hpp>
+#include <iostream>
+int main() {{
+    const int gpus[][2] = {{{", ".join(calls)}}};
+    for (const auto& gpu : gpus) {{
+        std::cout << cifar_deploy::detail::other_engine("it", gpu[0], gpu[1]) << "\\n";
+    }}
+}}
+""")
+    headers = ["-isystem", root / "include", "-isystem", CUDA / "include", f"-I{CPP / 'include'}"]
+    define = "-DCIFAR_DEPLOY_HAS_TENSORRT_RTX=1"
+    run("c++", "-std=c++17", *WARNINGS, *headers, define, source, "-o", program)
+    said = dict(zip(gpus, run(program).stdout.decode().splitlines(), strict=True))
+    # An engine for no GPU that there is, so that every one is refused.
+    manifest = {"flavour": RTX, "tensorrt": rtx.version, "targets": ["1.1"]}
+    for gpu, advice in said.items():
+        refused = refusal(manifest, rtx.version, Gpu("a GPU", gpu), targets(rtx)) or ""
+        for words in ("does not support this GPU", "without --compute-capability"):
+            assert (words in advice) == (words in refused)
+        named = [text.partition("with --")[2] for text in (advice, refused)]
+        assert named[0] == named[1]
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from processes import command_line
 from typer.testing import CliRunner
 
 from cifar_deploy.cli import app
@@ -100,6 +101,16 @@ def test_a_range_is_checked_before_the_data_are_read() -> None:
     command = ["find-lr", "simple_cnn", "--data-dir", "absent", "--low", "1", "--high", "0.1"]
     with pytest.raises(UserError, match="the range runs upwards"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_too_few_steps_are_refused_before_the_data_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = command_line(monkeypatch, capsys)
+    status, out, err = run("find-lr", "simple_cnn", "--data-dir", "absent", "--steps", "20")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "'--steps'" in err
+    assert " 60;" in err
 
 
 def test_a_range_that_shows_nothing_is_told(make_job: MakeJob) -> None:

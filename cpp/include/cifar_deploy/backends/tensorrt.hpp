@@ -163,6 +163,29 @@ inline bool same_tensorrt(const std::string& built, const std::string& here) {
     return built == needed || built.compare(0, needed.size() + 1, needed + '.') == 0;
 }
 
+// What to do where an engine is not for this GPU, of compute capability `major`.`minor`: the facts of
+// `cifar-deploy validate`. `product`: name and version of the library.
+inline std::string other_engine(const std::string& product, int major, int minor) {
+#ifdef CIFAR_DEPLOY_HAS_TENSORRT_RTX
+    const std::string here = std::to_string(major) + '.' + std::to_string(minor);
+    // What TensorRT for RTX 1.7 builds for (ComputeCapability), the oldest first; for Turing no linear
+    // layer in fp32. GPUs that are newer than the last run what was built for no GPU by name.
+    for (const char* target : {"7.5", "8.0", "8.6", "8.9", "12.0", "12.1"}) {
+        if (here != target) continue;
+        return "export the engine again with --compute-capability " + here +
+               (here == "7.5" ? " --precision fp16" : "");
+    }
+    if (major > 12 || (major == 12 && minor > 1)) {
+        return "export the engine again without --compute-capability";
+    }
+    return product + " does not support this GPU: package the ONNX file, or an engine of --flavour "
+                     "tensorrt";
+#else
+    static_cast<void>(product), static_cast<void>(major), static_cast<void>(minor);
+    return "export the engine on this GPU";
+#endif
+}
+
 class TensorRtRuntime final : public Runtime {
 public:
     TensorRtRuntime(const Manifest& manifest, const std::string& model, const LoadOptions& options)
@@ -189,10 +212,12 @@ public:
                                                log_->first() + "; close what else runs on the GPU");
         }
         if (!engine_) {
-            fail(ErrorCode::wrong_engine, product() + " cannot load " + manifest.file + ": " +
-                                              log_->first() +
-                                              "; export the engine again with this version and "
-                                              "for this GPU");
+            const std::string said = log_->first();
+            const bool other_gpu = said.find("ompute capability") != std::string::npos;
+            fail(ErrorCode::wrong_engine,
+                 product() + " cannot load " + manifest.file + ": " + said + "; " +
+                     (other_gpu ? other_engine(product(), major_, minor_)
+                                : "export the engine again with this version and for this GPU"));
         }
         check_interface(manifest);
         for (int i = 0; i < engine_->getNbOptimizationProfiles(); ++i) add_profile(i);
@@ -310,8 +335,9 @@ private:
         cudaDeviceProp properties{};
         check_cuda(cudaGetDeviceProperties(&properties, device_), "cudaGetDeviceProperties");
         gpu_ = properties.name;
-        const std::string here =
-            std::to_string(properties.major) + '.' + std::to_string(properties.minor);
+        major_ = properties.major;
+        minor_ = properties.minor;
+        const std::string here = std::to_string(major_) + '.' + std::to_string(minor_);
         std::string targets;
         for (const std::string& target : manifest.compute_capabilities) {
             if (target == here) return check_model(manifest);
@@ -320,7 +346,7 @@ private:
         if (targets.empty()) return;
         fail(ErrorCode::wrong_engine,
              manifest.file + " was built for GPUs of compute capability " + targets + ", and " +
-                 gpu_ + " has " + here + "; export the engine on this GPU or for it");
+                 gpu_ + " has " + here + "; " + other_engine(product(), major_, minor_));
     }
 
     void check_model(const Manifest& manifest) const {
@@ -434,6 +460,8 @@ private:
     std::string output_;
     int device_ = 0;
     std::string gpu_;
+    int major_ = 0;  // of its compute capability
+    int minor_ = 0;
     LentLog log_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;

@@ -32,6 +32,7 @@ from cifar_deploy.train import card, checkpoint, initial, teachers
 from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.memory import largest
+from cifar_deploy.train.norms import synchronise
 from cifar_deploy.train.objective import Objective
 from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
 from cifar_deploy.train.profile import Profile
@@ -110,9 +111,8 @@ class Trainer:
         self.network, self.start = self._build()
         self.init_seconds = time.perf_counter() - started
         self._check_first_size()
-        if self.ranks.world > 1 and device.type == "cuda":  # there is none for CPUs
-            convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-            self.network = convert(self.network)
+        if self.ranks.world > 1:
+            self.network = synchronise(self.network, device)
         factors = initial.rates(self.network, self.start, recipe.finetune)
         self.frozen = freeze(self.network, recipe.finetune.freeze)
         self._check_batch()
@@ -141,7 +141,7 @@ class Trainer:
         self.forward: Any = self.objective
         if self.ranks.world > 1:
             ids = [device.index] if device.type == "cuda" else None
-            # Nobody's buffers but the first process's are used (Ranks.same_buffers).
+            # The norms agree on theirs; of others the first process's are used (same_buffers).
             self.forward = DistributedDataParallel(
                 self.objective, device_ids=ids, broadcast_buffers=False
             )
@@ -204,9 +204,7 @@ class Trainer:
 
     def _check_batch(self) -> None:
         """Raise UserError where a batch norm would see a single number a channel."""
-        world = self.ranks.world
-        synchronised = world > 1 and self.job.device.type == "cuda"
-        if self.batches.share > 1 or synchronised:
+        if self.batches.size > 1:  # those of all processes count
             return
         self._train_mode()
         network = copy.deepcopy(self.network)  # its batch norms remember what they see
@@ -217,7 +215,7 @@ class Trainer:
         except ValueError as error:
             raise UserError(
                 f"one image at a time is too few for {self.job.network}'s batch norms; set "
-                f"--batch-size {2 * world} or more"
+                "--batch-size 2 or more"
             ) from error
 
     def _known(self, start: initial.Start) -> initial.Start:

@@ -48,6 +48,66 @@ main()
 """
 
 
+# Each process alone, then both together, then both from the checkpoint of step 4 on.
+NORMED = """
+import sys
+from pathlib import Path
+import torch
+from cifar_deploy import architectures, recipe
+from cifar_deploy.data import synthetic
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.train.loop import Job, Trainer
+from cifar_deploy.train.ranks import ALONE, together
+
+room = Path(sys.argv[1])
+sys.path.insert(0, str(room))
+architectures.NETWORKS["norms"] = "norms"
+CPU, DATA = torch.device("cpu"), synthetic.generate(train=60, test=20)
+QUICK = ["train.epochs=2", "train.batch_size=20", "train.precision=fp32", "optimizer.lr=0.05"]
+FOLDER = ModelFolder(room / "out")
+
+
+def trained(ranks, resume=False):
+    job = Job("norms", recipe.load(None, QUICK), DATA, CPU, FOLDER, resume, ranks=ranks)
+    trainer = Trainer(job)
+    trainer._prepare()
+    found = {}
+    while trainer.state.step < trainer.steps:
+        trainer.step()
+        done = trainer.state.step
+        found[f"loss of step {done}"] = ranks.total(trainer.loss) / ranks.world
+        if done == 4 and ranks.world > 1:
+            trainer._save()
+    found |= {f"last {k}": v for k, v in trainer.network.state_dict().items()}
+    return found | {f"mean {k}": v for k, v in trainer.best().state_dict().items()}
+
+
+with together(CPU) as ranks:
+    alone = trained(ALONE)
+    both = trained(ranks)
+    assert list(alone) == list(both)
+    for key, value in alone.items():
+        torch.testing.assert_close(both[key], value, rtol=1e-5, atol=1e-5)
+    ranks.wait()  # until the checkpoint is there
+    for key, value in trained(ranks, resume=True).items():
+        assert torch.equal(both[key], value), key
+    print("same")
+"""
+# Convolutions of images and, flat, a linear layer's numbers, which are one a channel and image.
+NORMS = """
+from torch import nn
+
+
+def build(num_classes):
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, stride=2, bias=False), nn.BatchNorm2d(32, momentum=0.3), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 32, bias=False)),
+        *(nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, num_classes)),
+    )
+"""
+
+
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return python(
         *("-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -107,6 +167,14 @@ def test_two_processes_do_what_one_does_also_after_one_was_killed(
     assert not two.checkpoint.exists()
 
 
+def test_batch_norms_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    (tmp_path / "norms.py").write_text(NORMS)
+    (tmp_path / "both.py").write_text(NORMED)
+    done = torchrun(tmp_path / "both.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("same") == 2
+
+
 def test_the_command_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train", "train", "cnn9", "--resume"])
     assert train._command(1) == "cifar-deploy train cnn9"
@@ -149,7 +217,7 @@ with together(torch.device("cpu")) as ranks:
 
 
 def test_the_first_ones_statistics_are_what_is_judged(tmp_path: Path) -> None:
-    # Without synchronised batch norms every process has its own, and the first one's are stored.
+    # Of a norm that does not ask the others, every process has its own; the first one's are stored.
     (tmp_path / "same.py").write_text(SAME)
     done = torchrun(tmp_path / "same.py")
     assert done.returncode == 0, done.stderr

@@ -136,7 +136,10 @@ SetOption = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the recipe."),
 ]
 InitOption = Annotated[
-    str | None, typer.Option(help="Weights to begin with: imagenet, a model folder or a file.")
+    str | None,
+    typer.Option(
+        help="Weights to begin with: imagenet, a model folder or a file; with @SHA256 only those."
+    ),
 ]
 TeacherOption = Annotated[
     list[str] | None,

@@ -113,11 +113,18 @@ def _keep_unfinished(folder: store.ModelFolder, init: str | None) -> None:
     if folder.seeds.exists():  # until all seeds are done
         resume, what = "--seeds N --resume", f"it and {folder.seeds}"
     for begun in (folder.checkpoint, *sorted(folder.seeds.glob("*/*"))):
-        if begun.exists() and not (init and Path(init).resolve() == begun.resolve()):
+        if begun.exists() and not (init and _is(init, begun)):
             raise UserError(
                 f"{begun} is of a run that has not ended; go on with {resume}, write elsewhere "
                 f"with --out, or remove {what} to begin anew"
             )
+
+
+def _is(init: str, file: Path) -> bool:
+    """Whether `--init init` names this file."""
+    from cifar_deploy.train import initial
+
+    return initial.place(init).resolve() == file.resolve()
 
 
 def _accuracy(card: store.Json) -> str:
@@ -168,6 +175,7 @@ def run(
     found = recipes.load(recipes.find(recipe, folder, name), overrides)
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
+    from cifar_deploy.train import initial
     from cifar_deploy.train import seeds as several
     from cifar_deploy.train.interrupt import Interrupted
     from cifar_deploy.train.loop import Job, Trainer
@@ -183,7 +191,7 @@ def run(
             dataset = find.load(source, data_dir)
         job = Job(
             *(name, found, dataset, where, folder, resume, init, weights_file, ranks, profile),
-            command=_command(ranks.world),
+            command=_command(ranks.world, initial.pinned(init) if init else ""),
             data_seconds=time.perf_counter() - started,
         )
 
@@ -268,9 +276,14 @@ def _differs(trainer: "Trainer", card: store.Json) -> bool:
     return mine != (completed(card["recipe"]), card["device"], init, there)
 
 
-def _command(processes: int) -> str:
-    """The command that gives this run again, from its beginning."""
+def _command(processes: int, init: str = "") -> str:
+    """The command that gives this run again, from its beginning, with `--init init` if any."""
     arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--json", "--profile")]
+    for place, argument in enumerate(arguments if init else ()):
+        if argument == "--init":
+            arguments[place + 1] = init
+        elif argument.startswith("--init="):
+            arguments[place] = f"--init={init}"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # of them, on this machine
     machines = f"--nnodes {processes // here} " if processes > here else ""
     before = f"torchrun {machines}--nproc-per-node {here} -m cifar_deploy"

@@ -1,6 +1,7 @@
 """What a network's weights are before the first step: chance, structure, or earlier training."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ PRETRAINED = {
 # Of torchvision's preprocessing for all of them.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 COUNTER = "num_batches_tracked"  # of a batch norm, which nothing here uses
+LEAST_DIGITS, DIGITS = 8, 12  # of a sha256 that is given, and of one that is told
 PATCHES = 5_000  # images whose patches a whitening is made from
 
 
@@ -122,21 +124,30 @@ def load(
 ) -> Start:
     """Fill `network`, called `name`, from `init`: "imagenet" or a file that was written here.
 
-    `file` holds torchvision's weights where they are not to be downloaded. The classifier stays new
-    where the classes are others. Raises UserError for weights of another network, with what is
-    missing and what is extra, for a file that cannot be read, and without network.
+    Behind the file's name, or its folder's, may stand `@` and the beginning of its sha256. `file`
+    holds torchvision's weights where they are not to be downloaded. The classifier stays new where
+    the classes are others. Raises UserError for weights of another sha256 or another network, with
+    what is missing and what is extra, for a file that cannot be read, and without network.
     """
     if init == IMAGENET:
         return _imagenet(network, name, file)
     if file:
         raise UserError(f"--weights-file goes with --init {IMAGENET}")
-    path = _file(init)
-    if not Path(init).exists():
+    named, asked = _split(init)
+    if not named.exists():
+        hint = f"; behind an @ go {LEAST_DIGITS} or more digits of the weights' sha256"
         raise UserError(
             f"--init: {init} does not exist; name a model's folder, as {models_root()}/resnet18, "
-            f"its file, or {IMAGENET}"
+            f"its file, or {IMAGENET}{hint if '@' in init else ''}"
         )
+    path = _file(init)
     tensors, facts = weights.read_tensors(path)
+    sha256 = sha256_of(path)
+    if not sha256.startswith(asked):
+        raise UserError(
+            f"--init {init}: {path} holds other weights, of sha256 {sha256[:DIGITS]}…; bring those "
+            f"back that are asked for, or begin with these by --init {named}"
+        )
     # A checkpoint holds several networks: the averaged one is the best.
     prefixes = ("average.", "network.")
     prefix = next((p for p in prefixes if any(k.startswith(p) for k in tensors)), "")
@@ -148,7 +159,6 @@ def load(
     mean, std = facts.get("mean"), facts.get("std")
     if not (isinstance(mean, list) and isinstance(std, list)):
         raise UserError(f"{path} does not say how its pixels were normalised; make it anew")
-    sha256 = sha256_of(path)
     if "data_sha256" in facts:  # a checkpoint
         return Start(path.name, mean, std, kept, sha256, _learned_from(facts))
     there = card_of(ModelFolder(path.parent))
@@ -171,8 +181,11 @@ def within(folder: Path, init: str) -> bool:
 def differs(start: Start | None, init: str, file: Path | None, folder: Path) -> bool:
     """Whether a run that began with `start` began with something else than `load` would load.
 
-    A file in `folder`, the run's own, may have been written over since: its name has to do.
+    A file in `folder`, the run's own, may have been written over since: its name has to do, where
+    no sha256 stands behind it.
     """
+    if init != IMAGENET and (asked := _split(init)[1]):
+        return start is None or not (start.sha256 or "").startswith(asked)
     named = file if init == IMAGENET else _file(init)
     origin = IMAGENET if init == IMAGENET or named is None else named.name
     if start is None or start.origin != origin:
@@ -182,8 +195,35 @@ def differs(start: Start | None, init: str, file: Path | None, folder: Path) -> 
     return sha256_of(named) != start.sha256
 
 
+def pinned(init: str) -> str:
+    """`init` as a command names it that is followed later, when other weights may be there.
+
+    With the beginning of the sha256 of the weights that it names now.
+    """
+    if init == IMAGENET or _split(init)[1] or not (path := _file(init)).is_file():
+        return init
+    return f"{init}@{sha256_of(path)[:DIGITS]}"
+
+
+def place(init: str) -> Path:
+    """The file or folder that `init`, other than "imagenet", names."""
+    return _split(init)[0]
+
+
+def _split(init: str) -> tuple[Path, str]:
+    """The file or folder that `init` names, and the beginning of a sha256 behind it, if any.
+
+    What exists is a path, whatever it is called.
+    """
+    path, _, sha256 = init.rpartition("@")
+    digits = re.fullmatch(f"[0-9a-fA-F]{{{LEAST_DIGITS},64}}", sha256)
+    if not path or not digits or Path(init).exists():
+        return Path(init), ""
+    return Path(path), sha256.lower()
+
+
 def _file(init: str) -> Path:
-    path = Path(init)
+    path = place(init)
     return path / "model.safetensors" if path.is_dir() else path
 
 

@@ -1,9 +1,11 @@
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from processes import command_line
 from typer.testing import CliRunner, Result
 
 from cifar_deploy import store
@@ -51,6 +53,28 @@ def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
     first = done.stderr.splitlines()[0]
     assert first.startswith("simple_cnn: 240 images, 2 steps in 1 epoch, seed 4, fp32 on ")
     assert first.endswith("; checkpoints in here")
+
+
+def test_the_cards_command_begins_with_the_same_weights_or_not_at_all(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = command_line(monkeypatch, capsys)
+    train = ("train", "simple_cnn", "--data-dir", pictures, *QUICK)
+    assert call(*train, "--out", "first")[0] == 0
+    sha256 = store.read_card(ModelFolder(Path("first")))["weights"]["sha256"]
+    for given in (("--init", "first"), ("--init=first",)):
+        assert call(*train, *given, "--out", "second")[0] == 0
+        command = store.read_card(ModelFolder(Path("second")))["command"]
+        assert f" {' '.join(given)}@{sha256[:12]} --out second" in command
+    again = shlex.split(command)[1:]
+    assert call(*again)[0] == 0
+    assert store.read_card(ModelFolder(Path("second")))["command"] == command
+    assert call(*train, "--seed", "1", "--out", "first")[0] == 0
+    status, _, said = call(*again)
+    assert status == 2
+    assert re.search(
+        r"^error: --init first@.* first/model.safetensors holds other weights", said, re.M
+    )
 
 
 def test_weights_of_other_data_are_replaced_with_a_word(pictures: Path, models: Path) -> None:

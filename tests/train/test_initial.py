@@ -303,6 +303,41 @@ def test_another_network_is_no_beginning(make_job: MakeJob, recorder: Any, norme
         Trainer(dataclasses.replace(make_job(), weights_file=first.folder.weights))
 
 
+def test_other_weights_than_those_of_the_sha256_are_no_beginning(
+    make_job: MakeJob, recorder: Any
+) -> None:
+    first = make_job("train.epochs=1", folder="first").folder
+    sha256 = Trainer(make_job("train.epochs=1", folder="first")).run(recorder)["weights"]["sha256"]
+
+    def begun(init: str, resume: bool = False) -> Trainer:
+        job = make_job("train.epochs=1", folder="next", resume=resume)
+        return Trainer(dataclasses.replace(job, init=init))
+
+    pinned = initial.pinned(str(first.path))
+    assert pinned == f"{first.path}@{sha256[:12]}" == initial.pinned(pinned)
+    for init in (pinned, f"{first.weights}@{sha256}", f"{first.path}@{sha256[:8].upper()}"):
+        trainer = begun(init)
+        assert trainer.start is not None
+        assert trainer.start.sha256 == sha256
+    trainer.step()
+    trainer._save()
+    other = f"{first.path}@{'0' * 8}"
+    said = rf"^--init {other}: {first.weights} holds other weights, of sha256 {sha256[:12]}….*"
+    with pytest.raises(UserError, match=rf"{said} --init {first.path}$"):
+        begun(other)
+    with pytest.raises(UserError, match=r"does not exist; .* behind an @ go 8 or more digits"):
+        begun(f"{first.path}@{sha256[:7]}")
+    with pytest.raises(UserError, match="did not begin from this --init"):
+        begun(other, resume=True)
+    # What is called so is a path.
+    first.path.rename(other)
+    assert initial.pinned(other) == f"{other}@{sha256[:12]}"
+    begun(initial.pinned(other))
+    begun(other)
+    begun(pinned, resume=True)  # gone, but it began from them
+    assert [initial.pinned(init) for init in ("imagenet", "absent")] == ["imagenet", "absent"]
+
+
 def test_fine_tuning_moves_what_it_may_and_can_be_resumed(
     make_job: MakeJob, recorder: Any, resnet18: Path, few: Dataset
 ) -> None:

@@ -84,6 +84,15 @@ def export(
             metavar="NODE", help="int8: leave this convolution or linear layer of `layers` in fp32."
         ),
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="int8: keep layers in fp32 until it loses no more, on training images.",
+            min=0.0,
+            max=100.0,
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -109,11 +118,15 @@ def export(
         "layer_info": export_layer_info,
         "tf32": tf32,
     }
-    if Precision.int8 not in precisions and (calibration_images or data_dir or keep_fp32):
-        raise UserError("--calibration-images, --keep-fp32 and --data-dir go with --precision int8")
+    quantising = Quantising(
+        calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())), max_drop
+    )
+    if Precision.int8 not in precisions and quantising != Quantising():
+        raise UserError(
+            "--calibration-images, --keep-fp32, --max-drop and --data-dir go with --precision int8"
+        )
     if keep_fp32 and len(folders) > 1:
         raise UserError("--keep-fp32 names layers of one model; export one after the other")
-    quantising = Quantising(calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())))
     if batch and format is Format.trt:
         raise UserError(f"--batch is an ONNX file's; an engine's is --batch-profile {batch}")
     if format is Format.trt:
@@ -139,6 +152,7 @@ class Quantising:
     images: int | None = None
     data_dir: Path | None = None
     keep: tuple[str, ...] = ()
+    max_drop: float | None = None  # in points; None: it is not measured
 
     @classmethod
     def again(cls, file: Path, data_dir: Path | None) -> "Quantising":
@@ -158,7 +172,7 @@ def write_onnx(
 ) -> list[store.Json]:
     for folder in folders:
         store.read_card(folder)  # a missing model is told before anything is written
-    calibrations = _calibrations(folders, precisions, quantising)
+    calibrations = _calibrations(folders, precisions, quantising, engine=False)
     from cifar_deploy.export.onnx_file import export_onnx
 
     return [
@@ -169,9 +183,12 @@ def write_onnx(
 
 
 def _calibrations(
-    folders: list[store.ModelFolder], precisions: list[str], quantising: Quantising
+    folders: list[store.ModelFolder], precisions: list[str], quantising: Quantising, engine: bool
 ) -> "list[Calibration | None]":
-    """What the models' int8 files are calibrated on: images that each was trained on."""
+    """What the models' int8 files are calibrated on, images that each was trained on, but for what.
+
+    The latter is found out here where a loss is asked for: before anything is written.
+    """
     if Precision.int8 not in precisions:
         return [None] * len(folders)
     from cifar_deploy.architectures import weights
@@ -189,6 +206,12 @@ def _calibrations(
             loaded[key] = dataset, chosen
         dataset, calibration = loaded[key]
         dataset.expect_classes(folder.name, trained.classes)
+        if quantising.max_drop is not None:
+            from cifar_deploy.tuning import within
+
+            calibration = within(
+                quantising.max_drop, folder, dataset, calibration, engine, told=say
+            )
         found.append(calibration)
     return found
 
@@ -215,7 +238,7 @@ def _export_engines(
     check(options, chosen, gpu is not None)
     for folder in folders:
         store.read_card(folder)
-    calibrations = _calibrations(folders, precisions, quantising)
+    calibrations = _calibrations(folders, precisions, quantising, engine=True)
     say(f"{chosen}: {reason}")
     manifests = []
     for folder, calibration in zip(folders, calibrations, strict=True):
@@ -235,7 +258,13 @@ def _exported(path: Path) -> store.Json:
     if calibration := manifest.get("calibration"):
         images = f"{calibration['images']:,} training images"
         said += f", calibrated on {images} of {calibration['data']}"
-        if kept := calibration.get("kept_fp32"):
+        kept = calibration.get("kept_fp32", [])
+        if drop := calibration.get("drop"):
+            most = drop["upper_bound_of_loss_points"]
+            said += f", a loss of at most {most:.2f} points on {drop['images']:,} others"
+            said += f", {len(kept)} of {drop['layers']} layers in fp32{': ' if kept else ''}"
+            said += ", ".join(kept)
+        elif kept:
             said += f", {', '.join(kept)} in fp32"
     say(said)
     return manifest

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,12 +19,16 @@ import pytest
 import torch
 from PIL import Image
 from processes import may_mount
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from cifar_deploy import cli
-from cifar_deploy.data import synthetic
+from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.device import threads_allowed
-from cifar_deploy.store import sha256_of
+from cifar_deploy.export.quantise import Calibration
+from cifar_deploy.store import ModelFolder, sha256_of
+from cifar_deploy.tuning import within
 
 FILE = "models/simple_cnn/simple_cnn.fp32.onnx"
 
@@ -441,6 +446,77 @@ def test_what_int8_cannot_be_calibrated_on(run: Run, refused: Callable[..., str]
     assert not Path("models/simple_cnn/simple_cnn.int8.onnx").exists()
 
 
+def spoil() -> None:
+    """Give a layer of simple_cnn weights that change no answer, but leave the others no steps.
+
+    They are those of a unit that never speaks.
+    """
+    path = Path("models/simple_cnn/model.safetensors")
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    tensors["7.weight"][5] = 0
+    tensors["7.bias"][5] = -1
+    tensors["9.weight"][:, 5] = 1_000
+    save_file(tensors, path, facts)
+    card = path.with_name("card.json")
+    value = json.loads(card.read_text())
+    value["weights"]["sha256"] = sha256_of(path)
+    card.write_text(json.dumps(value))
+
+
+def test_layers_are_kept_in_fp32_until_little_enough_is_lost(run: Run, small_data: Dataset) -> None:
+    file, images = Path("models/simple_cnn/simple_cnn.int8.onnx"), "64"
+    export = ("export", "simple_cnn", "--precision", "int8", "--calibration-images", images)
+
+    def exported(*options: str) -> tuple[bytes, dict[str, Any], str]:
+        answer = run(*export, *options, "--json")
+        assert answer.status == 0, answer.err
+        (manifest,) = json.loads(answer.out)
+        return file.read_bytes(), manifest["calibration"], answer.err
+
+    plain, calibrated, _ = exported()
+    data, facts, said = exported("--max-drop", "20")
+    assert data == plain  # what is met at once keeps nothing
+    drop = facts["drop"]
+    assert facts == {**calibrated, "drop": drop}
+    assert (drop["margin_points"], drop["images"], drop["layers"]) == (20, 2_000 - 64, 4)
+    assert said.count(" of 4 layers in fp32: the loss is at most ") == 1
+    assert "points on 1,936 others, 0 of 4 layers in fp32\n" in said
+
+    spoil()
+    data, facts, said = exported("--max-drop", "5")
+    assert "simple_cnn: 0 of 4 layers in fp32: the loss is at most" in said
+    assert "simple_cnn: 1 of 4 layers in fp32, node_linear_1 the last: the loss is at" in said
+    assert "1 of 4 layers in fp32: node_linear_1\n" in said
+    assert facts["kept_fp32"] == ["node_linear_1"]
+    assert facts["drop"]["upper_bound_of_loss_points"] <= 5
+    assert data == exported("--keep-fp32", "node_linear_1")[0]
+    # What is kept anyway is kept from the beginning.
+    _, facts, said = exported("--max-drop", "5", "--keep-fp32", "node_linear_2")
+    assert facts["kept_fp32"] == ["node_linear_2", "node_linear_1"]
+    assert "simple_cnn: 1 of 4 layers in fp32: the loss is at most" in said
+
+    before = snapshot()
+    others = [("--keep-fp32", name) for name in ("node_conv2d_1", "node_linear", "node_linear_2")]
+    answer = run(*export, "--max-drop", "5", *(word for option in others for word in option))
+    assert (answer.status, answer.out) == (2, "")
+    *_, last = answer.err.strip().splitlines()
+    assert last.startswith("error: simple_cnn loses more than 5 points with a single layer in 8")
+    assert snapshot() == before
+
+
+def test_what_cannot_be_measured_on_training_images(refused: Callable[..., str]) -> None:
+    said = refused("export", "simple_cnn", "--precision", "fp16", "--max-drop", "1")
+    assert "--max-drop and --data-dir go with --precision int8" in said
+    export = ("export", "simple_cnn", "--precision", "int8", "--max-drop")
+    assert "1,488, which can show no less than 0.182 points" in refused(*export, "0.1")
+    said = refused(*export, "1", "--calibration-images", "2000")
+    assert "those calibrated on: 0, which can show no less than 100" in said
+    said = refused(*export, "1", "--keep-fp32", "node_conv")
+    assert "did you mean node_conv2d_1?" in said
+
+
 def test_models_shows_what_is_trained(run: Run) -> None:
     entries = {e["network"]: e for e in json.loads(run("models", "--json").out)}
     assert len(entries) == 7
@@ -762,6 +838,21 @@ def test_an_int8_engine_has_an_onnx_file_of_its_own(run: Run) -> None:
     assert [row["verdict"] for row in rows[2:]] == ["UNUSABLE"]
     # What the engine computes is judged without a GPU, in its graph.
     assert rows[1]["file"].endswith("simple_cnn.int8.trt.onnx")
+
+
+def test_an_int8_engine_is_made_of_a_graph_that_loses_little(run: Run, small_data: Dataset) -> None:
+    spoil()
+    options = ("--format", "trt", "--precision", "int8", "--max-drop", "5")
+    answer = run("export", "simple_cnn", *options, "--json")
+    assert answer.status == 0, answer.err
+    (manifest,) = json.loads(answer.out)
+    graph = Path("models/simple_cnn/simple_cnn.int8.trt.onnx")
+    assert manifest["onnx"] == {"file": graph.name, "sha256": sha256_of(graph)}
+    assert manifest["calibration"]["kept_fp32"] == ["node_linear_1"]
+    pictures = find.load("auto", Path(os.environ["CIFAR_DEPLOY_DATA"]))
+    folder = ModelFolder(graph.parent)
+    of_graph = within(5, folder, pictures, Calibration.of(pictures), True, lambda line: None)
+    assert manifest["calibration"] == of_graph.facts
 
 
 @no_gpu

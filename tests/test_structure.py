@@ -17,7 +17,7 @@ ROWS = [
     {"runtimes"},
     {"timing", "watch"},
     {"train", "export", "validate", "benchmark", "package"},
-    {"doctor", "classifier"},
+    {"doctor", "classifier", "tuning"},
     {"cli"},
     {"__main__"},
 ]

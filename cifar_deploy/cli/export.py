@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cifar_deploy.engines.options import Options
     from cifar_deploy.export.quantise import Calibration
 
-    Engines = tuple[Flavour, str, Options]
+    Engines = tuple[Flavour, str, Options, list[Calibration | None]]
 
 CAPABILITIES = re.compile(r"\d+\.\d([,\s]+\d+\.\d)*,?")  # of GPUs, as 8.6 or 8.6,8.9
 
@@ -91,6 +91,15 @@ def export(
             metavar="NODE", help="int8: leave this convolution or linear layer of `layers` in fp32."
         ),
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="int8: keep layers in fp32 until it loses no more, on training images.",
+            min=0.0,
+            max=100.0,
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -117,16 +126,20 @@ def export(
         "layer_info": export_layer_info,
         "tf32": tf32,
     }
-    if Precision.int8 not in precisions and (calibration_images or data_dir or keep_fp32):
-        raise UserError("--calibration-images, --keep-fp32 and --data-dir go with --precision int8")
+    quantising = Quantising(
+        calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())), max_drop
+    )
+    if Precision.int8 not in precisions and quantising != Quantising():
+        raise UserError(
+            "--calibration-images, --keep-fp32, --max-drop and --data-dir go with --precision int8"
+        )
     if keep_fp32 and len(folders) > 1:
         raise UserError("--keep-fp32 names layers of one model; export one after the other")
-    quantising = Quantising(calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())))
     if batch and Format.onnx not in formats:
         raise UserError(f"--batch is an ONNX file's; an engine's is --batch-profile {batch}")
     engines = None
     if Format.trt in formats:  # what cannot be built is told before anything is written
-        engines = _engines(flavour, batch_profile or [], asked)
+        engines = _engines(flavour, batch_profile or [], asked, folders, precisions, quantising)
     elif (
         flavour != "auto"
         or batch_profile
@@ -137,7 +150,7 @@ def export(
     if Format.onnx in formats:
         manifests += write_onnx(folders, precisions, quantising, batch)
     if engines:
-        manifests += _export_engines(folders, precisions, engines, quantising)
+        manifests += _export_engines(folders, precisions, engines)
     if as_json:
         print_json(manifests)
 
@@ -149,6 +162,7 @@ class Quantising:
     images: int | None = None
     data_dir: Path | None = None
     keep: tuple[str, ...] = ()
+    max_drop: float | None = None  # in points; None: it is not measured
 
     @classmethod
     def again(cls, file: Path, data_dir: Path | None) -> "Quantising":
@@ -168,7 +182,7 @@ def write_onnx(
 ) -> list[store.Json]:
     for folder in folders:
         store.read_card(folder)  # a missing model is told before anything is written
-    calibrations = _calibrations(folders, precisions, quantising)
+    calibrations = _calibrations(folders, precisions, quantising, engine=False)
     from cifar_deploy.export.onnx_file import export_onnx
 
     return [
@@ -179,9 +193,12 @@ def write_onnx(
 
 
 def _calibrations(
-    folders: list[store.ModelFolder], precisions: list[str], quantising: Quantising
+    folders: list[store.ModelFolder], precisions: list[str], quantising: Quantising, engine: bool
 ) -> "list[Calibration | None]":
-    """What the models' int8 files are calibrated on: images that each was trained on."""
+    """What the models' int8 files are calibrated on, images that each was trained on, but for what.
+
+    The latter is found out here where a loss is asked for: before anything is written.
+    """
     if Precision.int8 not in precisions:
         return [None] * len(folders)
     from cifar_deploy.architectures import weights
@@ -199,12 +216,28 @@ def _calibrations(
             loaded[key] = dataset, chosen
         dataset, calibration = loaded[key]
         dataset.expect_classes(folder.name, trained.classes)
+        if quantising.max_drop is not None:
+            from cifar_deploy.tuning import within
+
+            calibration = within(
+                quantising.max_drop, folder, dataset, calibration, engine, told=say
+            )
         found.append(calibration)
     return found
 
 
-def _engines(flavour: str, profiles: list[str], asked: dict[str, Any]) -> "Engines":
-    """Which flavour builds, why that one, and with what. Raises UserError for what it cannot do."""
+def _engines(
+    flavour: str,
+    profiles: list[str],
+    asked: dict[str, Any],
+    folders: list[store.ModelFolder],
+    precisions: list[str],
+    quantising: Quantising,
+) -> "Engines":
+    """Which flavour builds, why that one, with what, and on what int8 is calibrated.
+
+    Raises UserError for what cannot be done.
+    """
     from cifar_deploy.engines import flavour as flavours
     from cifar_deploy.engines.options import Options, Profile, check
 
@@ -216,22 +249,18 @@ def _engines(flavour: str, profiles: list[str], asked: dict[str, Any]) -> "Engin
     gpu = cuda_device()
     chosen, reason = flavours.choose(flavour, gpu is not None)
     check(options, chosen, gpu is not None)
-    return chosen, reason, options
+    for folder in folders:
+        store.read_card(folder)
+    return chosen, reason, options, _calibrations(folders, precisions, quantising, engine=True)
 
 
 def _export_engines(
-    folders: list[store.ModelFolder],
-    precisions: list[str],
-    engines: "Engines",
-    quantising: Quantising,
+    folders: list[store.ModelFolder], precisions: list[str], engines: "Engines"
 ) -> list[store.Json]:
     from cifar_deploy.engines.progress import Bars
     from cifar_deploy.export.engine import export_engine
 
-    chosen, reason, options = engines
-    for folder in folders:
-        store.read_card(folder)
-    calibrations = _calibrations(folders, precisions, quantising)
+    chosen, reason, options, calibrations = engines
     say(f"{chosen}: {reason}")
     manifests = []
     for folder, calibration in zip(folders, calibrations, strict=True):
@@ -251,7 +280,13 @@ def _exported(path: Path) -> store.Json:
     if calibration := manifest.get("calibration"):
         images = f"{calibration['images']:,} training images"
         said += f", calibrated on {images} of {calibration['data']}"
-        if kept := calibration.get("kept_fp32"):
+        kept = calibration.get("kept_fp32", [])
+        if drop := calibration.get("drop"):
+            most = drop["upper_bound_of_loss_points"]
+            said += f", a loss of at most {most:.2f} points on {drop['images']:,} others"
+            said += f", {len(kept)} of {drop['layers']} layers in fp32{': ' if kept else ''}"
+            said += ", ".join(kept)
+        elif kept:
             said += f", {', '.join(kept)} in fp32"
     say(said)
     return {**manifest, "path": str(path)}

@@ -31,9 +31,17 @@ class Split:
 
     def spread(self, count: int) -> "Split":
         """`count` images and labels, evenly spread over all; all where there are fewer."""
-        count = min(count, len(self))
-        chosen = np.arange(count) * len(self) // count
+        chosen = self._spread(count)
         return Split(self.images[chosen], self.labels[chosen])
+
+    def without(self, count: int) -> "Split":
+        """What `spread(count)` leaves."""
+        left = np.delete(np.arange(len(self)), self._spread(count))
+        return Split(self.images[left], self.labels[left])
+
+    def _spread(self, count: int) -> Labels:
+        count = min(count, len(self))
+        return np.arange(count) * len(self) // max(count, 1)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import nn
 from cifar_deploy import __version__, device
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
+from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.fold import fold_batch_norms
@@ -60,11 +61,7 @@ def export_onnx(
     path = folder.onnx(precision, engine, batch)
     _keep_foreign(path)
     trained = weights.load(folder)
-    network = fold_batch_norms(trained.network)
-    plain_pools(network)
-    _check_range(network, precision, folder.weights)
-    model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
-    _strip(model)
+    model = deployment_graph(trained, precision, folder.weights)
     calibrated: Json = {}
     if precision == "int8":
         assert calibration, "int8 is calibrated on images"
@@ -102,6 +99,19 @@ def export_onnx(
     }
     write_manifest(path, manifest)
     return path
+
+
+def deployment_graph(trained: Trained, precision: str, source: Path) -> "onnx.ModelProto":
+    """The graph of a trained network, its batch norms folded; for "int8" what is quantised.
+
+    Raises UserError, which names `source`, where a weight does not fit the precision.
+    """
+    network = fold_batch_norms(trained.network)
+    plain_pools(network)
+    _check_range(network, precision, source)
+    model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
+    _strip(model)
+    return model
 
 
 def _keep_foreign(path: Path) -> None:

@@ -24,6 +24,8 @@ COUNT = 512  # images to calibrate with
 BATCH = 32  # of them at a time: what every layer gives for these is held in memory
 # Of a layer's values so many percent stay within its range: the few beyond would make it coarse.
 PERCENTILE = 99.999
+LINEAR = ["Gemm", "MatMul"]
+LAYERS = ["Conv", *LINEAR]
 # What ONNX Runtime's own preparation notes in a graph: batch norms are folded here already.
 PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
@@ -86,14 +88,16 @@ def kept(graph: "onnx.GraphProto") -> list[str]:
     return [node.name for node in (*convolutions[:1], *grouped, *pools)]
 
 
-def _check_kept(
-    names: Sequence[str], graph: "onnx.GraphProto", types: list[str], others: list[str]
-) -> None:
-    """Raise UserError for a name that is none of a node of these types, or one of `others`.
+def layers(graph: "onnx.GraphProto", in_fp32: Sequence[str]) -> list[str]:
+    """The convolutions and linear layers but for those `in_fp32`: what `keep` may name.
 
     A ReLU alone is none: left out of 8 bits it takes its layer's rounding along.
     """
-    known = [n.name for n in graph.node if n.op_type in types and n.name not in others]
+    return [n.name for n in graph.node if n.op_type in LAYERS and n.name not in in_fp32]
+
+
+def check_kept(names: Sequence[str], known: list[str]) -> None:
+    """Raise UserError for a name that is none of the `known` ones."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -125,11 +129,9 @@ def quantise(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     onnx.helper.set_model_props(model, PREPARED)
-    linear = ["Gemm", "MatMul"]
-    layers = ["Conv", *linear]
     between = [] if symmetric else ["Relu", "MaxPool"]  # stays in 8 bits from layer to layer
     in_fp32 = keep(model.graph)
-    _check_kept(calibration.keep, model.graph, layers, in_fp32)
+    check_kept(calibration.keep, layers(model.graph, in_fp32))
     extra = {
         "CalibPercentile": percentile,
         "CalibStridedMinMax": 1,
@@ -137,7 +139,7 @@ def quantise(
         "QuantizeBias": not symmetric,
         # TensorRT fuses what follows a layer, which a pair in between would prevent. For CPUs it is
         # the logits that 256 steps are too few for: two of them would often be equal.
-        "OpTypesToExcludeOutputQuantization": layers if symmetric else linear,
+        "OpTypesToExcludeOutputQuantization": LAYERS if symmetric else LINEAR,
     }
     with (
         disk_errors(Path("to a temporary folder ($TMPDIR can name another)"), "write"),
@@ -150,7 +152,7 @@ def quantise(
             path,
             _Reader(calibration.images),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=layers + between,
+            op_types_to_quantize=LAYERS + between,
             nodes_to_exclude=[*in_fp32, *calibration.keep],
             per_channel=True,
             reduce_range=not symmetric,

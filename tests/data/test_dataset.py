@@ -41,6 +41,18 @@ def test_normalisation_is_numpys(small_data: Dataset) -> None:
     assert np.allclose(std, pixels.std((0, 1, 2)), atol=6e-5, rtol=0)
 
 
+def test_a_spread_and_what_it_leaves_are_all(small_data: Dataset) -> None:
+    images = small_data.train.images
+    count = len(images)
+    train = Split(images, np.arange(count))  # each its number
+    for chosen in (0, 1, 512, 1_999, 5_000):
+        spread, left = train.spread(chosen), train.without(chosen)
+        assert len(spread) == min(chosen, count)
+        assert sorted([*spread.labels, *left.labels]) == list(range(count))
+        for part in (spread, left):
+            assert (part.images == images[part.labels]).all()
+
+
 def test_the_checksum_sees_every_pixel_and_label(small_data: Dataset) -> None:
     def changed(part: str, pixel: bool) -> str:
         split = getattr(small_data, part)

@@ -1,0 +1,147 @@
+"""Which layers an int8 file keeps in fp32 to lose no more accuracy than was asked for.
+
+The way of NNCF's quantize_with_accuracy_control: rank the layers by what they cost, keep the worst
+in fp32, measure again (docs.openvino.ai, "Quantizing with Accuracy Control"). Here a layer costs
+the noise in the logits when it alone is in 8 bits, how many are kept is found by bisection, and a
+loss is what `validate` means by it, the bound of `noninferiority`. No test image takes part.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from cifar_deploy.architectures import weights
+from cifar_deploy.data.augment import augment
+from cifar_deploy.data.dataset import Dataset, Images, Split
+from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.export.onnx_file import deployment_graph
+from cifar_deploy.export.quantise import Calibration, check_kept, kept, layers, quantise
+from cifar_deploy.recipe import Augment
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
+from cifar_deploy.runtimes.protocol import Logits
+from cifar_deploy.store import ModelFolder
+from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, score_bound
+
+if TYPE_CHECKING:
+    import onnx
+
+IMAGES = 5_000  # that a loss is measured on
+NOISE, RANGES = 128, 64  # images that a layer's noise is measured on, and its ranges calibrated
+# A network knows its training images by heart, and 8 bits change few of its answers to those. Moved
+# and with a seventh of them covered they are nearly as hard as new ones.
+HARDER = Augment(flip=False, translate=2, cutout=12)
+
+
+def within(
+    max_drop: float,
+    folder: ModelFolder,
+    dataset: Dataset,
+    calibration: Calibration,
+    engine: bool,
+    told: Callable[[str], None],
+) -> Calibration:
+    """`calibration`, and what else to keep in fp32 for a loss of at most `max_drop` points.
+
+    Of the graph that `export_onnx` makes for an `engine`, or of that for CPUs, either in ONNX
+    Runtime on the CPU. `told` gets a line a step; the facts of what comes back have the last one.
+    Raises UserError where so few images cannot show so small a loss, where a single layer in 8 bits
+    loses more, and for what `quantise` and the reading of the weights refuse.
+    """
+    split = dataset.train.without(len(calibration.images)).spread(IMAGES)
+    _check_images(len(split), max_drop)
+    trained = weights.load(folder)
+    exact = deployment_graph(trained, "int8", folder.weights)
+    free = layers(exact.graph, kept(exact.graph))
+    check_kept(calibration.keep, free)
+    count, names = len(free), [name for name in free if name not in calibration.keep]
+    split = Split(_harder(split.images, trained.mean), split.labels)
+    data = exact.SerializeToString()
+
+    def int8(keep: Sequence[str], ranges: Images) -> "onnx.ModelProto":
+        import onnx
+
+        model = onnx.load_model_from_string(data)  # anew: `quantise` changes what it is given
+        calibrated = Calibration(ranges, {}, (*calibration.keep, *keep))
+        return quantise(model, calibrated, symmetric=engine)
+
+    def trial(keep: Sequence[str]) -> Comparison:
+        found = _answers(int8(keep, calibration.images), split.images).argmax(1) == split.labels
+        result = compare(reference, found, max_drop / 100)
+        last = f", {keep[-1]} the last" if keep else ""
+        told(
+            f"{folder.name}: {len(calibration.keep) + len(keep)} of {count} layers in fp32{last}: "
+            f"the loss is at most {100 * result.upper:.2f} points ({result.lost} images lost and "
+            f"{result.gained} gained of {len(split):,})"
+        )
+        return result
+
+    reference = _answers(exact, split.images).argmax(1) == split.labels
+    best = trial(())
+    ranked: list[str] = []
+    if best.verdict != PASS:
+        few = split.spread(NOISE).images
+        ranges = calibration.images[:: -(-len(calibration.images) // RANGES)]
+        silent = _answers(exact, few)
+
+        def noise(name: str) -> float:
+            alone = int8([other for other in names if other != name], ranges)
+            return float(((_answers(alone, few) - silent) ** 2).sum())
+
+        told(f"{folder.name}: ranking them by the noise of each alone")
+        ranked = sorted(names, key=noise, reverse=True)
+    missed, met = 0, len(ranked)  # so many of them are too few, and enough: then all are in fp32
+    while met - missed > 1:
+        middle = (missed + met) // 2
+        found = trial(ranked[:middle])
+        if found.verdict == PASS:
+            met, best = middle, found
+        else:
+            missed = middle
+    if best.verdict != PASS:
+        raise UserError(
+            f"{folder.name} loses more than {max_drop:g} points with a single layer in 8 bits; "
+            "allow it more, or export it in fp16 or fp32"
+        )
+    keep = (*calibration.keep, *ranked[:met])
+    facts = calibration.facts | ({"kept_fp32": list(keep)} if keep else {})
+    facts["drop"] = {
+        "margin_points": max_drop,
+        "upper_bound_of_loss_points": round(100 * best.upper, 4),
+        "lost": best.lost,
+        "gained": best.gained,
+        "images": len(split),
+        "layers": count,
+    }
+    return dataclasses.replace(calibration, facts=facts, keep=keep)
+
+
+def _check_images(count: int, max_drop: float) -> None:
+    """Raise UserError where `count` images are too few to show so small a loss."""
+    least = 100 * score_bound(0, 0, count) if count else 100.0
+    if not count or least > max_drop:
+        raise UserError(
+            f"--max-drop {max_drop:g} is measured on training images besides those calibrated on: "
+            f"{count:,}, which can show no less than {math.ceil(1_000 * least) / 1_000:g} points"
+        )
+
+
+def _harder(images: Images, mean: Sequence[float]) -> Images:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same file at the next time
+        return np.asarray(augment(torch.from_numpy(images), HARDER, mean))
+
+
+def _answers(model: "onnx.ModelProto", images: Images) -> Logits:
+    with (
+        disk_errors(Path("to a temporary folder ($TMPDIR can name another)"), "write"),
+        tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room,
+    ):
+        path = Path(room) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        return OnnxRuntime(path, torch.device("cpu")).logits(images)

@@ -397,7 +397,7 @@ def stale(file: Path, card: Json) -> bool:
     named = None
     with contextlib.suppress(UserError):
         named = read_json(manifest_path(file)).get("weights_sha256")
-    made = _named_weights(card)
+    made = named_weights(card)
     return bool(named and made) and named != made
 
 
@@ -417,17 +417,20 @@ def _way_to_weights(folder: ModelFolder) -> str:
 # What a card's values are, where it has them: sections, then what is in them.
 NUMBER = (int, float)
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("data", "recipe", "init", "imported"), dict),
-    **dict.fromkeys(("network", "command", "device", "data.name"), str),
-    **dict.fromkeys(("init.from", "init.sha256"), str),
+    **dict.fromkeys(("data", "recipe", "recipe.model", "init", "imported"), dict),
+    **dict.fromkeys(("network", "command", "device", "recipe.model.stem"), str),
+    **dict.fromkeys(("data.name", "data.verified", "data.sha256", "data.origin"), str),
+    **dict.fromkeys(("init.from", "init.sha256", "imported.from"), str),
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
-    **dict.fromkeys(("epochs", "wall_seconds", "data.holdout_images"), NUMBER),
+    **dict.fromkeys(("holdout_accuracy", "holdout_accuracy_mean", "holdout_accuracy_std"), NUMBER),
+    **dict.fromkeys(("epochs", "wall_seconds", "test_images", "data.holdout_images"), NUMBER),
     **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),
+    **dict.fromkeys(("data.mean", "data.std"), list),
 }
 
 
 def card_of(folder: ModelFolder) -> Json:
-    """What the folder's card says; empty where there is none.
+    """What the folder's card says; empty where there is none. A section of null is left out.
 
     Raises UserError where it cannot be read or a value is of another kind.
     """
@@ -435,31 +438,40 @@ def card_of(folder: ModelFolder) -> Json:
         return {}
     card = read_json(folder.card)
     for name, kind in CARD_KINDS.items():
-        value: Any = card
-        for key in name.split("."):
-            value = value.get(key) if value is not None else None
-        if value is not None and not isinstance(value, kind):
+        *sections, key = name.split(".")
+        holder: Json = card
+        for section in sections:
+            holder = holder.get(section, {})
+        value = holder.get(key)
+        if value is None:
+            if kind in (dict, list):
+                holder.pop(key, None)
+        elif not isinstance(value, kind):
             said = f"{name} cannot be {json.dumps(value)[:40]}"
             raise UserError(f"{folder.card}: {said}; restore it or train again")
     return card
 
 
-def _named_weights(card: Json) -> Any:
+def named_weights(card: Json) -> Any:
     """The sha256 of the weights that a card names; None where it names none."""
     named = card.get("weights")
     return named.get("sha256") if isinstance(named, dict) else None
 
 
 def read_card(folder: ModelFolder) -> Json:
-    """The card of a trained model. Raises UserError where the weights are not those it names."""
+    """The card of a trained model, whose `weights` have the sha256 and the bytes of the file.
+
+    Raises UserError where the file is not the one that it names.
+    """
     if not folder.weights.exists():
         raise UserError(f"{folder.path} has no trained weights; {_way_to_weights(folder)}")
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = card_of(folder)
-    if _named_weights(card) != sha256_of(folder.weights):
+    if named_weights(card) != sha256_of(folder.weights):
         raise UserError(
             f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
             "the weights were changed or cut short; train again or restore them"
         )
+    card["weights"]["bytes"] = folder.weights.stat().st_size
     return card

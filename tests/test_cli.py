@@ -41,6 +41,7 @@ class Answer:
 
 
 Run = Callable[..., Answer]
+SHORT = ("--epochs", "1", "--batch-size", "1000", "--out", "next")
 
 
 def write_folder(dataset: Dataset, place: Path) -> None:
@@ -650,12 +651,43 @@ def test_models_shows_those_of_other_names_and_what_is_stale(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"data": None, "init": None, "recipe": None, "imported": None, "runs": None},
+        {"data": {}, "runs": [], "init": {"init": "x"}},
+    ],
+)
+def test_what_a_card_does_not_say_is_not_needed(run: Run, change: dict[str, object]) -> None:
+    place = Path("models/simple_cnn/card.json")
+    card = json.loads(place.read_text())
+    sha256 = card["weights"]["sha256"]
+    place.write_text(json.dumps({**card, "weights": {"sha256": sha256, "bytes": "many"}, **change}))
+    for command in (
+        ("models",),
+        ("models", "simple_cnn"),
+        ("models", FILE),
+        ("validate", FILE, "--no-latency", "--images", "100", "--max-drop", "50"),
+        ("train", "simple_cnn", "--init", "models/simple_cnn", "--teacher", "simple_cnn", *SHORT),
+    ):
+        answer = run(*command)
+        assert answer.status == 0, answer.err
+    assert json.loads(Path("next/card.json").read_text())["init"]["sha256"] == sha256
+    # The NOTICE of a package says it, whatever licence that has.
+    answer = run("package", "simple_cnn", "--unproved")
+    assert answer.status == 2
+    assert "card.json does not say what the weights were trained on; restore it" in answer.err
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ('{"network":', "card.json is not JSON"),
         ('{"data": 3}', "card.json: data cannot be 3; restore it"),
         ('{"data": {"classes": "cat"}}', 'card.json: data.classes cannot be "cat"; restore it'),
         ('{"runs": {"seed": 1}}', 'card.json: runs cannot be {"seed": 1}; restore it'),
+        ('{"recipe": {"model": 3}}', "card.json: recipe.model cannot be 3; restore it"),
+        ('{"data": {"origin": [1]}}', "card.json: data.origin cannot be [1]; restore it"),
+        ('{"test_images": "all"}', 'card.json: test_images cannot be "all"; restore it'),
     ],
 )
 def test_a_damaged_card_ends_no_list_of_the_others(run: Run, text: str, said: str) -> None:

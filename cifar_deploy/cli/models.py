@@ -193,7 +193,7 @@ def _top1(entry: store.Json) -> str:
     if entry["epochs"] is None:
         return f"{100 * accuracy:.2f} % (imported)"
     length = in_epochs(*(run["epochs"] for run in entry["chain"] or [entry]))
-    if entry["seeds"] == 1:
+    mean, spread = (entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
+    if mean is None or spread is None:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
-    mean, spread = (100 * entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
-    return f"{mean:.2f} ± {spread:.2f} % ({length}, {entry['seeds']} seeds)"
+    return f"{100 * mean:.2f} ± {100 * spread:.2f} % ({length}, {entry['seeds']} seeds)"

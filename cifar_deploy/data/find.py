@@ -69,7 +69,7 @@ def trained_on(
     one of the generated set has it generated again; `source` asks for another set. Raises UserError
     where the images are not there any more and no other folder is named.
     """
-    data = card["data"]
+    data = card.get("data", {})
     if source:
         return source, data_dir
     if data.get("verified") == synthetic.VERIFIED:

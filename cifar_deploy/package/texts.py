@@ -7,6 +7,7 @@ from typing import Any
 
 from cifar_deploy import __version__, architectures
 from cifar_deploy.engines import flavour
+from cifar_deploy.errors import UserError
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import Contents
@@ -66,10 +67,16 @@ def _notice(source: Source, vectors: Vectors | None) -> bytes:
     home = architectures.NETWORKS.get(source.network)
     origin = (importlib.import_module(home).__doc__ or "") if home else ""
     card = read_card(source.folder)
+    trained_on = card.get("data", {}).get("name")
+    if not trained_on:
+        raise UserError(
+            f"{source.folder.card} does not say what the weights were trained on; restore it or "
+            "train again"
+        )
     return render(
         "NOTICE.j2",
         origin=origin.strip().splitlines()[0] if origin.strip() else "",
-        trained_on=card["data"]["name"],
+        trained_on=trained_on,
         imported=card.get("imported", {}).get("from"),
         begun=_root(card),
         vectors=vectors,
@@ -80,7 +87,7 @@ def _notice(source: Source, vectors: Vectors | None) -> bytes:
 def _root(card: Json) -> str | None:
     """What the first run of a card's chain began with; None where that was chance."""
     found = None
-    while init := card.get("init"):
+    while isinstance(init := card.get("init"), dict):
         card, found = init, init.get("from")
     return found
 

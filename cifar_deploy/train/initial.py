@@ -17,7 +17,7 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.data.find import patience
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.recipe import Finetune
-from cifar_deploy.store import Json, ModelFolder, card_of, models_root, sha256_of
+from cifar_deploy.store import Json, ModelFolder, card_of, models_root, named_weights, sha256_of
 from cifar_deploy.train import card
 
 IMAGENET = "imagenet"
@@ -162,7 +162,7 @@ def load(
     if "data_sha256" in facts:  # a checkpoint
         return Start(path.name, mean, std, kept, sha256, _learned_from(facts))
     there = card_of(ModelFolder(path.parent))
-    if there.get("weights", {}).get("sha256") != sha256:
+    if named_weights(there) != sha256:
         there = {}
     return Start(path.name, mean, std, kept, sha256, there.get("data", {}), card.of_init(there))
 

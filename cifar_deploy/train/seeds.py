@@ -67,7 +67,7 @@ def _done(job: Job) -> Json | None:
         init = there.get("init", {})
         begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))
         same = same and not initial.differs(begun, job.init, job.weights_file, job.folder.path)
-    return there if same and there["data"]["sha256"] == job.dataset.sha256() else None
+    return there if same and there.get("data", {}).get("sha256") == job.dataset.sha256() else None
 
 
 def _train(job: Job, watching: Watching) -> Json:

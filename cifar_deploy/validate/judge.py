@@ -82,11 +82,11 @@ class Reference:
         return cls(
             model=model or trained.name,
             file=PYTORCH,
-            bytes=int(stored["bytes"]),
+            bytes=stored["bytes"],
             classes=trained.classes,
             mean=trained.mean,
             std=trained.std,
-            data=trained.card["data"],
+            data=trained.card.get("data", {}),
             facts={"weights_sha256": stored["sha256"]},
             accuracy=trained.card.get("test_accuracy"),
             open=lambda device, pixels, onnx: PyTorch(trained, device),
@@ -256,7 +256,7 @@ def judge(
             except UserError as error:
                 unusable.append(_unusable(file, error, opened))
     sha256, seen = dataset.sha256(), reference.data
-    same = sha256 == seen["sha256"] if seen else None
+    same = sha256 == seen["sha256"] if "sha256" in seen else None
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
     of_training, whole = bool(same or releases), len(split) == len(dataset.test)
     then = reference.accuracy if of_training and whole else None

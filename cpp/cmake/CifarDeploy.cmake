@@ -62,9 +62,18 @@ macro(_cd_find)
   endforeach()
 endmacro()
 
+# Looks anew where another path is set than the last time.
+macro(_cd_forget variable root)
+  if(NOT "${${variable}_FROM}" STREQUAL "${${root}}")
+    unset(${variable} CACHE)
+    set(${variable}_FROM "${${root}}" CACHE INTERNAL "the ${root} that ${variable} is of")
+  endif()
+endmacro()
+
 # A header, a library: where the path that was set says, as it stands also where a toolchain file has
 # CMake look into another system's root (CMAKE_FIND_ROOT_PATH); else where CMake looks by itself.
 macro(_cd_header variable header root)
+  _cd_forget(${variable} ${root})
   set(_cd_where HINTS "${${root}}" ENV ${root} PATH_SUFFIXES ${ARGN})
   find_path(${variable} ${header} ${_cd_where} NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
   find_path(${variable} ${header} ${_cd_where})
@@ -72,6 +81,7 @@ macro(_cd_header variable header root)
 endmacro()
 
 macro(_cd_binary variable root)
+  _cd_forget(${variable} ${root})
   set(_cd_where NAMES ${ARGN} NAMES_PER_DIR HINTS "${${root}}" ENV ${root} PATH_SUFFIXES lib lib64)
   find_library(${variable} ${_cd_where} NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
   find_library(${variable} ${_cd_where})

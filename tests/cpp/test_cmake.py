@@ -114,6 +114,20 @@ def test_a_path_that_was_set_is_meant_also_with_a_toolchain_file(tmp_path: Path)
     assert "with ONNX Runtime" in configured(tmp_path, cross, f"-DONNXRUNTIME_ROOT={release}")
 
 
+def test_another_path_is_meant_also_in_a_build_folder_that_knew_one(tmp_path: Path) -> None:
+    for version in ("old", "new"):
+        for file in ("include/onnxruntime_cxx_api.h", "lib/libonnxruntime.so"):
+            (tmp_path / version / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / version / file).touch()
+    configured(tmp_path, f"-DONNXRUNTIME_ROOT={tmp_path / 'old'}")
+    for options in ([f"-DONNXRUNTIME_ROOT={tmp_path / 'new'}"], []):
+        assert "with ONNX Runtime" in configured(tmp_path, *options)
+        cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
+        assert f"CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE:PATH={tmp_path / 'new'}/include\n" in cache
+        library = tmp_path / "new/lib/libonnxruntime.so"
+        assert f"CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY:FILEPATH={library}\n" in cache
+
+
 def tensorrt(root: Path, version: str, library: str) -> Path:
     """As a release of TensorRT lies there, as far as CMake looks."""
     (root / "include").mkdir(parents=True)
@@ -156,6 +170,12 @@ def test_warnings_in_the_headers_are_errors(tmp_path: Path) -> None:
     run("cmake", *options, *without(*RUNTIMES))
     done = run("cmake", "--build", tmp_path / "build", "--target", "minimal", status=1)
     assert b"-Werror" in done.stdout
+
+
+def test_the_headers_compile_where_char_is_unsigned(tmp_path: Path) -> None:
+    need("c++")  # as on ARM
+    options = ["-std=c++17", "-funsigned-char", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+    run("c++", *options, f"-I{CPP / 'include'}", CPP / "examples" / "minimal.cpp")
 
 
 MACROS = (("min", "<"), ("max", ">"))

@@ -155,7 +155,7 @@ private:
         if (!value) refuse(key, "is missing");
         if (value->empty()) refuse(key, "has no value");
         for (const char c : *value) {  // it may stand in a message on a terminal
-            if ((c >= 0 && c < ' ') || c == 0x7F) {
+            if (static_cast<unsigned char>(c) < ' ' || c == 0x7F) {
                 refuse(key, "is " + printable(*value) + ", which holds a control character");
             }
         }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.engines.manifest import runs_on
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest, texts
 from cifar_deploy.package.source import Source
@@ -45,6 +46,7 @@ def contents(source: Source, vectors: Vectors) -> Contents:
         **texts.facts(source),
         "file": FILES[source.backend],
         "vectors": vectors,
+        "runs_on": runs_on(source.manifest) if source.engine else "",
         "upper": source.backend.upper().replace("-", "_"),  # as the CMake option has it
     }
     return {

@@ -20,6 +20,9 @@ from cifar_deploy.runtimes.protocol import BATCH
 PLATFORMS = {"onnx": ("onnxruntime_onnx", "onnxruntime"), "tensorrt": ("tensorrt_plan", "tensorrt")}
 DELAY = 100
 FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
+# There is code in a version-compatible engine, which the server runs only where it is told to
+# (README.md of its tensorrt_backend).
+COMPATIBLE = "--backend-config=tensorrt,version-compatible=true"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def contents(source: Source, serving: Serving = Serving()) -> Contents:
         "kserve_name": _kserve_name(name),
         "platform": platform,
         "backend": backend,
+        "option": COMPATIBLE if source.manifest.get("version_compatible") else "",
         "file": FILES[source.backend],
         # Of an ONNX file, which has no limit, the largest batch that `validate` runs.
         "max_batch_size": 0 if batch else serving.max_batch or largest or BATCH,

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -648,19 +649,21 @@ def test_an_engine_is_packaged_as_its_manifest_says(
 
 def test_the_gpus_of_an_engine(run: Run, engine: Callable[..., Path]) -> None:
     cases = [
-        ("tensorrt-rtx", {"targets": ["8.6", "8.9"]}, "8.6 8.9", None),
-        ("tensorrt-rtx", {"gpu": None}, "any", None),
-        ("tensorrt", {"hardware_compatibility": "ampere+"}, "any", None),
-        ("tensorrt", {"hardware_compatibility": "same-compute-capability"}, "9.0", None),
-        ("tensorrt", {}, "9.0", "NVIDIA H100"),
+        ("tensorrt-rtx", {"targets": ["8.6", "8.9"]}, "8.6 8.9", None, "8.6, 8.9"),
+        ("tensorrt-rtx", {"gpu": None}, "any", None, "GPUs that TensorRT for RTX"),
+        ("tensorrt", {"hardware_compatibility": "ampere+"}, "any", None, "Ampere and later"),
+        ("tensorrt", {"hardware_compatibility": "same-compute-capability"}, "9.0", None, "9.0"),
+        ("tensorrt", {}, "9.0", "NVIDIA H100", "NVIDIA H100"),
     ]
-    for flavour, facts, wanted, only in cases:
+    for flavour, facts, wanted, only, said in cases:
         path = engine(flavour, **facts)
         command = ("package", NAME, "--format", "trt", "--precision", "fp16", "--unproved")
         assert run(*command, "--force").status == 0
         found = dict(entries(Path("simple_cnn-package")))
         assert (found["backend"], found["compute_capability"]) == (flavour, wanted)
         assert found.get("gpu") == only
+        readme = Path("simple_cnn-package/README.md").read_text()
+        assert re.search(rf"here on: .*{said}", readme)
         path.unlink()
 
 

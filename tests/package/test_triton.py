@@ -27,6 +27,12 @@ def config() -> Any:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
+def program_of(readme: str) -> str:
+    """The only Python in it."""
+    (python,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    return str(python)
+
+
 def test_an_onnx_file(run: Run, model: ModelFolder, dataset: Dataset) -> None:
     assert run("package", NAME, "--target", "triton").status == 0
     found = sorted(p.relative_to(REPOSITORY).as_posix() for p in REPOSITORY.rglob("*"))
@@ -129,6 +135,19 @@ def test_an_engine(run: Run, refused: Refused, engine: Callable[..., Path]) -> N
     readme = (REPOSITORY / "README.md").read_text()
     assert "10.13.3.9" in readme
     assert "**This file is not proved.**" in readme
+    assert triton.COMPATIBLE not in readme
+
+
+def test_a_version_compatible_engine_needs_a_server_that_lets_it(
+    run: Run, engine: Callable[..., Path]
+) -> None:
+    engine(version_compatible=True)
+    command = ("package", NAME, "--target", "triton", "--format", "trt", "--precision", "fp16")
+    assert run(*command, "--unproved").status == 0
+    readme = (REPOSITORY / "README.md").read_text()
+    assert f"tritonserver --model-repository=/models {triton.COMPATIBLE}\n" in readme
+    assert f"      args:\n        - {triton.COMPATIBLE}\n" in readme
+    assert "10.13.3.9, and in\nlater ones" in readme
 
 
 def test_an_engine_that_leaves_batches_out_is_refused(
@@ -158,6 +177,10 @@ def test_a_fixed_batch_is_a_plain_shape(run: Run, model: ModelFolder) -> None:
     assert list(said.input[0].dims) == [4, 32, 32, 3]
     assert list(said.output[0].dims) == [4, 10]
     assert list(said.model_warmup[0].inputs["images"].dims) == [4, 32, 32, 3]
+    # Of a plain shape the server would rank the logits of all images together.
+    python = program_of((REPOSITORY / "README.md").read_text())
+    assert "class_count" not in python
+    compile(python, "README.md", "exec")
 
 
 def test_the_readme_names_the_repository(run: Run) -> None:
@@ -166,7 +189,8 @@ def test_the_readme_names_the_repository(run: Run) -> None:
     assert re.search(r'-v "\$PWD:/models:ro" \S+/tritonserver:\d\d\.\d\d-py3', readme)
     assert "tritonserver --model-repository=/models" in readme
     assert f"localhost:8000/v2/models/{NAME}/ready" in readme
-    (python,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    python = program_of(readme)
+    assert "class_count=3" in python
     compile(python, "README.md", "exec")
     names = re.search(r"(?m)^  name: (.+)$", readme)
     assert names

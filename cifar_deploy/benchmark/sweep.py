@@ -5,7 +5,6 @@ They take turns in short slices, so that a drift of the clocks hits all alike.
 
 import datetime
 import gc
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, one_line
-from cifar_deploy.runtimes.cuda import failed, refusal, whose
+from cifar_deploy.runtimes.cuda import failed, needed, refusal, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, words
@@ -419,8 +418,8 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
         raise UserError(str(error)) from error
     reason = one_line(error)
     if machine.exhausted(error):
-        need = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
-        said = f" (tried to allocate {need[1]})" if need else ""
+        need = needed(error)
+        said = f" (tried to allocate {need})" if need else ""
         reason = f"{whose(error)} is exhausted{said}; try a smaller batch or --in-flight 1"
     return Failure(who.model, who.name, reason, batch)
 

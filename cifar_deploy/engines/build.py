@@ -87,6 +87,7 @@ def build(
     _configure(flavour, config, options)
     if timing_cache:
         kept = _timings(config, cache.read(timing_cache))
+        log.clear()  # a cache that was refused is no reason why a build fails
     stop = threading.Event()
     monitor = _monitor(trt, watch, stop)  # the config keeps no reference of its own in version 10
     config.progress_monitor = monitor

@@ -1,12 +1,13 @@
 """What CUDA refuses during a run, told as a user's error."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
 
-from cifar_deploy.device import MIB, exhausted, gpu_memory_left
+from cifar_deploy.device import exhausted, gpu_memory_left
 from cifar_deploy.errors import UserError, one_line
 
 
@@ -21,8 +22,8 @@ def failed(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) -> Iterator[None]:
-    """Run on `device`; `what` is running a batch there, and is known to need `need` bytes.
+def cuda_errors(what: str, device: torch.device, batch: int) -> Iterator[None]:
+    """Run on `device`; `what` is running a batch there.
 
     Raises UserError where the memory is exhausted, on a GPU with the need and what is free, and
     where the GPU fails or is gone.
@@ -32,7 +33,7 @@ def cuda_errors(what: str, device: torch.device, batch: int, need: float = 0) ->
             yield
     except RuntimeError as error:
         if exhausted(error):
-            raise _too_small(error, what, device, batch, need) from error
+            raise _too_small(error, what, device, batch) from error
         if not failed(error):
             raise
         raise UserError(
@@ -46,12 +47,17 @@ def whose(error: BaseException) -> str:
     return "the memory" if "CPUAllocator" in str(error) else "the GPU's memory"
 
 
-def _too_small(
-    error: RuntimeError, what: str, device: torch.device, batch: int, need: float
-) -> UserError:
+def needed(error: BaseException) -> str:
+    """What torch tried to allocate, as 2.50 GiB; "" where it does not say."""
+    found = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+    return found[1] if found else ""
+
+
+def _too_small(error: RuntimeError, what: str, device: torch.device, batch: int) -> UserError:
     known = ""
     if device.type == "cuda":
-        known = f": {f'it needs {need / MIB:,.0f} MiB, ' if need else ''}{gpu_memory_left(device)}"
+        need = needed(error)
+        known = f": {f'it needs {need} more, ' if need else ''}{gpu_memory_left(device)}"
     return UserError(
         f"{what}: {whose(error)} does not hold a batch of {batch}{known}; use a smaller batch, or "
         "close what else runs there"

@@ -23,7 +23,7 @@ from cifar_deploy.runtimes.cuda import cuda_errors, on
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches, takes, words
 from cifar_deploy.store import Json, sha256_of
 
-LANES = 8  # batch sizes that a thread keeps a context for; each holds memory for the largest batch
+LANES = 8  # batch sizes that a thread keeps a context for; each holds memory of its own
 MEMORY = rf"{OUT_OF_MEMORY}|alloc"  # in TensorRT's words for a GPU that is full
 
 # Loading an engine, building a context and capturing touch the device as a whole: one at a time in
@@ -56,6 +56,7 @@ class _Lane:
     context: Any
     given: torch.Tensor  # uint8 [n, 32, 32, 3]
     result: torch.Tensor  # float32 [n, classes]
+    memory: torch.Tensor  # uint8, for what is between them
     graph: torch.cuda.CUDAGraph | None  # None: TensorRT for RTX, which replays its own
     kernels: "_Kernels | None"  # has to live as long as the context
 
@@ -232,13 +233,14 @@ class TensorRT:
                     and context.set_tensor_address(self._output, result.data_ptr())
                 )
             )
-            try:
-                for _ in range(runs):
-                    ready = ready and _agreed(lambda: context.execute_async_v3(side.cuda_stream))
-                    side.synchronize()  # also before a refusal: its buffers are let go then
-                    if not ready:
-                        break
-            finally:
+            # For just this batch; by itself TensorRT takes what the largest of all profiles needs.
+            need = int(context.update_device_memory_size_for_shapes()) if ready else 0
+            memory = torch.empty(max(need, 1), dtype=torch.uint8, device=self._device)
+            context.set_device_memory(memory.data_ptr(), len(memory))
+            for _ in range(runs):
+                ready = ready and _agreed(lambda: context.execute_async_v3(side.cuda_stream))
+                # Also before a refusal: its buffers are let go then, and a GPU that failed is told.
+                side.synchronize()
                 if not ready:
                     self._refused("run")
             graph = None
@@ -247,15 +249,17 @@ class TensorRT:
             else:
                 graph = self._capture(context, side)
             stream.wait_stream(side)
-        return _Lane(context, given, result, graph, self._kernels)
+        return _Lane(context, given, result, memory, graph, self._kernels)
 
     def _context(self) -> Any:
         self._opened.flavour.log.clear()
-        configuration = [self._kernels.config] if self._kernels else []
-        context = self._engine.create_execution_context(*configuration)
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        how = self._kernels.config if self._kernels else strategy
+        context = self._engine.create_execution_context(how)
         if context is None:  # torch may keep for itself the memory that it needs
             torch.cuda.empty_cache()
-            context = self._engine.create_execution_context(*configuration)
+            self._opened.flavour.log.clear()
+            context = self._engine.create_execution_context(how)
         if context is None:
             self._refused("run")
         return context
@@ -294,8 +298,7 @@ class TensorRT:
 
     def _cuda(self, batch: int) -> AbstractContextManager[None]:
         """Work on the device; what it refuses is a `UserError`."""
-        need = int(self._engine.device_memory_size_v2) + batch * SIZE * SIZE * 3
-        return cuda_errors(str(self._path), self._device, batch, need)
+        return cuda_errors(str(self._path), self._device, batch)
 
 
 def _agreed(ask: Callable[[], bool]) -> bool:
@@ -329,6 +332,9 @@ class _Kernels:
     def __init__(self, owner: TensorRT) -> None:
         trt = owner._trt
         self.config = owner._engine.create_runtime_config()
+        self.config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
         self.config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         # Lazily compiled kernels would change under a measurement.
         self.config.dynamic_shapes_kernel_specialization_strategy = (

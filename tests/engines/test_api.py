@@ -60,7 +60,6 @@ SHARED: dict[str, set[str]] = {
     "ICudaEngine": {
         "create_engine_inspector",
         "create_execution_context",
-        "device_memory_size_v2",
         "get_tensor_dtype",
         "get_tensor_mode",
         "get_tensor_name",
@@ -71,10 +70,13 @@ SHARED: dict[str, set[str]] = {
     },
     "IExecutionContext": {
         "execute_async_v3",
+        "set_device_memory",
         "set_input_shape",
         "set_optimization_profile_async",
         "set_tensor_address",
+        "update_device_memory_size_for_shapes",
     },
+    "ExecutionContextAllocationStrategy": {"USER_MANAGED"},
     "TensorIOMode": {"INPUT"},
     "DataType": {"UINT8", "FLOAT"},
 }
@@ -89,6 +91,7 @@ RTX_ONLY: dict[str, set[str]] = {
     "IRuntimeConfig": {
         "create_runtime_cache",
         "set_runtime_cache",
+        "set_execution_context_allocation_strategy",
         "cuda_graph_strategy",
         "dynamic_shapes_kernel_specialization_strategy",
     },

@@ -110,7 +110,7 @@ def test_without_a_gpu_it_says_so(engine: Path) -> None:
 
 def own() -> _Own:
     """A thread's things without a GPU."""
-    lane = _Lane(None, torch.zeros(1), torch.zeros(1), None, None)
+    lane = _Lane(None, torch.zeros(1), torch.zeros(1), torch.zeros(1), None, None)
     return _Own(None, {1: lane})  # type: ignore[arg-type]
 
 
@@ -236,6 +236,13 @@ def test_a_capture_that_fails_is_told_and_leaves_torch_whole(
     graph.replay()
     assert doubled.tolist() == [2.0] * 4
     np.testing.assert_allclose(runtime.logits(images[:16]), expected[:16], atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_small_batch_takes_little_memory(runtime: TensorRT, images: Images) -> None:
+    lanes: list[Any] = [runtime.bind(images[:batch]).run for batch in (4, 64)]
+    small, large = (len(lane.__self__.memory) for lane in lanes)
+    assert 0 < small < large
 
 
 @pytest.mark.gpu

@@ -40,6 +40,8 @@ def key_of(variation: str, seed: int, chosen: recipe.Recipe, data_sha256: str, d
 
 def run(options: argparse.Namespace, dataset: Dataset) -> list[store.Json]:
     """All results, in the order of the variations; those in the file are taken from there."""
+    if options.hold_out < 1 or options.seeds < 1:
+        raise UserError("--hold-out and --seeds are 1 or more")
     place = options.out / f"{options.network}.json"
     done: store.Json = store.read_json(place) if place.exists() else {"results": {}}
     folder = store.ModelFolder(store.models_root() / options.network)

@@ -7,7 +7,7 @@ several places. In bf16 there is more to gain: with up to 4x4 pixels the gradien
 runs at a tenth of what the same multiplications reach as one matrix product (im2col; Chellapilla et
 al. 2006), and the other two passes at half. A 1x1 convolution of channels-last images is a matrix
 product as it stands, without a copy. Depthwise convolutions take many times as long as in fp32.
-`benchmarks/train_speed.py convolutions` measures all four.
+`benchmarks/train_speed.py convolutions` measures all five, those of fp32 with --fp32.
 """
 
 from collections.abc import Callable

@@ -142,9 +142,8 @@ class Trainer:
         if self.ranks.world > 1:
             ids = [device.index] if device.type == "cuda" else None
             # The norms agree on theirs; of others the first process's are used (same_buffers).
-            self.forward = DistributedDataParallel(
-                self.objective, device_ids=ids, broadcast_buffers=False
-            )
+            self.forward = DistributedDataParallel(self.objective, device_ids=ids)
+            self.forward.broadcast_buffers = False  # the argument is deprecated from torch 2.13 on
         if self.compiled:
             mode = None
             if recipe.train.compile == "max":
@@ -292,10 +291,12 @@ class Trainer:
                     ]
                 )
                 if self.profile:
-                    last = state.step == self.steps
+                    last, now = state.step == self.steps, time.perf_counter()
                     self.profile.step(
                         job.folder.trace, last, lambda text: print(text, file=sys.stderr)
                     )
+                    state.bookkeeping += time.perf_counter() - now
+                    state.seconds = before + time.perf_counter() - started
                 if look:
                     loss, accuracy = self._read_back(position + 1)
                     last_look = now

@@ -36,10 +36,11 @@ def run(job: Job, count: int, watching: Watching) -> Json:
     if job.resume:
         jobs = [dataclasses.replace(one, resume=one.folder.checkpoint.exists()) for one in jobs]
         done = [None if one.resume else _done(one) for one in jobs]
+        _check_first(jobs[0], done[0])
         job.ranks.wait()  # until all have looked
     else:
         done = [None] * count
-    cards = [found or _train(one, watching) for one, found in zip(jobs, done, strict=True)]
+    cards = [found or _train(one, watching, True) for one, found in zip(jobs, done, strict=True)]
     if not job.ranks.main:
         return cards[0]
     complete = card.with_seeds(cards[0], cards[1:]) | {"command": job.command}
@@ -54,6 +55,17 @@ def _with_seed(job: Job, seed: int) -> Job:
     return dataclasses.replace(job, recipe=recipe, folder=ModelFolder(job.folder.seeds / str(seed)))
 
 
+def _check_first(job: Job, done: Json | None) -> None:
+    """Raise UserError where `--resume` would train the first seed anew, over its weights."""
+    if done and "runs" in done:
+        raise UserError(f"--resume: all seeds in {job.folder.path} are done")
+    if job.folder.seeds.exists() and not (job.resume or done):
+        raise UserError(
+            f"--resume: the first seed in {job.folder.path} was trained otherwise (recipe, data, "
+            "teachers or --init); give the same command, or start anew without --resume"
+        )
+
+
 def _done(job: Job) -> Json | None:
     """The card of a run that is over; None where there is none of this recipe."""
     try:
@@ -63,15 +75,21 @@ def _done(job: Job) -> Json | None:
     made = completed(there.get("recipe"))
     same = made == job.recipe.to_dict() and there.get("network") == job.network
     same = same and there.get("teachers", []) == teachers.facts(job.recipe)
+    init = there.get("init") or {}
+    same = same and bool(init) == bool(job.init)
     if job.init:
-        init = there.get("init", {})
         begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))
         same = same and not initial.differs(begun, job.init, job.weights_file, job.folder.path)
     return there if same and there.get("data", {}).get("sha256") == job.dataset.sha256() else None
 
 
-def _train(job: Job, watching: Watching) -> Json:
+def _train(job: Job, watching: Watching, several: bool = False) -> Json:
     gc.collect()  # the run before holds its memory until then
     trainer = Trainer(job)
+    if several and trainer.start and not job.init:  # the seeds after it would begin with chance
+        raise UserError(
+            f"--resume: the run in {job.folder.path} began from {trainer.start.origin}; with "
+            "--seeds give its --init again"
+        )
     with watching(trainer) as watch:
         return trainer.run(watch)

@@ -92,6 +92,9 @@ def test_ablations_go_on_and_end_in_a_table(call: Any, pictures: Path, tmp_path:
     assert [row[1].split(" ±")[0] for row in rows] == [f"{mean:.2f}" for mean in means.values()]
     with pytest.raises(UserError, match="no network is called 'resnet19x'"):
         call("ablate", "resnet19x")
+    for none in (("--hold-out", "0"), ("--seeds", "0")):
+        with pytest.raises(UserError, match="--hold-out and --seeds are 1 or more"):
+            call("ablate", "simple_cnn", *options, *none)
     with pytest.raises(UserError, match=r"--set train\.batch_size=60 changes nothing"):
         call("ablate", "simple_cnn", *options, *basis, "--set", "train.batch_size=60")
 

@@ -150,6 +150,7 @@ def test_two_processes_do_what_one_does_also_after_one_was_killed(
     again = torchrun("-m", "cifar_deploy", *options, two.path, "--resume")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("simple_cnn: ") == 1  # one speaks for both
+    assert "Warning" not in again.stderr
     first, second = read_card(alone), read_card(two)
     assert (first["processes"], second["processes"]) == (1, 2)
     assert second["command"].startswith("torchrun --nproc-per-node 2 -m cifar_deploy train simple")

@@ -4,7 +4,9 @@ import json
 import shutil
 import signal
 import statistics
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from cifar_deploy.cli import app
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.train.loop import Trainer
+from cifar_deploy.train.profile import Profile
 
 
 def run(*arguments: str | Path) -> Result:
@@ -155,7 +158,16 @@ def test_a_second_recipe_writes_to_a_folder_of_its_own(pictures: Path, models: P
     assert second.onnx("fp32").exists()
 
 
-def test_a_profile_shows_where_the_time_goes(pictures: Path, models: Path) -> None:
+def test_a_profile_shows_where_the_time_goes(
+    pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Profile.step
+
+    def slow(profile: Profile, *told: Any) -> None:
+        time.sleep(0.05)
+        real(profile, *told)
+
+    monkeypatch.setattr(Profile, "step", slow)
     plain = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--epochs", "4")
     assert plain.exit_code == 0
     folder = ModelFolder(models / "simple_cnn")
@@ -170,6 +182,8 @@ def test_a_profile_shows_where_the_time_goes(pictures: Path, models: Path) -> No
     events = json.loads(folder.trace.read_text())["traceEvents"]
     assert {event.get("name") for event in events} >= {"forward", "backward", "aten::conv2d"}
     assert folder.weights.read_bytes() == weights  # to look changes nothing
+    card = store.read_card(folder)
+    assert card["wall_seconds"] - card["train_seconds"] > 12 * 0.05  # nor is it training's time
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -221,3 +235,41 @@ def test_what_stops_a_later_seed_is_told_with_its_own_checkpoint(
     assert done.exit_code == 128 + signal.SIGTERM
     assert done.stderr.endswith(f"({checkpoint})\n")
     assert checkpoint.exists()
+
+
+def test_seeds_are_resumed_as_they_began(
+    pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ("train", "simple_cnn", "--data-dir", pictures, *QUICK)
+    assert run(*quick, "--epochs", "1", "--out", "base").exit_code == 0
+    command = (*quick, "--seeds", "2", "--init", "base")
+    folder = ModelFolder(models / "simple_cnn")
+    real = Trainer.step
+
+    def stopping(seed: int) -> None:
+        def step(trainer: Trainer) -> None:
+            real(trainer)
+            if trainer.job.recipe.train.seed == seed:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(Trainer, "step", step)
+
+    stopping(0)
+    assert run(*command).exit_code == 128 + signal.SIGTERM
+    monkeypatch.setattr(Trainer, "step", real)
+    # The second seed would begin with chance.
+    said = r"began from model\.safetensors; with --seeds give its --init again"
+    with pytest.raises(UserError, match=said):
+        run(*quick, "--seeds", "2", "--resume")
+    stopping(1)
+    assert run(*command, "--resume").exit_code == 128 + signal.SIGTERM
+    monkeypatch.setattr(Trainer, "step", real)
+    first = folder.weights.read_bytes()
+    for other in ((*quick, "--seeds", "2"), (*command, "--epochs", "3")):
+        with pytest.raises(UserError, match=r"the first seed in .* was trained otherwise"):
+            run(*other, "--resume")
+    assert run(*command, "--resume").exit_code == 0
+    assert folder.weights.read_bytes() == first
+    assert len(store.read_card(folder)["runs"]) == 2
+    with pytest.raises(UserError, match=r"--resume: all seeds in .* are done"):
+        run(*command, "--resume")

@@ -1,5 +1,6 @@
 """What the card does while it is measured: clocks, temperature, power, energy, who slows it."""
 
+import contextlib
 import functools
 import os
 import statistics
@@ -248,7 +249,7 @@ def _watts(milliwatts: int | None) -> float | None:
 
 
 def _processor_times() -> tuple[float, float, float]:
-    """Seconds of processor time since the start: of all, of all busy, of this process."""
+    """Seconds of processor time since the start: of all, of all busy, of this process and below."""
     own = os.times()
     mine = own.user + own.system + own.children_user + own.children_system
     stat = Path("/proc/stat")
@@ -257,7 +258,24 @@ def _processor_times() -> tuple[float, float, float]:
     ticks = [float(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
     all_, idle = sum(ticks), ticks[3] + ticks[4]
     second = os.sysconf("SC_CLK_TCK")
-    return all_ / second, (all_ - idle) / second, mine
+    return all_ / second, (all_ - idle) / second, mine + _ticks_of_children() / second
+
+
+def _ticks_of_children() -> int:
+    """Processor time of the processes below this one that go on, as torch.compile's workers do.
+
+    `os.times` has those that have ended.
+    """
+    found = {}  # by process: its parent, and its own time and that of its children that ended
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = stat.read_text().rpartition(")")[2].split()
+            found[int(stat.parent.name)] = int(words[1]), sum(map(int, words[11:15]))
+    ours, new = set[int](), {os.getpid()}
+    while new:
+        ours |= new
+        new = {process for process, (parent, _) in found.items() if parent in new} - ours
+    return sum(ticks for process, (_, ticks) in found.items() if process in ours - {os.getpid()})
 
 
 def _used_by_others(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:

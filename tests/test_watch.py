@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -69,6 +70,20 @@ def test_what_others_use_of_the_processor() -> None:
     # 10 s of two processors: 8 s busy, of which this process had 5.
     assert room._used_by_others((0, 0, 0), (20.0, 8.0, 5.0)) == pytest.approx(0.15)
     assert room._used_by_others((0, 0, 0), (0.0, 0.0, 0.0)) == 0
+
+
+def test_what_our_own_processes_use_is_ours_also_while_they_go_on() -> None:
+    # As torch.compile's workers do: a process below a process.
+    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint('done', flush=True); input()"
+    inner = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
+    before = room._processor_times()[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", inner], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"done\n"
+        assert room._processor_times()[2] - before > 0.4
+        process.communicate(b"\n")
 
 
 def test_the_use_by_others_is_asked_once_and_not_of_our_own_work(

@@ -40,6 +40,12 @@ class ModelFolder:
         return self.path.name
 
     @property
+    def argument(self) -> str:
+        """What a command takes for it: its name among the models, and elsewhere its path."""
+        among = models_root() / self.name
+        return self.name if self.path.resolve() == among.resolve() else str(self.path)
+
+    @property
     def recipe(self) -> Path:
         """How it is trained."""
         return self.path / "recipe.toml"

@@ -207,7 +207,9 @@ class Kind:
         precisions: list[tuple[Precision, ...]] = [(one,) for one in self.precisions] or [()]
         for kind in itertools.starmap(Kind, itertools.product(formats, precisions)):
             if not kind.files(folder):
-                raise UserError(f"{folder.path} has no {kind}; run: {kind.command(folder.name)}")
+                raise UserError(
+                    f"{folder.path} has no {kind}; run: {kind.command(folder.argument)}"
+                )
         return self.files(folder)
 
     def trained(self) -> list[store.ModelFolder]:
@@ -215,8 +217,9 @@ class Kind:
         if found := [folder for folder in store.trained_models() if self.files(folder)]:
             return found
         raise UserError(
-            f"no model with an {self} in {store.models_place()}; run: cifar-deploy train MODEL, "
-            "then cifar-deploy export"
+            f"no model with an {self} in {store.models_place()}; run: "
+            + ("" if store.trained_models() else "cifar-deploy train MODEL, then ")
+            + self.command("MODEL")
         )
 
     def of_models(self, files: Sequence[object]) -> None:

@@ -223,7 +223,7 @@ def _manifest_of(file: Path, folder: ModelFolder) -> Json:
     if manifest is None:
         raise UserError(
             f"{file} has no manifest beside it, as what was exported has; run: cifar-deploy export "
-            f"{folder.name}"
+            f"{folder.argument}"
         )
     return manifest
 
@@ -236,7 +236,7 @@ def engine(folder: ModelFolder, precision: str, flavour: str) -> Path:
     there = [name for name in wanted if folder.engine(precision, name).exists()]
     if not there:
         said = f"there is no engine of {folder.name} in {precision}"
-        way = f"cifar-deploy export {folder.name} --format trt --precision {precision}"
+        way = f"cifar-deploy export {folder.argument} --format trt --precision {precision}"
         if flavour != AUTO:
             said, way = f"{said} of {flavour}", f"{way} --flavour {flavour}"
         raise UserError(f"{said} in {folder.path}; run: {way}")

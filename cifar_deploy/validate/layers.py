@@ -49,7 +49,7 @@ def exact_beside(file: Path) -> Path:
     if exact.name == file.name:
         raise UserError(f"{file} is what the others are compared with; name one in int8 or fp16")
     if not exact.exists():
-        raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.name}")
+        raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.argument}")
     return file.with_name(exact.name)
 
 

@@ -68,6 +68,7 @@ class Result:
     accuracy: float  # share of the images, from LoadGen's accuracy log
     images: int
     batch: int  # Offline's; no larger than the images are many
+    in_flight: int  # of them at once; elsewhere than on a GPU one after another
     loadgen: str
     logs: str
 
@@ -140,7 +141,7 @@ def run_all(
                     try:
                         runs.results.append(run(contender, split, settings, folder))
                     except (UserError, RuntimeError) as error:
-                        batch, _ = _sizes(settings, split)
+                        batch, _ = _sizes(settings, split, contender)
                         runs.failures.append(failure(contender, batch, error))
                 del mine, contender
                 let_go(device)
@@ -171,7 +172,7 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
     where the samples would not fit into the memory; KeyboardInterrupt once LoadGen has ended.
     """
     scenario = settings.scenario
-    batch, in_flight = _sizes(settings, split)
+    batch, in_flight = _sizes(settings, split, contender)
     if not takes(contender.runtime.batches, batch):
         raise UserError(not_taken(contender))
     lg = loadgen()
@@ -206,14 +207,15 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
     finally:
         lg.DestroyQSL(qsl)
         lg.DestroySUT(sut)
-    return _result(contender, scenario, found["performance"], split, batch, out)
+    return _result(contender, scenario, found["performance"], split, batch, in_flight, out)
 
 
-def _sizes(settings: Settings, split: Split) -> tuple[int, int]:
+def _sizes(settings: Settings, split: Split, contender: Contender) -> tuple[int, int]:
     """Images of a batch, and batches in flight."""
     if settings.scenario == SINGLE_STREAM:
         return 1, 1
-    return min(settings.batch, len(split)), settings.in_flight
+    on_cuda = contender.runtime.device.startswith("cuda")
+    return min(settings.batch, len(split)), settings.in_flight if on_cuda else 1
 
 
 def _check_memory(samples: float) -> None:
@@ -347,6 +349,7 @@ def _result(
     performance: Json,
     split: Split,
     batch: int,
+    in_flight: int,
     out: Path,
 ) -> Result:
     single = scenario == SINGLE_STREAM
@@ -365,6 +368,7 @@ def _result(
         accuracy=logged_accuracy(out / "accuracy" / "mlperf_log_accuracy.json", split.labels),
         images=len(split),
         batch=batch,
+        in_flight=in_flight,
         loadgen=str(performance["loadgen_version"]),
         logs=str(out),
     )

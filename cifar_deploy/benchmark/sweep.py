@@ -285,6 +285,8 @@ class _Turn:
         self._flown: list[Flown] = []
         self._joules: float | None = 0.0
         self._steady = False
+        # What a server computes on is not watched, be it the card that is here.
+        self._remote = contender.runtime.device == REMOTE
 
     def warm(self) -> None:
         self._lane = Lane(self.contender.runtime, self._pool, self._batch)
@@ -312,9 +314,10 @@ class _Turn:
         self._flight.fly(0.0)
 
     def fly(self, seconds: float, watch: Watch) -> None:
-        before, begin = watch.joules(), time.perf_counter()
+        counted = not self._remote
+        before, begin = watch.joules() if counted else None, time.perf_counter()
         self._flown.append(self._flight.fly(seconds))
-        after = watch.joules()
+        after = watch.joules() if counted else None
         self._spans.append((begin, time.perf_counter()))
         if before is None or after is None or self._joules is None:
             self._joules = None
@@ -328,7 +331,7 @@ class _Turn:
             self.contender.who,
             summarise(self._batch, self._calls, on_cuda),
             self._throughput() if flew else None,
-            summary(watch.samples, self._spans),
+            None if self._remote else summary(watch.samples, self._spans),
             self._steady,
         )
 

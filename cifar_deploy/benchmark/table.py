@@ -38,6 +38,7 @@ def table(rows: Sequence[Row]) -> "Table":
     """A line a contender and batch; those of one model and batch stand together."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in (*TEXTS, *NUMBERS):
@@ -50,7 +51,7 @@ def table(rows: Sequence[Row]) -> "Table":
         if before and group != before:
             result.add_section()
         before = group
-        result.add_row(*cells(row))
+        result.add_row(*map(Text, cells(row)))  # names are no markup
     return result
 
 
@@ -130,8 +131,9 @@ def scenario_notes(runs: "Runs") -> list[str]:
     terms = f"MLPerf LoadGen, {settings.scenario}, at least {settings.seconds:g} s"
     if settings.scenario == "Offline":
         batches = {result.batch for result in runs.results} or {settings.batch}
-        said = " or ".join(map(str, sorted(batches)))
-        terms += f", batch {said}, {settings.in_flight} in flight"
+        flights = {result.in_flight for result in runs.results} or {settings.in_flight}
+        batch, at_once = (" or ".join(map(str, sorted(some))) for some in (batches, flights))
+        terms += f", batch {batch}, {at_once} in flight"
     if runs.results:
         terms += f"; {runs.results[0].images:,} images; logs: {_common(runs)}"
     return [*_machine(runs.facts), f"{terms}.", *_said(runs.remarks, runs.failures)]
@@ -178,6 +180,7 @@ def scenario_table(results: Sequence["Result"]) -> "Table":
     """A line a file, with what LoadGen found."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     single = results[0].scenario == "SingleStream" if results else False
     metric = "p90 ms\n(early stopping)" if single else "images/s"
@@ -192,7 +195,7 @@ def scenario_table(results: Sequence["Result"]) -> "Table":
             measured = milliseconds(result.p90_ms) if result.p90_ms else NONE
             measured += f" ({milliseconds(early)})" if early else ""
         table.add_row(
-            f"{result.who.model}, {result.who.name}",
+            Text(f"{result.who.model}, {result.who.name}"),
             _runtime(result.who),
             measured,
             f"{result.queries:,}",

@@ -320,6 +320,11 @@ def _contestants(targets: list[str], kind: Kind) -> "list[Work]":
     those = kind.needed if kind.chosen else kind.files
     work: list[Work] = [(folder, list(those(folder)), True) for folder in folders]
     work += [(store.ModelFolder(file.absolute().parent), [file], False) for file in files]
+    places: dict[str, Path] = {}
+    for folder, *_ in work:  # in the table and in the JSON a model has its name alone
+        here = folder.path.resolve()
+        if places.setdefault(folder.name, here) != here:
+            raise UserError(f"two models are called {folder.name}; measure one after the other")
     return work + [
         (store.ModelFolder(store.models_root() / one.model), [one], False)
         for one in served.values()

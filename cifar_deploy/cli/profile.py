@@ -15,6 +15,7 @@ from cifar_deploy.cli.options import (
     doing,
     show,
 )
+from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ MUCH = 0.2  # of the time: what is marked
 
 def profile(
     file: Annotated[Path, typer.Argument(help="An ONNX file.")],
-    batch: Annotated[int, typer.Option(help="Images a call.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Images a call.", min=1, max=LARGEST_BATCH)] = 1,
     runtime: Annotated[OnnxBy, typer.Option(help="What runs it.")] = OnnxBy.onnxruntime,
     seconds: Annotated[float, typer.Option(help="Of measuring.", min=0.0, max=60.0)] = 1.0,
     json_file: JsonFileOption = None,

@@ -323,6 +323,7 @@ def _precision(tensors: "Iterable[onnx.TensorProto]") -> str:
         kinds.FLOAT16: "fp16",
         kinds.BFLOAT16: "bf16",
         kinds.INT8: "int8",
+        kinds.UINT8: "int8",
     }
     known = [kind for kind, _ in numbers.most_common() if kind in names]
     return names[known[0]] if known else "fp32"
@@ -357,7 +358,7 @@ def _judge(path: Path, inputs: list[Json], outputs: list[Json], foreign: bool) -
     wrong, what = (answer, "output") if right else (given, "input")
     way = WANTED
     if known:
-        way += "; only validate, and benchmark without --scenario, take this file"
+        way += "; only validate, layers, profile, and benchmark without --scenario, take this file"
     elif foreign and what == "input":
         way += f"; validate and benchmark also take {TAKEN}"
     raise UserError(f"{path}: {what} {wrong['name']!r} is {_type(wrong)}; {way}")

@@ -22,7 +22,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import Logits, Runtime, in_batches
+from cifar_deploy.runtimes.protocol import REMOTE, Logits, Runtime, in_batches
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
 from cifar_deploy.store import Json, manifest_path, read_json, sha256_of
@@ -368,6 +368,7 @@ def _row(
     speed, untimed, begin = None, "", time.perf_counter()
     if options.seconds:
         speed, untimed = measure(runtime, split.images, options.seconds)
+    watched = speed and runtime.device != REMOTE  # what a server computes on is not
     return Judged(
         file=file,
         runtime=runtime.runtime,
@@ -382,7 +383,7 @@ def _row(
         agreement=float((predictions == reference_logits.argmax(1)).mean()),
         largest_difference=float(np.abs(logits - reference_logits).max()),
         speed=speed,
-        card=summary(watch.samples, [(begin, time.perf_counter())]) if speed else None,
+        card=summary(watch.samples, [(begin, time.perf_counter())]) if watched else None,
         untimed=untimed,
         addition=runtime.addition,
     )

@@ -186,6 +186,38 @@ def test_a_cpu_runtime_takes_as_many_threads_as_asked(run: Run, models: Path) ->
         torch.set_num_threads(before)
 
 
+def test_two_models_of_one_name_are_not_thrown_together(
+    run: Run, models: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(models / "simple_cnn", tmp_path / "simple_cnn")
+    both = (str(models / "simple_cnn"), str(tmp_path / "simple_cnn"))
+    status, out, err = run(*both, *QUICK)
+    assert (status, out) == (2, "")
+    assert "two models are called simple_cnn; measure one after the other" in err
+    # One of them twice, by name and by a file of it, is one model.
+    file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
+    quick = ("--batch", "1", "--in-flight", "0", "--no-compile")
+    assert run("simple_cnn", file, *QUICK, *quick)[0] == 0
+
+
+def test_what_is_advised_is_of_that_model(run: Run, models: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "runs" / "resnet18"
+    shutil.copytree(models / "simple_cnn", elsewhere)
+    _, _, err = run(str(elsewhere), "--precision", "int8")
+    assert f"run: cifar-deploy export {elsewhere} --precision int8" in err
+    _, _, err = run(str(models / "simple_cnn"), "--precision", "int8")
+    assert "run: cifar-deploy export simple_cnn --precision int8" in err
+    _, _, err = run("--precision", "int8")
+    assert "run: cifar-deploy export MODEL --precision int8" in err
+
+
+def test_names_are_no_markup(run: Run, models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "net[int8].onnx"
+    shutil.copy(models / "simple_cnn" / "simple_cnn.fp32.onnx", file)
+    status, out, _ = run(str(file), *QUICK, "--batch", "1", "--in-flight", "0")
+    assert (status, "net[int8].onnx" in out) == (0, True)
+
+
 def test_a_scenario_keeps_loadgens_logs(
     run: Run, tmp_path: Path, models: Path, pictures: Path
 ) -> None:

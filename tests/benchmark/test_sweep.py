@@ -19,7 +19,7 @@ from cifar_deploy.benchmark import sweep, table
 from cifar_deploy.benchmark.sweep import Contender, Settings
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.protocol import Bound
+from cifar_deploy.runtimes.protocol import REMOTE, Bound
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import BUFFERS
@@ -97,8 +97,13 @@ def test_energy_is_counted_over_more_than_the_counters_steps(
             return 10 * (time.perf_counter() // 0.1)
 
     monkeypatch.setattr(sweep, "Watch", Card)
-    entered = [Contender("m", "f", Sleeper(lambda _: 0.001))]
-    (row,) = sweep.run([entered], Settings((4,), 0.05, 1), CPU).rows
+    there = Sleeper(lambda _: 0.001)
+    there.device = REMOTE
+    entered = [Contender("m", "f", Sleeper(lambda _: 0.001)), Contender("m", "served", there)]
+    row, served = sweep.run([entered], Settings((4,), 0.05, 1), CPU).rows
+    # Nobody knows whether a server computes on the card that is here.
+    assert served.throughput
+    assert served.throughput.joules is served.throughput.images_per_joule is served.card is None
     assert row.throughput
     assert row.throughput.seconds >= sweep.ENERGY_SECONDS
     assert row.throughput.joules == pytest.approx(100 * row.throughput.seconds, rel=0.12)

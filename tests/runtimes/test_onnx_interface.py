@@ -71,6 +71,18 @@ def test_precision_is_that_of_the_weights(tmp_path: Path) -> None:
     assert inspect(written(tmp_path, build(dtype=np.float16)))["precision"] == "fp16"
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_precision_of_8_bits_is_int8(kind: type[Any], tmp_path: Path) -> None:
+    model = build()
+    del model.graph.initializer[:]
+    weight, scale = np.zeros((3072, 10), kind), np.array(0.1, np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "quantised"))
+    model.graph.initializer.append(numpy_helper.from_array(scale, "scale"))
+    node = helper.make_node("DequantizeLinear", ["quantised", "scale"], ["weight"])
+    model.graph.node.insert(0, node)
+    assert inspect(written(tmp_path, model))["precision"] == "int8"
+
+
 def test_precision_of_constants_in_nodes(tmp_path: Path) -> None:
     model = build(dtype=np.float16)
     (weight,) = model.graph.initializer
@@ -345,6 +357,7 @@ def test_a_circle_is_told(tmp_path: Path) -> None:
 def test_who_takes_a_foreign_graph_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, build((("x", TensorProto.FLOAT, ["batch", 3, 32, 32]),)))
     with pytest.raises(
-        UserError, match="only validate, and benchmark without --scenario, take this file"
+        UserError,
+        match="only validate, layers, profile, and benchmark without --scenario, take this",
     ):
         inspect(path)

@@ -424,12 +424,13 @@ def _way_to_weights(folder: ModelFolder) -> str:
 NUMBER = (int, float)
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data", "recipe", "recipe.model", "init", "imported"), dict),
-    **dict.fromkeys(("network", "command", "device", "recipe.model.stem"), str),
+    **dict.fromkeys(("network", "command", "device", "stem", "recipe.model.stem"), str),
     **dict.fromkeys(("data.name", "data.verified", "data.sha256", "data.origin"), str),
     **dict.fromkeys(("init.from", "init.sha256", "imported.from"), str),
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
     **dict.fromkeys(("holdout_accuracy", "holdout_accuracy_mean", "holdout_accuracy_std"), NUMBER),
-    **dict.fromkeys(("epochs", "wall_seconds", "test_images", "data.holdout_images"), NUMBER),
+    **dict.fromkeys(("epochs", "wall_seconds", "parameters", "test_images"), NUMBER),
+    "data.holdout_images": NUMBER,
     **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),
     **dict.fromkeys(("data.mean", "data.std"), list),
 }

@@ -79,6 +79,12 @@ def network_of(model: str) -> str:
     return canonical(model)
 
 
+def has_stems(name: str) -> bool:
+    """Whether the network `name` can have the published stem, too."""
+    module = importlib.import_module(NETWORKS[canonical(name)])
+    return "stem" in inspect.signature(module.build).parameters
+
+
 def build(name: str, num_classes: int = 10, stem: str = "cifar") -> "nn.Module":
     """The untrained network `name` for float input [n, 3, 32, 32], logits [n, num_classes].
 
@@ -88,7 +94,7 @@ def build(name: str, num_classes: int = 10, stem: str = "cifar") -> "nn.Module":
     name = canonical(name)
     network: nn.Module
     builder = importlib.import_module(NETWORKS[name]).build
-    if "stem" in inspect.signature(builder).parameters:
+    if has_stems(name):
         network = builder(num_classes, stem)
     elif stem != "cifar":
         raise UserError(f"{name} has no {stem!r} stem; leave model.stem out of its recipe")

@@ -21,7 +21,7 @@ def _examine(model: str) -> ModelStatistics:
     with contextlib.suppress(UserError):  # a damaged card: the network is known all the same
         card = store.card_of(architectures.folder(model))
     classes = card.get("data", {}).get("classes", CLASSES)
-    stem = card.get("recipe", {}).get("model", {}).get("stem", "cifar")
+    stem = card.get("stem") or card.get("recipe", {}).get("model", {}).get("stem", "cifar")
     return summary(
         architectures.build(network, len(classes), stem),
         (1, 3, SIZE, SIZE),
@@ -85,12 +85,13 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
     named = name or card.get("network")
     known = named if named in architectures.NETWORKS else None
     data = card.get("data", {})
+    classes = len(data.get("classes", CLASSES))
     exported = folder.exported()
     return {
         "model": folder.name,
         "network": known,
         "aliases": [a for a, target in architectures.ALIASES.items() if target == folder.name],
-        "parameters": _parameters(known, len(data.get("classes", CLASSES))) if known else None,
+        "parameters": card.get("parameters") or (_parameters(known, classes) if known else None),
         "data": data.get("name"),
         "test_accuracy": card.get("test_accuracy"),
         "test_accuracy_mean": card.get("test_accuracy_mean"),

@@ -117,9 +117,8 @@ def _download(place: Path) -> Dataset:
             download_and_extract_archive(
                 CIFAR10.url, room, filename=CIFAR10.filename, md5=CIFAR10.tgz_md5
             )
-            with contextlib.suppress(FileExistsError):  # another process was quicker
-                if not unpacked.exists():
-                    (Path(room) / CIFAR10.base_folder).rename(unpacked)
+            with contextlib.suppress(OSError):  # another process was quicker, whose it is then
+                (Path(room) / CIFAR10.base_folder).rename(unpacked)
     except Exception as error:  # whatever the network, the archive or the disk objects to
         raise UserError(
             f"no CIFAR-10 in {place}/ and none could be downloaded ({error}); "

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_deploy.data.dataset import SIZE, Dataset, Split
-from cifar_deploy.data.image import read_image
+from cifar_deploy.data.image import read_image, without_warnings
 from cifar_deploy.errors import UserError, disk_errors
 
 NAMED = 5  # of the unreadable files, in a message
@@ -74,7 +74,7 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
             return error
         return None
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+    with without_warnings(), ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
         bad = [error for error in pool.map(read_row, range(len(files))) if error]
     if len(bad) > 1:
         named = "; ".join(map(str, bad[:NAMED]))

@@ -1,15 +1,27 @@
 """One image file, of any size and format that Pillow reads, as the networks take it."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, disk_errors
+
+# What undoes an EXIF orientation (CIPA DC-008, 4.6.5.1.6).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path) -> Images:
@@ -22,7 +34,7 @@ def read_image(path: Path) -> Images:
     with disk_errors(path, "read"):
         file = path.open("rb")
     with file, _decoding(str(path)), Image.open(file) as image:
-        return to_array(ImageOps.exif_transpose(image))
+        return to_array(_turned(image))
 
 
 def may_be_image(path: Path) -> bool:
@@ -37,21 +49,45 @@ def from_pillow(image: Image.Image, name: str) -> Images:
     Pillow decodes a file when its pixels are first asked for, which may be here.
     """
     with _decoding(name):
-        return to_array(ImageOps.exif_transpose(image))
+        return to_array(_turned(image))
 
 
 @contextlib.contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Turn what Pillow makes of bytes that are no image into a UserError."""
     try:
-        # Pillow refuses what is twice its limit; below it only warns, as of odd palettes.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             yield
     except UnidentifiedImageError:
         raise UserError(f"{name} is not an image in a format that Pillow reads") from None
     except Exception as error:  # on foreign bytes decoders raise whatever they stumble over
         raise UserError(f"{name} cannot be read as an image: {error}") from error
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep Pillow's to itself, which refuses what is twice its limit and below only warns.
+
+    So it does of odd palettes. What is to be warned of is the whole process's affair: for several
+    threads the main thread does this, and in others it does nothing.
+    """
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """`image` as its EXIF orientation says, where that can be read.
+
+    A whole picture may have damaged EXIF, which `ImageOps.exif_transpose` raises for.
+    """
+    image.load()  # what is wrong with the pixels is told
+    turn = None
+    with contextlib.suppress(Exception):
+        turn = TURNS.get(image.getexif()[ExifTags.Base.Orientation])
+    return image if turn is None else image.transpose(turn)
 
 
 def to_array(image: Image.Image) -> Images:

@@ -79,6 +79,7 @@ def of_init(card: Json) -> Json:
 
 def imported(
     trained: Trained,
+    stem: str,
     source: Path,
     folder: ModelFolder,
     dataset: Dataset,
@@ -89,6 +90,7 @@ def imported(
     """The card of weights from `source` that another program trained and `folder` now has."""
     return {
         "network": trained.name,
+        "stem": stem,
         "parameters": sum(p.numel() for p in trained.network.parameters()),
         "test_accuracy": accuracy,
         "test_images": len(dataset.test),

@@ -47,7 +47,7 @@ def bring(
             f"{dataset.origin} has {', '.join(dataset.classes)}: name its data set with --data-dir"
         )
     own_mean, own_std = dataset.normalisation()
-    stem = _stem(state)
+    stem = _stem(name, state)
     network = architectures.build(name, len(dataset.classes), stem)
     wanted = network.state_dict()
     state = _unwrapped(state, list(dict(network.named_parameters())))
@@ -75,7 +75,7 @@ def bring(
     accuracy = float((logits.argmax(1) == dataset.test.labels).mean())
     header = weights.header(name, stem, dataset.classes, *given)
     weights.save(folder.weights, weights.stored(network, "fp32"), header)
-    made = card.imported(trained, source, folder, dataset, accuracy, command, device)
+    made = card.imported(trained, stem, source, folder, dataset, accuracy, command, device)
     write_json(folder.card, made)
     return made
 
@@ -87,7 +87,8 @@ def _unwrapped(state: dict[str, torch.Tensor], wanted: Sequence[str]) -> dict[st
     network's parameters, in order.
     """
     first = wanted[0]
-    prefixes = {key.removesuffix(first) for key in state if key.endswith(first)}
+    # Of several networks the first one in the file.
+    prefixes = dict.fromkeys(key.removesuffix(first) for key in state if key.endswith(first))
     for prefix in sorted(prefixes, key=len):
         inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if {_our_name(key, wanted, inner) for key in inner} >= set(wanted):
@@ -120,7 +121,7 @@ def _classes(state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
     return counts.pop() if len(counts) == 1 and same else None
 
 
-def _stem(state: dict[str, torch.Tensor]) -> str:
-    """torchvision's 7x7 stem, or the one for 32x32 images."""
+def _stem(name: str, state: dict[str, torch.Tensor]) -> str:
+    """torchvision's 7x7 stem, where the network can have it, or the one for 32x32 images."""
     sizes = {value.shape[2:] for key, value in state.items() if key.endswith("conv1.weight")}
-    return "imagenet" if (7, 7) in sizes else "cifar"
+    return "imagenet" if (7, 7) in sizes and architectures.has_stems(name) else "cifar"

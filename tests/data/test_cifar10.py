@@ -123,6 +123,12 @@ def test_real_data_with_a_flipped_bit_is_refused(real_data: Dataset, tmp_path: P
 def test_official_checksums_are_torchvisions() -> None:
     published = dict([*CIFAR10.train_list, *CIFAR10.test_list])
     assert cifar10.KNOWN["official"] == published
+    binary = {f"{name}.bin" for name in published}
+    assert cifar10.KNOWN["official binary"].keys() == cifar10.KNOWN["reassembled"].keys() == binary
+    for release, known in cifar10.KNOWN.items():
+        said = cifar10._verify(Path(), {name: {value} for name, value in known.items()})
+        assert said == f"{release}: every checksum matches"
+        assert cifar10.is_release(said)
 
 
 # --- both readers ---

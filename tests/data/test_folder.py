@@ -1,4 +1,5 @@
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def test_classes_labels_and_pixels(picture_folder: Callable[..., Path]) -> None:
         assert np.array_equal(image, np.array(Image.open(place / path)))
     assert dataset.train.labels.dtype == np.int64
     assert dataset.train.images.flags.writeable
+
+
+def test_warnings_stay_as_they_were(picture_folder: Callable[..., Path]) -> None:
+    place = picture_folder("pets", train=60)
+    before = list(warnings.filters)
+    folder.read(place)  # by several threads
+    assert warnings.filters == before
 
 
 def test_val_does_where_there_is_no_test(picture_folder: Callable[..., Path]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cifar_deploy.data.image import read_image, to_array
 from cifar_deploy.errors import UserError
@@ -43,6 +43,29 @@ def test_exif_orientation_is_respected(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
     image.save(tmp_path / "turned.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(pixels, -1))
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        for kind in ("png", "tiff"):
+            image.save(tmp_path / f"turned.{kind}", exif=exif)
+            with Image.open(tmp_path / f"turned.{kind}") as turned:
+                wanted = np.array(ImageOps.exif_transpose(turned))
+            assert np.array_equal(read_image(tmp_path / f"turned.{kind}"), wanted)
+
+
+def test_a_picture_is_whole_where_only_its_exif_is_damaged(tmp_path: Path) -> None:
+    pixels = pattern()
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "damaged.png", exif=b"Exif\0\0garbage of a camera")
+    with pytest.raises(SyntaxError), Image.open(tmp_path / "damaged.png") as damaged:
+        ImageOps.exif_transpose(damaged)
+    assert np.array_equal(read_image(tmp_path / "damaged.png"), pixels)
+    # Orientation 6 (a short), and a resolution in words, which Pillow cannot write again.
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 4, b"abc")
+    odd = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    image.save(tmp_path / "odd.png", exif=odd)
+    with pytest.raises(TypeError), Image.open(tmp_path / "odd.png") as turned:
+        ImageOps.exif_transpose(turned)
+    assert np.array_equal(read_image(tmp_path / "odd.png"), np.rot90(pixels, -1))
 
 
 def test_other_modes_become_rgb(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from torch import nn
 from torchvision import models
 
 from cifar_deploy import architectures, store
-from cifar_deploy.architectures import weights
+from cifar_deploy.architectures import summary, weights
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
+from cifar_deploy.train import foreign
 from cifar_deploy.train.foreign import bring
 from cifar_deploy.train.loop import Job, Trainer, Watch
 
@@ -74,12 +75,28 @@ def test_the_names_of_other_programs(
     assert same(weights.load(folder).network, cifar_resnet18)
 
 
-def test_the_published_stem_is_seen(few: Dataset, tmp_path: Path) -> None:
+def test_the_published_stem_is_seen(
+    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = models.resnet18(num_classes=10).state_dict()
     torch.save(theirs, tmp_path / "their.pth")
     folder = ModelFolder(tmp_path / "resnet18")
-    bring("resnet18", tmp_path / "their.pth", few, CPU, folder)
+    made = bring("resnet18", tmp_path / "their.pth", few, CPU, folder)
     assert same(weights.load(folder).network, theirs)
+    # And shown: the number of all parameters, and the layers as they are.
+    counted = sum(value.numel() for value in models.resnet18(num_classes=10).parameters())
+    assert made["parameters"] == summary.layers(str(folder.path))["parameters"] == counted
+    with monkeypatch.context() as patched:
+        patched.setenv(store.MODELS_VARIABLE, str(tmp_path))
+        (entry,) = (one for one in summary.overview() if one["model"] == "resnet18")
+    assert entry["parameters"] == counted
+
+
+def test_of_several_networks_the_first_is_taken(cifar_resnet18: State) -> None:
+    first = next(iter(cifar_resnet18))
+    for names in (("student", "teacher"), ("teacher", "student"), ("net", "ema"), ("ema", "net")):
+        state = {f"{name}.{first}": torch.full((1,), n) for n, name in enumerate(names)}
+        assert foreign._unwrapped(state, [first]) == {first: torch.zeros(1)}
 
 
 def test_what_was_trained_keeps_its_accuracy(
@@ -113,7 +130,9 @@ def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_p
             bring(name, tmp_path / "their.pth", few, CPU, folder)
         assert not folder.path.exists()
 
-    refused("simple_cnn", cifar_resnet18, r"their\.pth holds the weights of another network: miss")
+    another = r"their\.pth holds the weights of another network: miss"
+    refused("simple_cnn", cifar_resnet18, another)
+    refused("vgg19", models.resnet18().state_dict(), another)  # whose stem it cannot have
     cut = {key: value for key, value in cifar_resnet18.items() if key != "layer1.0.conv1.weight"}
     refused("resnet18", cut, r"another network: missing layer1\.0\.conv1\.weight")
     hundred = models.resnet18(num_classes=100).state_dict()

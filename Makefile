@@ -9,7 +9,9 @@ READY := $(VENV)/.ready
 setup: $(READY)
 
 $(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# Anew also where one was left half made, or of a Python that is too old.
+	$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
+		|| $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	# A Triton for the tests, where there is one; what it requires of numpy is not ours.
@@ -37,8 +39,8 @@ test: $(READY)
 # Everything that needs a GPU, with the Python that is there and no network:
 # make gpu OUT=results STAGES="train:cnn9 export validate benchmark" WHEELS=folder ARGS="--total 540"
 gpu:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(OUT),--out $(OUT)) \
-		$(if $(STAGES),--stages "$(STAGES)") $(if $(WHEELS),--wheels $(WHEELS)) $(ARGS)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(OUT),--out "$(OUT)") \
+		$(if $(STAGES),--stages "$(STAGES)") $(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

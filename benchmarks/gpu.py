@@ -6,8 +6,8 @@ Each stage runs the program as a user would, a command at a time. A command that
 down and the rest goes on. No stage runs longer than its limit, nor all of them than --total: a
 training stops at its checkpoint, and the next call goes on with what is left. Needs no network and
 nothing but what is installed; WHEELS names a folder of wheels to use besides. Weights stay in WORK;
-OUT gets at most eight small files, `summary.json`, `gpu.log`, `report.html` and a JSON file of most
-stages, and besides what `pack` makes.
+OUT gets a few small files, `summary.json`, `gpu.log`, `report.html`, a JSON file of most stages and
+LoadGen's logs, and besides what `pack` makes.
 """
 
 import argparse
@@ -49,6 +49,7 @@ PART = 15 << 20  # bytes of a packed part
 # How a command is asked to stop, and the seconds it then has. On Ctrl-C `train` writes its
 # checkpoint, `benchmark` what it has measured and pytest its summary.
 ASKING = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # what tells this script to end; the latter a terminal
 POLL = 0.05  # seconds between two looks at what runs
 INTERRUPTED = 130  # the exit status after Ctrl-C
 SPEED_SEEDS = 3  # at least
@@ -339,11 +340,14 @@ def train(session: Session, names: list[str], end: float) -> None:
     commands = {}
     for name in names or recipes():
         folder = session.work / "models" / name
-        if trained_here(session, name):
+        seeds = seeds_of(session, name)
+        if seeds >= session.asked.seeds and not session.asked.again:
             before(session, "train", name, "trained before")
             continue
         unfinished = (folder / "checkpoint.safetensors", folder / "seeds")
         begun = ["--resume"] if any(path.exists() for path in unfinished) else []
+        if seeds == 1 and not session.asked.again:  # a first one of several
+            begun = ["--resume"]
         begun += ["--seeds", str(session.asked.seeds)] if session.asked.seeds > 1 else []
         source = ["--device", session.asked.device, "--data", session.asked.data]
         commands[name] = program("train", name, *source, *overrides(session.asked.set), *begun)
@@ -360,11 +364,17 @@ def speed(session: Session, names: list[str], end: float) -> None:
         skip(session, "speed", "its time is a GPU's")
         return
     script = [sys.executable, str(ROOT / "benchmarks" / "train_speed.py")]
-    asked = session.asked
-    options = ["--seeds", str(max(asked.seeds, SPEED_SEEDS)), *overrides(asked.speed_set)]
+    asked, seeds = session.asked, max(session.asked.seeds, SPEED_SEEDS)
+    options = ["--seeds", str(seeds), *overrides(asked.speed_set)]
     options += ["--airbench", asked.airbench] if asked.airbench else []
     found = session.work / "speed.json"
-    run(session, "speed", "custom_resnet", [*script, "--json", str(found), "gpu", *options], end)
+    timed = json.loads(found.read_text()) if found.exists() else {}
+    kinds = ["ours", *(["airbench"] if asked.airbench else [])]
+    if not asked.again and all(len(timed.get(k, {}).get("runs", [])) >= seeds for k in kinds):
+        before(session, "speed", "custom_resnet", "measured before")
+    else:
+        command = [*script, "--json", str(found), "gpu", *options]
+        run(session, "speed", "custom_resnet", command, end)
     write_cards(session)
 
 
@@ -419,20 +429,32 @@ def validate(session: Session, names: list[str], end: float) -> None:
     if session.asked.images:
         options += ["--images", str(session.asked.images)]
     options += session.asked.validate_args.split()
-    judged = {"models": _validate(session, chosen, "", options, end)}
+    judged: dict[str, list[Any]] = {}
+
+    def keep(key: str, some: list[Any]) -> None:
+        judged[key] = some
+        write(session.out / "validation.json", judged)
+
+    _validate(session, chosen, "", options, end, partial(keep, "models"))
     cuda = session.facts["checks"].get("onnxruntime cuda", {"works": True})
     there = "onnxruntime" not in session.facts["missing"]
     on_cpu = session.asked.cpu_verdicts and session.asked.device != "cpu"
     if on_cpu and there and not cuda["works"]:
         options = [*options, "--no-latency"]
         options[1] = "cpu"
-        judged["models_on_cpu"] = _validate(session, chosen, " on the CPU", options, end)
-    write(session.out / "validation.json", judged)
+        keep_cpu = partial(keep, "models_on_cpu")
+        _validate(session, chosen, " on the CPU", options, end, keep_cpu)
 
 
 def _validate(
-    session: Session, names: list[str], where: str, options: list[str], end: float
-) -> list[Any]:
+    session: Session,
+    names: list[str],
+    where: str,
+    options: list[str],
+    end: float,
+    keep: Callable[[list[Any]], None],
+) -> None:
+    """`keep` gets all that is judged so far, each time: what comes after may be killed."""
     found = session.work / "validation.json"
 
     def judge(label: str, some: list[str], page: Path, *more: str) -> list[Any]:
@@ -445,12 +467,13 @@ def _validate(
     page = session.work / "report-cpu.html" if where else session.out / "report.html"
     quick = "--no-latency"
     judged = judge(f"{len(names)} models", names, page, quick)
+    keep(judged)
     if not judged and len(names) > 1 and session.steps[-1].status == "failed":
         for name in names:
             judged += judge(name, [name], session.work / f"{name}.html", quick)
+            keep(judged)
     elif _usable(judged) and quick not in options:  # the verdicts are safe: now what takes its time
-        judged = judge(f"{len(names)} models, latency", names, page) or judged
-    return judged
+        keep(judge(f"{len(names)} models, latency", names, page) or judged)
 
 
 def _usable(judged: list[Any]) -> bool:
@@ -581,13 +604,17 @@ def pack(session: Session, names: list[str], end: float) -> None:
 
     Put together again with: cat models.tar.* | tar x
     """
-    whole = session.work / "models.tar"
+    whole, added = session.work / "models.tar", 0
     with tarfile.open(whole, "w") as archive:
         for name in names or recipes():
             for file in ("model.safetensors", "card.json", "curves.png", "log.jsonl"):
                 path = session.work / "models" / name / file
                 if path.exists():
                     archive.add(path, f"{name}/{file}")
+                    added += 1
+    if not added:
+        fail(session, "pack", f"nothing of {', '.join(names) or 'all'} is in {session.work}/models")
+        return
     parts = 0
     with whole.open("rb") as packed:
         while piece := packed.read(PART):
@@ -613,10 +640,14 @@ def trained_of(session: Session, stage: str, names: list[str]) -> list[str]:
     """The trained ones of the names, or of all that have a recipe; a failure where none is."""
     chosen = [name for name in names or recipes() if trained(session, name)]
     if not chosen:
-        error = f"nothing of {', '.join(names)} is trained" if names else "nothing is trained"
-        session.steps.append(Step(stage, "-", status="failed", error=error))
-        print(f"{stage:<10}{'-':<34}failed: {error}")
+        fail(session, stage, f"nothing of {', '.join(names) or 'all'} is trained")
     return chosen
+
+
+def fail(session: Session, stage: str, error: str) -> None:
+    """Write down that a stage has nothing to work on."""
+    session.steps.append(Step(stage, "-", status="failed", error=error))
+    print(f"{stage:<10}{'-':<34}failed: {error}")
 
 
 def trained(session: Session, name: str) -> bool:
@@ -637,6 +668,14 @@ def trained_here(session: Session, name: str) -> bool:
     if not card.exists() or (session.work / "models" / name / "seeds").exists():
         return False
     return not published.exists() or card.read_bytes() != published.read_bytes()
+
+
+def seeds_of(session: Session, name: str) -> int:
+    """With how many seeds the model was trained in the work folder."""
+    if not trained_here(session, name):
+        return 0
+    card = json.loads((session.work / "models" / name / "card.json").read_text())
+    return len(card.get("runs") or [card])
 
 
 def exported(session: Session, name: str) -> list[Path]:
@@ -757,7 +796,7 @@ def checks(session: Session) -> dict[str, Any]:
 
 def install(session: Session) -> None:
     """The wheels of the WHEELS folder, beside what is installed; without a network."""
-    wheels = sorted(str(path) for path in Path(session.asked.wheels).glob("*.whl"))
+    wheels = sorted(str(path) for path in Path(session.asked.wheels).absolute().glob("*.whl"))
     target = str(session.work / "site")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
     command = [*pip, "--upgrade", "--target", target, *wheels]
@@ -780,6 +819,13 @@ def save(session: Session) -> list[dict[str, Any]]:
     earlier = json.loads(path.read_text())["steps"] if path.exists() else []
     mine = {(step.stage, step.name) for step in session.steps}
     steps = [step for step in earlier if (step["stage"], step["name"]) not in mine]
+    # What a stage said of itself, or of so many models together, is said anew.
+    again = {step.stage for step in session.steps if step.status != "not started"}
+    steps = [
+        step
+        for step in steps
+        if step["stage"] not in again or not (step["name"] == "-" or "models" in step["name"])
+    ]
     steps += [asdict(step) for step in session.steps]
     summary = {
         "machine": session.facts,
@@ -855,7 +901,7 @@ def main() -> int:
     parser.add_argument("--validate-args", default="", help="more options, as one text")
     parser.add_argument("--cpu-verdicts", action="store_true", help="where CUDA runs no ONNX file")
     parser.add_argument("--benchmark-args", default="", help="more options, as one text")
-    parser.add_argument("--again", action="store_true", help="export and measure what was before")
+    parser.add_argument("--again", action="store_true", help="also what was done before")
     session = Session(parser.parse_args(), begun=now())
     if session.asked.jobs < 1:
         parser.error("--jobs: at least 1")
@@ -880,6 +926,7 @@ def run_stages(session: Session, stages: list[tuple[str, list[str]]]) -> None:
     """One after another, on the machine as it is found."""
     if session.asked.wheels:
         install(session)
+    sys.path.insert(1, str(session.work / "site"))  # as the commands have it
     session.facts = machine(session)
     print(f"{session.facts.get('gpu') or 'no GPU'}, torch {session.facts['torch']}", flush=True)
     for stage, names in stages:
@@ -891,13 +938,16 @@ def run_stages(session: Session, stages: list[tuple[str, list[str]]]) -> None:
 
 
 def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """SIGTERM is Ctrl-C; `timeout` sends it twice, and the second must not disturb the end."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """They are Ctrl-C; `timeout` sends its own twice, and the second must not disturb the end."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, interrupt)
     # A shell makes what it runs in the background deaf to Ctrl-C, and so what that runs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -119,7 +119,10 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
-def test_a_script_that_is_told_to_end_leaves_a_summary_and_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])  # the latter a closed terminal
+def test_a_script_that_is_told_to_end_leaves_a_summary_and_no_process(
+    told: signal.Signals, tmp_path: Path
+) -> None:
     pids, slow = tmp_path / "pids", tmp_path / "test_slow.py"
     slow.write_text(
         "import os, pathlib, pytest, subprocess, sys, time\n"
@@ -142,8 +145,8 @@ def test_a_script_that_is_told_to_end_leaves_a_summary_and_no_process(tmp_path: 
         # Should this script be killed: what it was doing is written down already.
         (step,) = json.loads((out / "summary.json").read_text())["steps"]
         assert step["status"] == "running"
-        script.send_signal(signal.SIGTERM)
-        script.send_signal(signal.SIGTERM)  # as `timeout` does
+        script.send_signal(told)
+        script.send_signal(told)  # as `timeout` does
         printed, _ = script.communicate(timeout=120)
     assert script.returncode == 130
     assert not any(alive(int(pid)) for pid in pids.read_text().split())
@@ -398,6 +401,52 @@ def test_a_second_call_keeps_what_the_first_one_did(gpu: ModuleType, session: An
     assert {step["name"]: step["status"] for step in steps} == {"one": "ok", "two": "ok"}
 
 
+def test_what_a_stage_said_of_itself_is_said_anew(gpu: ModuleType, session: Any) -> None:
+    gpu.fail(session, "benchmark", "nothing of resnet18 is trained")
+    gpu.fail(session, "speed", "nothing")
+    gpu.save(session)
+    again = gpu.Session(session.asked)
+    gpu.run(again, "benchmark", "resnet18", python("pass"), time.monotonic() + 20)
+    steps = [(step["stage"], step["name"]) for step in gpu.save(again)]
+    assert steps == [("speed", "-"), ("benchmark", "resnet18")]
+
+
+def test_a_timing_that_is_done_is_kept(gpu: ModuleType, session: Any) -> None:
+    vars(session.asked).update(device="cuda", seeds=1, speed_set=[], airbench="")
+    timed = {"ours": {"runs": [1, 2, 3]}}
+    (session.work / "speed.json").write_text(json.dumps(timed))
+
+    def status() -> str:
+        gpu.speed(session, [], time.monotonic())  # there is no time for more
+        return str(session.steps[-1].status)
+
+    assert (status(), session.steps[-1].error) == ("ok", "measured before")
+    vars(session.asked).update(seeds=4)
+    assert status() == "not started"
+    vars(session.asked).update(seeds=3, airbench="airbench94_muon.py")
+    assert status() == "not started"
+    vars(session.asked).update(airbench="", again=True)
+    assert status() == "not started"
+
+
+def test_verdicts_stay_where_the_latency_is_not_waited_for(
+    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vars(session.asked).update(device="cpu", images=0, validate_args="", cpu_verdicts=False)
+    session.facts = {"missing": {}, "checks": {}}
+    models = [{"rows": [{"file": "m.onnx", "verdict": "PASS"}]}]
+
+    def judged(told: Any, stage: str, label: str, *_: object) -> None:
+        if "latency" in label:
+            raise KeyboardInterrupt
+        gpu.write(told.work / "validation.json", {"models": models})
+
+    monkeypatch.setattr(gpu, "run", judged)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.validate(session, [], time.monotonic() + 60)
+    assert json.loads((session.out / "validation.json").read_text()) == {"models": models}
+
+
 def test_what_is_exported_is_not_exported_again(gpu: ModuleType, session: Any) -> None:
     vars(session.asked).update(format=["onnx"], precision=["fp32"])
     session.facts = {"missing": {}, "checks": {}, "gpu": "NVIDIA H100"}
@@ -451,8 +500,10 @@ def test_what_was_published_is_not_taken_for_trained(gpu: ModuleType, session: A
     assert json.loads((session.out / "train.json").read_text())["cards"] == {}
     (folder / "card.json").write_text("{}")
     assert gpu.trained_here(session, "cnn9")
+    assert gpu.seeds_of(session, "cnn9") == 1
     (folder / "seeds").mkdir()  # the first of several seeds is done
     assert not gpu.trained_here(session, "cnn9")
+    assert gpu.seeds_of(session, "cnn9") == 0
     (folder / "seeds").rmdir()
     gpu.write_cards(session)
     assert list(json.loads((session.out / "train.json").read_text())["cards"]) == ["cnn9"]
@@ -519,3 +570,30 @@ def test_large_weights_are_packed_in_parts(
     command = f"cat {session.out}/models.tar.* | tar xO vgg19/model.safetensors"
     done = subprocess.run(command, shell=True, capture_output=True, check=True)
     assert done.stdout == raw
+    gpu.pack(session, ["vgg91"], 0.0)
+    assert session.steps[-1].status == "failed"
+    assert session.steps[-1].error.startswith("nothing of vgg91 is in ")
+
+
+def test_more_seeds_than_before_are_trained(
+    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = session.work / "models" / "cnn9"
+    folder.mkdir(parents=True)
+    vars(session.asked).update(device="cpu", data="auto", set=[], jobs=1)
+    begun: list[dict[str, list[str]]] = []
+    monkeypatch.setattr(
+        gpu, "run_all", lambda _, __, commands, *___, **____: begun.append(commands)
+    )
+    for card, seeds, again, wanted in (
+        ({}, 1, False, None),
+        ({}, 3, False, ["--resume", "--seeds", "3"]),  # the first of them is there
+        ({"runs": [1, 2, 3]}, 3, False, None),
+        ({"runs": [1, 2, 3]}, 5, False, ["--seeds", "5"]),
+        ({}, 1, True, []),
+    ):
+        (folder / "card.json").write_text(json.dumps(card))
+        vars(session.asked).update(seeds=seeds, again=again)
+        gpu.train(session, ["cnn9"], time.monotonic())
+        command = begun[-1].get("cnn9")
+        assert (command and command[command.index("auto") + 1 :]) == wanted

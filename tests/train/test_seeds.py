@@ -273,3 +273,14 @@ def test_seeds_are_resumed_as_they_began(
     assert len(store.read_card(folder)["runs"]) == 2
     with pytest.raises(UserError, match=r"--resume: all seeds in .* are done"):
         run(*command, "--resume")
+
+
+def test_one_run_becomes_the_first_of_several(pictures: Path, models: Path) -> None:
+    command = ("train", "simple_cnn", "--data-dir", pictures, *QUICK)
+    assert run(*command).exit_code == 0
+    folder = ModelFolder(models / "simple_cnn")
+    first = store.read_card(folder)
+    assert run(*command, "--seeds", "2", "--resume").exit_code == 0
+    card = store.read_card(folder)
+    assert card["finished"] == first["finished"]  # it was not trained again
+    assert [entry["seed"] for entry in card["runs"]] == [0, 1]

@@ -139,10 +139,7 @@ def pictures(images: Pictures) -> Images:
 
     Raises UserError as `Classifier.predict` does.
     """
-    found = list(_each(images))
-    if not found:
-        return np.empty((0, SIZE, SIZE, 3), np.uint8)
-    return np.concatenate(found)
+    return np.concatenate([np.empty((0, SIZE, SIZE, 3), np.uint8), *_each(images)])
 
 
 def _each(images: Any) -> Iterator[Images]:

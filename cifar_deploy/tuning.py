@@ -11,9 +11,9 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import torch
 
 from cifar_deploy.architectures import weights
@@ -27,9 +27,6 @@ from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Logits
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, score_bound
-
-if TYPE_CHECKING:
-    import onnx
 
 IMAGES = 5_000  # that a loss is measured on
 NOISE, RANGES = 128, 64  # images that a layer's noise is measured on, and its ranges calibrated
@@ -63,9 +60,7 @@ def within(
     split = Split(_harder(split.images, trained.mean), split.labels)
     data = exact.SerializeToString()
 
-    def int8(keep: Sequence[str], ranges: Images) -> "onnx.ModelProto":
-        import onnx
-
+    def int8(keep: Sequence[str], ranges: Images) -> onnx.ModelProto:
         model = onnx.load_model_from_string(data)  # anew: `quantise` changes what it is given
         calibrated = Calibration(ranges, {}, (*calibration.keep, *keep))
         return quantise(model, calibrated, symmetric=engine)
@@ -137,7 +132,7 @@ def _harder(images: Images, mean: Sequence[float]) -> Images:
         return np.asarray(augment(torch.from_numpy(images), HARDER, mean))
 
 
-def _answers(model: "onnx.ModelProto", images: Images) -> Logits:
+def _answers(model: onnx.ModelProto, images: Images) -> Logits:
     with (
         disk_errors(Path("to a temporary folder ($TMPDIR can name another)"), "write"),
         tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room,

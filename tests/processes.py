@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -36,17 +37,52 @@ def may_mount() -> bool:
     return subprocess.run(trial, capture_output=True, check=False).returncode == 0
 
 
-def command_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Answer]
+Refused = Callable[..., str]
+
+
+def call(patch: pytest.MonkeyPatch, *arguments: object) -> int:
+    patch.setattr(sys, "argv", ["cifar-deploy", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the program with its arguments: exit status, standard output, standard error."""
 
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cifar-deploy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, printed.out, printed.err
+    def run(*arguments: object) -> Answer:
+        capsys.readouterr()
+        status = call(monkeypatch, *arguments)
+        return Answer(status, *capsys.readouterr())
 
-    return call
+    return run
+
+
+def refusing(run: Run) -> Refused:
+    """Runs what must be refused: status 2, one or two lines on stderr, the disk untouched."""
+
+    def refused(*arguments: object) -> str:
+        before = snapshot()
+        answer = run(*arguments)
+        assert answer.status == 2, answer
+        assert answer.out == ""
+        lines = answer.err.strip().splitlines()
+        assert 1 <= len(lines) <= 2, answer.err
+        assert lines[0].startswith("error: ")
+        assert "Traceback" not in answer.err
+        assert snapshot() == before
+        return answer.err
+
+    return refused
+
+
+def snapshot() -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(Path().rglob("*")) if p.is_file()}

@@ -34,13 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     network = architectures.build("simple_cnn")
     with torch.no_grad():
         list(network.parameters())[-2].mul_(20)
-    facts = {
-        "network": "simple_cnn",
-        "stem": "cifar",
-        "classes": list(cifar10.CLASSES),
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.2, 0.25, 0.3],
-    }
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    facts = weights.header("simple_cnn", "cifar", cifar10.CLASSES, mean, std)
     weights.save(made.weights, network.state_dict(), facts)
     stored = {"sha256": sha256_of(made.weights)}
     write_json(

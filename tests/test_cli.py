@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from processes import may_mount
+from processes import Run, call, command_line, may_mount, refusing, snapshot
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -33,14 +32,6 @@ from cifar_deploy.tuning import within
 FILE = "models/simple_cnn/simple_cnn.fp32.onnx"
 
 
-@dataclass
-class Answer:
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Answer]
 SHORT = ("--epochs", "1", "--batch-size", "1000", "--out", "next")
 
 
@@ -73,10 +64,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> P
             ],
             ["export", "simple_cnn", "--precision", "fp32", "--precision", "fp16"],
         ):
-            patch.setattr(sys, "argv", ["cifar-deploy", *arguments])
-            with pytest.raises(SystemExit) as stop:
-                cli.main()
-            assert stop.value.code == 0
+            assert call(patch, *arguments) == 0
     return place
 
 
@@ -93,40 +81,12 @@ def run(
     monkeypatch.chdir(place)
     monkeypatch.setenv("CIFAR_DEPLOY_DATA", str(workshop / "pictures"))
     monkeypatch.delenv("CIFAR_DEPLOY_MODELS", raising=False)
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["cifar-deploy", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        said = capsys.readouterr()
-        status = stop.value.code
-        return Answer(status if isinstance(status, int) else 0, said.out, said.err)
-
-    return run
-
-
-def snapshot() -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in sorted(Path().rglob("*")) if p.is_file()}
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture
 def refused(run: Run) -> Callable[..., str]:
-    """Run what must be refused: status 2, one or two lines on stderr, the disk untouched."""
-
-    def refused(*arguments: object) -> str:
-        before = snapshot()
-        answer = run(*arguments)
-        assert answer.status == 2, answer
-        assert answer.out == ""
-        lines = answer.err.strip().splitlines()
-        assert 1 <= len(lines) <= 2, answer.err
-        assert lines[0].startswith("error: ")
-        assert "Traceback" not in answer.err
-        assert snapshot() == before
-        return answer.err
-
-    return refused
+    return refusing(run)
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -528,37 +488,31 @@ def test_models_shows_what_is_trained(run: Run) -> None:
     assert "6,573,130" in run("models").out
     assert "weights are not here" not in run("models").out
     weights = Path("models/simple_cnn/model.safetensors")
-    weights.rename("kept")
+    weights.unlink()
     assert "; its weights are not here\n" in run("models").out
-    Path("kept").rename(weights)
 
 
 def test_models_tells_the_weights_a_run_began_with_and_all_seeds(run: Run) -> None:
     place = Path("models/simple_cnn/card.json")
-    whole = place.read_text()
-    card = json.loads(whole)
+    card = json.loads(place.read_text())
     more = {"test_accuracy_mean": 0.5, "test_accuracy_std": 0.011, "runs": [{}, {}, {}]}
     begun = {"from": "model.safetensors", "sha256": "573ccbcaeca2" + "0" * 52}
-    try:
-        place.write_text(json.dumps(card | more | {"init": begun}))
-        said = run("models").out
-        assert "begun with model.safetensors (sha256 573ccbcaeca2…)" in said
-        assert "50.00 ± 1.10 %" in said
-        assert f"; the weights are the first seed's, {100 * card['test_accuracy']:.2f} %\n" in said
-        place.write_text(json.dumps(card | {"init": {"from": "imagenet", "sha256": None}}))
-        assert ", begun with imagenet; its accuracy" in run("models").out
-        place.write_text(json.dumps(card | more | {"test_accuracy": None}))
-        assert run("models").status == 0
-        place.write_text(json.dumps(card | {"init": None}))
-        assert "begun with" not in run("models").out
-    finally:
-        place.write_text(whole)
+    place.write_text(json.dumps(card | more | {"init": begun}))
+    said = run("models").out
+    assert "begun with model.safetensors (sha256 573ccbcaeca2…)" in said
+    assert "50.00 ± 1.10 %" in said
+    assert f"; the weights are the first seed's, {100 * card['test_accuracy']:.2f} %\n" in said
+    place.write_text(json.dumps(card | {"init": {"from": "imagenet", "sha256": None}}))
+    assert ", begun with imagenet; its accuracy" in run("models").out
+    place.write_text(json.dumps(card | more | {"test_accuracy": None}))
+    assert run("models").status == 0
+    place.write_text(json.dumps(card | {"init": None}))
+    assert "begun with" not in run("models").out
 
 
 def test_models_adds_up_the_runs_that_led_to_the_weights(run: Run) -> None:
     place = Path("models/simple_cnn/card.json")
-    whole = place.read_text()
-    card = json.loads(whole) | {"epochs": 112, "wall_seconds": 197.4}
+    card = json.loads(place.read_text()) | {"epochs": 112, "wall_seconds": 197.4}
     first = {"from": "model.safetensors", "epochs": 46, "wall_seconds": 7457.2, "device": "D"}
     start = {"from": "imagenet"}
 
@@ -569,23 +523,20 @@ def test_models_adds_up_the_runs_that_led_to_the_weights(run: Run) -> None:
         (below,) = (line for line in out.splitlines() if line.startswith("simple_cnn: "))
         return row, below
 
-    try:
-        row, below = said(first)
-        assert "(46 + 112 epochs" in row
-        assert " 7,655 s " in row
-        assert ", begun with model.safetensors (46 epochs, 7,457 s on D); its acc" in below
-        row, _ = said({**first, "init": {**first, "epochs": 3, "wall_seconds": 1000}})
-        assert "(3 + 46 + 112" in row  # and the rest of the cell in the next line
-        assert " 8,655 s " in row
-        # What is not known cannot be added, whatever else stands there.
-        for init in (start, {**first, "init": start}, {**first, "init": "a"}, {"epochs": "many"}):
-            row, _ = said(init)
-            assert "% (112 epochs" in row
-            assert " 197 s " in row
-        _, below = said({**first, "init": start})
-        assert "s on D), begun with imagenet; its accuracy" in below
-    finally:
-        place.write_text(whole)
+    row, below = said(first)
+    assert "(46 + 112 epochs" in row
+    assert " 7,655 s " in row
+    assert ", begun with model.safetensors (46 epochs, 7,457 s on D); its acc" in below
+    row, _ = said({**first, "init": {**first, "epochs": 3, "wall_seconds": 1000}})
+    assert "(3 + 46 + 112" in row  # and the rest of the cell in the next line
+    assert " 8,655 s " in row
+    # What is not known cannot be added, whatever else stands there.
+    for init in (start, {**first, "init": start}, {**first, "init": "a"}, {"epochs": "many"}):
+        row, _ = said(init)
+        assert "% (112 epochs" in row
+        assert " 197 s " in row
+    _, below = said({**first, "init": start})
+    assert "s on D), begun with imagenet; its accuracy" in below
 
 
 def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> None:
@@ -810,20 +761,6 @@ def test_a_model_can_be_named_by_its_folder(run: Run) -> None:
         file.unlink()
     assert run("export", "runs/first").status == 0
     assert Path("runs/first/first.fp32.onnx").exists()
-
-
-def test_the_module_runs_and_help_is_light() -> None:
-    script = (
-        "import sys; sys.argv = ['cifar-deploy', 'validate', '--help']\n"
-        "import atexit; atexit.register(lambda: print(sorted(\n"
-        "    {'torch', 'numpy', 'onnx', 'onnxruntime', 'PIL', 'matplotlib'} & set(sys.modules))))\n"
-        "from cifar_deploy.cli import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert done.stdout.strip().endswith("[]")
-    module = [sys.executable, "-m", "cifar_deploy", "--version"]
-    assert subprocess.run(module, capture_output=True, text=True).stdout.strip() == "0.1.0"
 
 
 # --- engines, on a machine without a GPU ---------------------------------------------------------

@@ -72,13 +72,6 @@ class Result:
     loadgen: str
     logs: str
 
-    def to_json(self) -> Json:
-        """What a program reads."""
-        return {
-            **asdict(self.who),
-            **{key: value for key, value in vars(self).items() if key != "who"},
-        }
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -381,6 +374,6 @@ def to_json(runs: Runs, command: str) -> Json:
         **runs.facts,
         "settings": asdict(runs.settings),
         "remarks": runs.remarks,
-        "results": [result.to_json() for result in runs.results],
+        "results": [{**one.pop("who"), **one} for one in map(asdict, runs.results)],
         "failures": [asdict(failure) for failure in runs.failures],
     }

@@ -429,16 +429,7 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
 
 def to_json(result: Benchmark, command: str) -> Json:
     """What a program reads: times in milliseconds."""
-    rows = [
-        {
-            **asdict(row.who),
-            **asdict(row.timing),
-            "throughput": asdict(row.throughput) if row.throughput else None,
-            "card": row.card,
-            "steady": row.steady,
-        }
-        for row in result.rows
-    ]
+    rows = [{**one.pop("who"), **one.pop("timing"), **one} for one in map(asdict, result.rows)]
     return {
         "command": command,
         **result.facts,

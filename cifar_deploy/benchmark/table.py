@@ -2,16 +2,15 @@
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cifar_deploy.benchmark.mlperf import Result, Runs
 from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Who
 from cifar_deploy.store import Json
 from cifar_deploy.timing import WARM_UP_SECONDS, Times
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from cifar_deploy.benchmark.mlperf import Result, Runs
 
 # trtexec's terms, where it has one.
 TEXTS = ("name", "runtime")
@@ -34,12 +33,8 @@ CALLS_FOR_P99 = 100
 BATCHES_IN_FLIGHT = 20  # fewer, and how the last ones end counts
 
 
-def table(rows: Sequence[Row]) -> "Table":
+def table(rows: Sequence[Row]) -> Table:
     """A line a contender and batch; those of one model and batch stand together."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in (*TEXTS, *NUMBERS):
         result.add_column(
@@ -125,7 +120,7 @@ def _few(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def scenario_notes(runs: "Runs") -> list[str]:
+def scenario_notes(runs: Runs) -> list[str]:
     """What stands under the table of a scenario."""
     settings = runs.settings
     terms = f"MLPerf LoadGen, {settings.scenario}, at least {settings.seconds:g} s"
@@ -135,12 +130,9 @@ def scenario_notes(runs: "Runs") -> list[str]:
         batch, at_once = (" or ".join(map(str, sorted(some))) for some in (batches, flights))
         terms += f", batch {batch}, {at_once} in flight"
     if runs.results:
-        terms += f"; {runs.results[0].images:,} images; logs: {_common(runs)}"
+        logs = os.path.commonpath([result.logs for result in runs.results])
+        terms += f"; {runs.results[0].images:,} images; logs: {logs}"
     return [*_machine(runs.facts), f"{terms}.", *_said(runs.remarks, runs.failures)]
-
-
-def _common(runs: "Runs") -> str:
-    return os.path.commonpath([result.logs for result in runs.results])
 
 
 def _machine(facts: Json) -> list[str]:
@@ -176,12 +168,8 @@ def _card(result: Benchmark, gpu: dict[str, object]) -> str:
     return f"{gpu['name']}: {', '.join(said) or 'not watched'}."
 
 
-def scenario_table(results: Sequence["Result"]) -> "Table":
+def scenario_table(results: Sequence[Result]) -> Table:
     """A line a file, with what LoadGen found."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     single = results[0].scenario == "SingleStream" if results else False
     metric = "p90 ms\n(early stopping)" if single else "images/s"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

@@ -124,7 +124,7 @@ def benchmark(
     measured = sizes
     if scenario:
         measured = (offline if scenario is Scenario.Offline else 1,)
-    kind = Kind.of(format, precision)
+    kind = Kind(tuple(format or ()), tuple(precision or ()))
     all_work = _contestants(targets or [], kind)
     work, left = _of_batches(all_work, measured)
     if baseline and scenario:
@@ -146,7 +146,7 @@ def benchmark(
     before = earlier.read(baseline, describe(where)) if baseline else None
     worse = False
     if scenario:
-        if len(set(runtime or [])) > 1:
+        if len(runtime or []) > 1:
             raise UserError("--scenario takes one --runtime; run it once for each")
         mlperf.loadgen()  # where it is missing, that is told first
     ended: UserError | KeyboardInterrupt | None = None
@@ -154,7 +154,7 @@ def benchmark(
         with_compile = on_gpu if compiled is None else compiled
         # Speed does not depend on how pixels are normalised; LoadGen's accuracy does.
         pixels = None if scenario else Pixels()
-        onnx = [by.value for by in dict.fromkeys(runtime or [OnnxBy.onnxruntime])]
+        onnx = [by.value for by in runtime or [OnnxBy.onnxruntime]]
         failures: list[sweep.Failure] = []
 
         def models() -> Iterator[list[sweep.Contender]]:

@@ -79,7 +79,7 @@ def find_lr(
         more = {"suggested_muon_lr": rate}
         filters = f"; Muon's with it: --lr {curve.suggested:.2g} --set optimizer.muon_lr={rate:.2g}"
     if as_json:
-        print_json({**curve.to_dict(), **more, "picture": str(picture)})
+        print_json({**dataclasses.asdict(curve), **more, "picture": str(picture)})
         return
     typer.echo(
         f"{name}: suggested peak {curve.suggested:.2g} (steepest descent at {curve.steepest:.2g}, "

@@ -181,11 +181,6 @@ class Kind:
     formats: tuple[Format, ...] = ()
     precisions: tuple[Precision, ...] = ()
 
-    @classmethod
-    def of(cls, formats: list[Format] | None, precisions: list[Precision] | None) -> "Kind":
-        """As the options say."""
-        return cls(tuple(dict.fromkeys(formats or ())), tuple(dict.fromkeys(precisions or ())))
-
     @property
     def chosen(self) -> bool:
         """Whether anything is asked for."""

@@ -94,9 +94,9 @@ def validate(
     Exit status 1 unless every file passes; 2 where one is damaged, or of other weights than the
     model has now: the rest is still judged.
     """
-    kind = Kind.of(format, precision)
+    kind = Kind(tuple(format or ()), tuple(precision or ()))
     work = _targets(targets or [], reference, kind)
-    if len(set(runtime or [])) > 1:
+    if len(runtime or []) > 1:
         raise UserError("validate takes one --runtime: a proof is of one; run it once for each")
     # The page of whole models is not written over by one of a few files or images.
     lone = any(Path(target).is_file() or address.read(target) for target in targets or [])

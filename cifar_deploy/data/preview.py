@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from cifar_deploy.data.augment import augment
+from cifar_deploy.data.augment import JITTER, augment
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
 from cifar_deploy.recipe import Augment
 from cifar_deploy.store import atomic_path
@@ -88,11 +88,8 @@ def _said(options: Augment) -> str:
         words.append(f"cutout {options.cutout}")
     words += [
         f"{name} {value:g}"
-        for name in ("brightness", "contrast", "saturation")
+        for name in (*JITTER, "mixup", "cutmix")
         if (value := getattr(options, name))
-    ]
-    words += [
-        f"{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(options, name))
     ]
     return "augmentation: " + (", ".join(words) or "none")
 

@@ -6,8 +6,8 @@ import io
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import onnx
 import torch
 from torch import nn
 
@@ -22,9 +22,6 @@ from cifar_deploy.export.pools import plain_pools
 from cifar_deploy.export.quantise import Calibration, quantise
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import Json, ModelFolder, atomic_path, manifest_path, write_manifest
-
-if TYPE_CHECKING:
-    import onnx
 
 # What an int8 graph does not do in 8 bits, it does in fp32.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}
@@ -54,8 +51,6 @@ def export_onnx(
     Raises UserError for another precision, without trained weights, where a weight does not fit
     the precision, where another program's file has that name, and where the disk refuses.
     """
-    import onnx
-
     if precision not in DTYPES:
         raise UserError(f"--precision {precision}: it can be {' or '.join(PRECISIONS)}")
     path = folder.onnx(precision, engine, batch)
@@ -101,7 +96,7 @@ def export_onnx(
     return path
 
 
-def deployment_graph(trained: Trained, precision: str, source: Path) -> "onnx.ModelProto":
+def deployment_graph(trained: Trained, precision: str, source: Path) -> onnx.ModelProto:
     """The graph of a trained network, its batch norms folded; for "int8" what is quantised.
 
     Raises UserError, which names `source`, where a weight does not fit the precision.
@@ -142,7 +137,7 @@ def _check_range(network: nn.Module, precision: str, source: Path) -> None:
             )
 
 
-def _translate(graph: DeploymentGraph) -> "onnx.ModelProto":
+def _translate(graph: DeploymentGraph) -> onnx.ModelProto:
     """`graph` as an ONNX model with a dynamic batch. Prints and warns nothing."""
     graph.eval()
     example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)  # 1 would be taken for a constant
@@ -163,10 +158,8 @@ def _translate(graph: DeploymentGraph) -> "onnx.ModelProto":
     return model
 
 
-def _fix(model: "onnx.ModelProto", batch: int) -> None:
+def _fix(model: onnx.ModelProto, batch: int) -> None:
     """Let `model` take `batch` images and no other number: every shape in it is then known."""
-    import onnx
-
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
     del model.graph.value_info[:]  # those of any batch
@@ -174,7 +167,7 @@ def _fix(model: "onnx.ModelProto", batch: int) -> None:
     model.graph.value_info.extend(inferred.graph.value_info)
 
 
-def _strip(model: "onnx.ModelProto") -> None:
+def _strip(model: onnx.ModelProto) -> None:
     """Remove what the exporter notes on nodes and values: traces with local paths."""
     model.doc_string = ""
     model.graph.doc_string = ""

@@ -11,14 +11,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import onnx
 
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
-
-if TYPE_CHECKING:
-    import onnx
 
 COUNT = 512  # images to calibrate with
 BATCH = 32  # of them at a time: what every layer gives for these is held in memory
@@ -74,7 +72,7 @@ class _Reader:
         return None if batch is None else {"images": batch}
 
 
-def kept(graph: "onnx.GraphProto") -> list[str]:
+def kept(graph: onnx.GraphProto) -> list[str]:
     """The nodes that stay in fp32.
 
     The convolution that meets the pixels, and depthwise ones: few of the multiplications, and much
@@ -88,7 +86,7 @@ def kept(graph: "onnx.GraphProto") -> list[str]:
     return [node.name for node in (*convolutions[:1], *grouped, *pools)]
 
 
-def layers(graph: "onnx.GraphProto", in_fp32: Sequence[str]) -> list[str]:
+def layers(graph: onnx.GraphProto, in_fp32: Sequence[str]) -> list[str]:
     """The convolutions and linear layers but for those `in_fp32`: what `keep` may name.
 
     A ReLU alone is none: left out of 8 bits it takes its layer's rounding along.
@@ -108,12 +106,12 @@ def check_kept(names: Sequence[str], known: list[str]) -> None:
 
 
 def quantise(
-    model: "onnx.ModelProto",
+    model: onnx.ModelProto,
     calibration: Calibration,
     symmetric: bool,
-    keep: Callable[["onnx.GraphProto"], list[str]] = kept,
+    keep: Callable[[onnx.GraphProto], list[str]] = kept,
     percentile: float = PERCENTILE,
-) -> "onnx.ModelProto":
+) -> onnx.ModelProto:
     """The fp32 deployment graph `model` with its layers in 8 bits, but for a few.
 
     Weights are int8, a scale for each output channel. Activations are uint8 with a zero point, and
@@ -125,7 +123,6 @@ def quantise(
 
     Raises UserError for a node that would not be in 8 bits anyway, and where the disk refuses.
     """
-    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     onnx.helper.set_model_props(model, PREPARED)

@@ -1,13 +1,12 @@
 """`manifest.txt`: what a package holds, a `key value` a line, for readers without JSON."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from cifar_deploy.engines.flavour import NAMES as FLAVOURS
 from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, read_json
+from cifar_deploy.store import Json, read_json, sha256_of
 
 NAME = "manifest.txt"
 OWN = "manifest.json"  # the exported file's own, as it stood among the models
@@ -45,9 +44,7 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...], Json]:
     entries = _read(folder / NAME)
     file, labels = (_part(folder, entries, key) for key in ("file", "labels"))
     for part, key in ((file, "sha256"), (labels, "labels_sha256")):
-        with disk_errors(part, "read"), part.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-        if found != entries[key]:
+        if sha256_of(part) != entries[key]:
             raise UserError(
                 f"{part} is not the file that {NAME} speaks of (sha256 differs): it was changed or "
                 "cut short; package it again"

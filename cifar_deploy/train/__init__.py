@@ -1,1 +1,1 @@
-"""Training: recipe, loop, optimisers and schedules."""
+"""Training: loop, optimisers and schedules."""

@@ -7,13 +7,11 @@ from cifar_deploy.store import Json, atomic_path
 
 def draw(path: Path, title: str, history: list[Json], test_accuracy: float | None = None) -> None:
     """Write a PNG of loss, accuracy and learning rate by epoch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     epochs = [record["epoch"] for record in history]
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     left.plot(epochs, [r["loss"] for r in history])
     left.set(title="training loss", xlabel="epoch")
     middle.plot(epochs, [100 * r["train_accuracy"] for r in history], label="training, augmented")
@@ -33,4 +31,3 @@ def draw(path: Path, title: str, history: list[Json], test_accuracy: float | Non
     figure.suptitle(title)
     with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=100)
-    pyplot.close(figure)

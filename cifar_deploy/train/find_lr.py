@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json, atomic_path
+from cifar_deploy.store import atomic_path
 from cifar_deploy.train.loop import Job, Trainer
 
 SMOOTHING = 0.95  # of the running mean of the loss; 20 steps or so
@@ -28,10 +28,6 @@ class Found:
     steepest: float
     lowest: float
     suggested: float
-
-    def to_dict(self) -> Json:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
 
 
 def check(low: float, high: float) -> None:
@@ -127,12 +123,10 @@ def judged(rates: list[float], losses: list[float]) -> Found:
 
 def draw(path: Path, title: str, found: Found) -> None:
     """Write the curve to `path` as a PNG. Raises UserError where the disk refuses."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     axes.plot(found.rates, found.losses)
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed", title=title)
     for name, rate, style in (
@@ -145,4 +139,3 @@ def draw(path: Path, title: str, found: Found) -> None:
     axes.legend()
     with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=100)
-    pyplot.close(figure)

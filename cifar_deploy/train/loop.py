@@ -509,7 +509,7 @@ class Trainer:
             self._train_mode()
         state.history.append(record)
         if self.ranks.main:
-            lines = "".join(f"{_line(entry)}\n" for entry in state.history)
+            lines = "".join(f"{json.dumps(entry)}\n" for entry in state.history)
             write_text(self.job.folder.log, lines)
         watch.epoch(record)
 
@@ -653,7 +653,3 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
 
 def _flat(sections: Json) -> list[tuple[str, Any]]:
     return [(f"{s}.{k}", v) for s, values in sections.items() for k, v in values.items()]
-
-
-def _line(record: Json) -> str:
-    return json.dumps(record)

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -54,9 +53,7 @@ class Bar:
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
     def step(self, done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:

@@ -6,6 +6,7 @@ for paired proportions (Tango 1998, Statistics in Medicine 17:891-908), which ho
 such images too, where the plain normal interval shrinks to nothing.
 """
 
+import bisect
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -146,8 +147,4 @@ def _needed(lost: float, gained: float, margin: float) -> int | None:
 
     if not tells(MOST_IMAGES):
         return None
-    low, high = 1, MOST_IMAGES
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if tells(middle) else (middle + 1, high)
-    return low
+    return 1 + bisect.bisect_left(range(1, MOST_IMAGES), True, key=tells)

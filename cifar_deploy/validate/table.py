@@ -4,16 +4,16 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, worst_class
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 # A logit that differs by as much changes a probability by up to 2.5 points.
 OTHER_LOGITS = 0.1
@@ -39,12 +39,8 @@ NUMBERS = (
 HEADINGS = (*TEXTS, *NUMBERS, "verdict")
 
 
-def table(judgements: Sequence[Judgement]) -> "Table":
+def table(judgements: Sequence[Judgement]) -> Table:
     """One table over all models, the reference of each above its files."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
         result.add_column(

@@ -23,13 +23,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> M
     """simple_cnn with random weights, exported as fp32 and fp16. Read only."""
     made = ModelFolder(tmp_path_factory.mktemp("measured") / "simple_cnn")
     torch.manual_seed(11)
-    facts = {
-        "network": "simple_cnn",
-        "stem": "cifar",
-        "classes": list(small_data.classes),
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.25, 0.25, 0.25],
-    }
+    facts = weights.header("simple_cnn", "cifar", small_data.classes, [0.5] * 3, [0.25] * 3)
     weights.save(made.weights, architectures.build("simple_cnn").state_dict(), facts)
     write_json(
         made.card,

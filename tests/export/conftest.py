@@ -75,13 +75,7 @@ def trained_like(data: Dataset) -> Callable[[str], nn.Module]:
 
 def save(folder: ModelFolder, name: str, network: nn.Module) -> None:
     """Write weights and a card as the training does."""
-    facts = {
-        "network": name,
-        "stem": "cifar",
-        "classes": list(cifar10.CLASSES),
-        "mean": MEAN,
-        "std": STD,
-    }
+    facts = weights.header(name, "cifar", cifar10.CLASSES, MEAN, STD)
     weights.save(folder.weights, weights.stored(network, "fp16"), facts)
     card = {
         "network": name,

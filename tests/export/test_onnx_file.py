@@ -1,8 +1,5 @@
 import json
-import os
 import resource
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from processes import python
 
 from cifar_deploy import __version__, architectures, device
 from cifar_deploy.architectures import weights
@@ -198,16 +196,7 @@ def test_the_same_weights_give_the_same_bytes(shelf: "Shelf", tmp_path: Path) ->
         "export_onnx(ModelFolder(pathlib.Path(sys.argv[1])), 'fp16')"
     )
     # Another process with another hash seed: nothing may hang on the order of a set.
-    environment = {**os.environ, "PYTHONHASHSEED": "123"}
-    root = Path(weights.__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder.path)],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", code, folder.path, PYTHONHASHSEED="123")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sha256_of(folder.onnx("fp16")) == sha256_of(first.path)
 

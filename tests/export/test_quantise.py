@@ -1,9 +1,6 @@
 """What an int8 graph is made of, and that ONNX Runtime takes its layers as 8-bit ones."""
 
-import os
 import resource
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from processes import python
 
 from cifar_deploy import architectures
 from cifar_deploy.data.dataset import Dataset, Images
@@ -157,14 +155,7 @@ def test_the_same_images_give_the_same_bytes(shelf: "Shelf", tmp_path: Path, dat
         "images = Calibration(numpy.load(sys.argv[2]), {});"
         "export_onnx(ModelFolder(pathlib.Path(sys.argv[1])), 'int8', images)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder.path), str(tmp_path / "images.npy")],
-        cwd=Path(architectures.__file__).parents[2],
-        env={**os.environ, "PYTHONHASHSEED": "123"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", code, folder.path, tmp_path / "images.npy", PYTHONHASHSEED="123")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sha256_of(folder.onnx("int8")) == sha256_of(there.path)
     export_onnx(folder, "int8", Calibration.of(data, 8))  # other images, other scales

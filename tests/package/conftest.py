@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workshop import NAME, Answer, Refused, Run, call, snapshot, write_model, write_pictures
+from processes import Refused, Run, call, command_line, refusing
+from workshop import NAME, write_model, write_pictures
 
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
@@ -60,31 +61,12 @@ def run(
     model: ModelFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Run:
     """Run the program beside `model`."""
-
-    def run(*arguments: object) -> Answer:
-        capsys.readouterr()
-        status = call(monkeypatch, *arguments)
-        said = capsys.readouterr()
-        return Answer(status, said.out, said.err)
-
-    return run
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture
 def refused(run: Run) -> Refused:
-    """Run what must be refused: status 2, one or two lines on stderr, the disk untouched."""
-
-    def refused(*arguments: object) -> str:
-        before = snapshot()
-        answer = run(*arguments)
-        assert answer.status == 2, answer
-        assert answer.out == ""
-        assert answer.err.startswith("error: ")
-        assert len(answer.err.strip().splitlines()) <= 2, answer.err
-        assert snapshot() == before
-        return answer.err
-
-    return refused
+    return refusing(run)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from building import need, openvino_options
 from PIL import Image
-from workshop import NAME, call
+from processes import call
+from workshop import NAME
 
 from cifar_deploy import load
 

@@ -16,7 +16,8 @@ import onnxruntime
 import pytest
 import torch
 from gpus import supported
-from workshop import NAME, Answer, Refused, Run, write_model
+from processes import Answer, Refused, Run
+from workshop import NAME, write_model
 
 from cifar_deploy import load
 from cifar_deploy.architectures import weights

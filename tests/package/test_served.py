@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 from building import need
-from workshop import NAME, Refused, Run, call
+from processes import Refused, Run, call
+from workshop import NAME
 
 from cifar_deploy import load
 from cifar_deploy.address import Address

@@ -8,8 +8,9 @@ from typing import Any
 import onnxruntime
 import pytest
 from google.protobuf import text_format
+from processes import Refused, Run
 from test_package_command import fix_batch
-from workshop import NAME, Refused, Run
+from workshop import NAME
 
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.package import triton

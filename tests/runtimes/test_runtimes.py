@@ -50,13 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """An untrained simple_cnn, saved and exported."""
     made = ModelFolder(tmp_path_factory.mktemp("models") / "simple_cnn")
     torch.manual_seed(3)
-    facts = {
-        "network": "simple_cnn",
-        "stem": "cifar",
-        "classes": list(cifar10.CLASSES),
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.2, 0.25, 0.3],
-    }
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    facts = weights.header("simple_cnn", "cifar", cifar10.CLASSES, mean, std)
     weights.save(made.weights, architectures.build("simple_cnn").state_dict(), facts)
     card = {"network": "simple_cnn", "weights": {"sha256": sha256_of(made.weights)}}
     write_json(made.card, card)
@@ -283,7 +278,7 @@ def test_a_foreign_file_gets_its_pixels(
     np.testing.assert_allclose(runtime.logits(images[:5]), wanted, atol=1e-4)
     np.testing.assert_allclose(runtime.bind(images[2:3]).run(), wanted[2:3], atol=1e-4)
     assert runtime.addition.startswith("takes float32 [1, 3, 32, 32] and gives float32: here mean ")
-    with pytest.raises(UserError, match="only validate, and benchmark without"):
+    with pytest.raises(UserError, match="only validate, layers, profile, and bench"):
         open_runtime(path, CPU, onnx=by)
 
 

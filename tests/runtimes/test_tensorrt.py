@@ -36,13 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     folder = ModelFolder(tmp_path_factory.mktemp("models") / "simple_cnn")
     folder.path.mkdir()
     torch.manual_seed(3)
-    facts = {
-        "network": "simple_cnn",
-        "stem": "cifar",
-        "classes": CLASSES,
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.25, 0.25, 0.25],
-    }
+    facts = weights.header("simple_cnn", "cifar", CLASSES, [0.5] * 3, [0.25] * 3)
     stored = weights.stored(architectures.build("simple_cnn"), "fp32")
     weights.save(folder.weights, stored, facts)
     card = {

@@ -9,9 +9,10 @@ READY := $(VENV)/.ready
 setup: $(READY)
 
 $(READY): pyproject.toml
-	# Anew also where one was left half made, or of a Python that is too old.
-	$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
-		|| $(PYTHON) -m venv --clear $(VENV)
+	# Anew also where it is of a Python that is too old; one may have been left without pip.
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
+		|| $(PYTHON) -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV)
+	$(BIN)/python -c 'import pip' 2> /dev/null || $(BIN)/python -m ensurepip --upgrade
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	# A Triton for the tests, where there is one; what it requires of numpy is not ours.

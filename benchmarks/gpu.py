@@ -51,6 +51,7 @@ PART = 15 << 20  # bytes of a packed part
 ASKING = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0))
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # what tells this script to end; the latter a terminal
 POLL = 0.05  # seconds between two looks at what runs
+TERMINAL = sys.stdout.isatty()
 INTERRUPTED = 130  # the exit status after Ctrl-C
 SPEED_SEEDS = 3  # at least
 PATIENCE = 180.0  # seconds for the doctor, who compiles engines
@@ -346,7 +347,7 @@ def train(session: Session, names: list[str], end: float) -> None:
             continue
         unfinished = (folder / "checkpoint.safetensors", folder / "seeds")
         begun = ["--resume"] if any(path.exists() for path in unfinished) else []
-        if seeds == 1 and not session.asked.again:  # a first one of several
+        if seeds and not session.asked.again:  # the first of more is there
             begun = ["--resume"]
         begun += ["--seeds", str(session.asked.seeds)] if session.asked.seeds > 1 else []
         source = ["--device", session.asked.device, "--data", session.asked.data]
@@ -817,15 +818,14 @@ def save(session: Session) -> list[dict[str, Any]]:
     """Write `summary.json`, keeping what earlier calls said of other steps. Returns all steps."""
     path = session.out / "summary.json"
     earlier = json.loads(path.read_text())["steps"] if path.exists() else []
-    mine = {(step.stage, step.name) for step in session.steps}
-    steps = [step for step in earlier if (step["stage"], step["name"]) not in mine]
-    # What a stage said of itself, or of so many models together, is said anew.
-    again = {step.stage for step in session.steps if step.status != "not started"}
-    steps = [
-        step
-        for step in steps
-        if step["stage"] not in again or not (step["name"] == "-" or "models" in step["name"])
-    ]
+
+    def same(stage: str, name: str) -> tuple[str, str]:  # of however many models
+        return stage, re.sub(r"\d+ models", "models", name)
+
+    mine = {same(step.stage, step.name) for step in session.steps}
+    # Also what a stage said of itself is said anew.
+    mine |= {(step.stage, "-") for step in session.steps if step.status != "not started"}
+    steps = [step for step in earlier if same(step["stage"], step["name"]) not in mine]
     steps += [asdict(step) for step in session.steps]
     summary = {
         "machine": session.facts,
@@ -937,10 +937,12 @@ def run_stages(session: Session, stages: list[tuple[str, list[str]]]) -> None:
             print(f"{stage:<10}failed: {error!r}")
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
+def interrupt(number: int, _frame: FrameType | None) -> None:
     """They are Ctrl-C; `timeout` sends its own twice, and the second must not disturb the end."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    for one in ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    if number == signal.SIGHUP and TERMINAL:  # nothing can be printed there any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise KeyboardInterrupt
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -43,7 +44,9 @@ class ModelFolder:
     def argument(self) -> str:
         """What a command takes for it: its name among the models, and elsewhere its path."""
         among = models_root() / self.name
-        return self.name if self.path.resolve() == among.resolve() else str(self.path)
+        if self.path.resolve() == among.resolve():
+            return shlex.quote(self.name)
+        return shlex.quote(str(self.path))
 
     @property
     def recipe(self) -> Path:

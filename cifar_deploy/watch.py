@@ -263,7 +263,8 @@ def _ticks_of_children() -> int:
     found = {}  # by process: its parent, and its own time and that of its children that ended
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            words = stat.read_text().rpartition(")")[2].split()
+            # In bytes: the kernel may have cut a name within a letter.
+            words = stat.read_bytes().rpartition(b")")[2].split()
             found[int(stat.parent.name)] = int(words[1]), sum(map(int, words[11:15]))
     ours, new = set[int](), {os.getpid()}
     while new:

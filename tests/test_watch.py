@@ -75,6 +75,8 @@ def test_what_others_use_of_the_processor() -> None:
 def test_what_our_own_processes_use_is_ours_also_while_they_go_on() -> None:
     # As torch.compile's workers do: a process below a process.
     burn = "import time\nwhile time.process_time() < 0.5: pass\nprint('done', flush=True); input()"
+    named = "Программа-другая".encode()[:15]  # as long as the kernel keeps names: half a letter
+    burn = f"open('/proc/self/comm', 'wb').write({named!r})\n{burn}"
     inner = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
     before = room._processor_times()[2]
     with subprocess.Popen(

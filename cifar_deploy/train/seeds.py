@@ -36,7 +36,7 @@ def run(job: Job, count: int, watching: Watching) -> Json:
     if job.resume:
         jobs = [dataclasses.replace(one, resume=one.folder.checkpoint.exists()) for one in jobs]
         done = [None if one.resume else _done(one) for one in jobs]
-        _check_first(jobs[0], done[0])
+        _check_first(jobs[0], done[0], count)
         job.ranks.wait()  # until all have looked
     else:
         done = [None] * count
@@ -55,14 +55,17 @@ def _with_seed(job: Job, seed: int) -> Job:
     return dataclasses.replace(job, recipe=recipe, folder=ModelFolder(job.folder.seeds / str(seed)))
 
 
-def _check_first(job: Job, done: Json | None) -> None:
-    """Raise UserError where `--resume` would train the first seed anew, over its weights."""
-    if done and "runs" in done:
+def _check_first(job: Job, done: Json | None, count: int) -> None:
+    """Raise UserError where `--resume` would train the first seed anew, over its weights.
+
+    Also where there is nothing left to do for `count` seeds.
+    """
+    if done and len(done.get("runs", ())) >= count:
         raise UserError(f"--resume: all seeds in {job.folder.path} are done")
     if job.folder.seeds.exists() and not (job.resume or done):
         raise UserError(
             f"--resume: the first seed in {job.folder.path} was trained otherwise (recipe, data, "
-            "teachers or --init); give the same command, or start anew without --resume"
+            f"teachers or --init); give the same command, or remove {job.folder.seeds}"
         )
 
 

@@ -64,10 +64,10 @@ endmacro()
 
 # Looks anew where another path is set than the last time.
 macro(_cd_forget variable root)
-  if(NOT "${${variable}_FROM}" STREQUAL "${${root}}")
+  if(DEFINED ${variable}_FROM AND NOT "${${variable}_FROM}" STREQUAL "${${root}}")
     unset(${variable} CACHE)
-    set(${variable}_FROM "${${root}}" CACHE INTERNAL "the ${root} that ${variable} is of")
   endif()
+  set(${variable}_FROM "${${root}}" CACHE INTERNAL "the ${root} that ${variable} is of")
 endmacro()
 
 # A header, a library: where the path that was set says, as it stands also where a toolchain file has

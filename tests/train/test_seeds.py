@@ -284,3 +284,7 @@ def test_one_run_becomes_the_first_of_several(pictures: Path, models: Path) -> N
     card = store.read_card(folder)
     assert card["finished"] == first["finished"]  # it was not trained again
     assert [entry["seed"] for entry in card["runs"]] == [0, 1]
+    assert run(*command, "--seeds", "3", "--resume").exit_code == 0
+    card = store.read_card(folder)
+    assert card["finished"] == first["finished"]
+    assert [entry["seed"] for entry in card["runs"]] == [0, 1, 2]

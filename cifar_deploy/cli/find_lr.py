@@ -45,7 +45,8 @@ def find_lr(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="The picture; else models/MODEL/find-lr.png.")
+        Path | None,
+        typer.Option(help="The picture; else find-lr.png in the folder that `train` writes."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -57,7 +57,10 @@ def train(
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
     data: SourceOption = Source.auto,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; else models/MODEL.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; else models/MODEL, with a word models/MODEL-RECIPE."),
+    ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,

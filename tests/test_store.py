@@ -71,6 +71,41 @@ def test_the_old_file_stands_until_the_block_ends(tmp_path: Path) -> None:
     assert file.read_text() == "new"
 
 
+def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+
+    def fsync(number: int) -> None:
+        synced.append((os.fstat(number).st_size, list(tmp_path.glob("[!.]*"))))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.write_text(tmp_path / "file", "four")
+    (tmp_path / "file").unlink()
+    with store.atomic_folder(tmp_path / "folder") as part:
+        (part / "deep").mkdir()
+        (part / "deep" / "file").write_text("three")
+    assert synced == [(4, []), (5, [])]
+
+
+def test_a_folder_whose_place_is_refused_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "folder"
+    with store.atomic_folder(place) as part:
+        (part / "file").write_text("old")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match="No space left"), store.atomic_folder(place) as part:
+        (part / "file").write_text("new")
+    assert (place / "file").read_text() == "old"
+    assert names(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_exception_leaves_the_old_file_and_no_part(
     tmp_path: Path, error: type[BaseException]
@@ -274,6 +309,16 @@ def test_a_file_that_its_manifest_does_not_match_is_refused(tmp_path: Path, raw:
     file.write_bytes(raw)
     with pytest.raises(UserError, match=r"a\.onnx does not match its manifest a\.onnx\.json"):
         store.read_manifest(file)
+
+
+def test_bytes_that_were_read_are_checked_themselves(tmp_path: Path) -> None:
+    file = tmp_path / "a.engine"
+    file.write_bytes(b"abc")
+    written = store.write_manifest(file, {})
+    with pytest.raises(UserError, match="sha256 differs"):
+        store.read_manifest(file, b"abd")
+    file.write_bytes(b"put there since")
+    assert store.read_manifest(file, b"abc") == written
 
 
 def test_a_manifest_without_a_checksum_is_refused(tmp_path: Path) -> None:

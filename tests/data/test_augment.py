@@ -232,6 +232,31 @@ def test_cutmix_pastes_a_box_whose_share_is_told() -> None:
     assert min(seen) < 0.2 < 0.8 < max(seen)  # Beta(1, 1) is uniform
 
 
+def test_alpha_says_how_evenly_two_images_are_mixed() -> None:
+    def shares(options: Augment) -> list[float]:
+        found = [mix(noise(2), options, seed)[1] for seed in range(100)]
+        return [float(share) for share in found if share is not None]
+
+    for few, many in (
+        (Augment(mixup=0.1), Augment(mixup=50.0)),
+        (Augment(cutmix=0.1), Augment(cutmix=50.0)),
+    ):
+        uneven, even = shares(few), shares(many)
+        assert sum(min(share, 1 - share) < 0.1 for share in uneven) > 60
+        assert all(0.25 < share < 0.75 for share in even)
+
+
+def test_cutmix_pastes_anywhere() -> None:
+    images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    images[1] = 255
+    places = [
+        (mix(images, Augment(cutmix=50.0), seed)[0][0, ..., 0] != 0).nonzero() for seed in range(60)
+    ]
+    for edge in (0, 1):
+        assert len({int(place[:, edge].min()) for place in places}) > 7
+        assert {int(place[:, edge].max()) for place in places} >= {24, 31}
+
+
 def test_a_batch_gets_one_way_of_mixing() -> None:
     both = Augment(mixup=0.2, cutmix=1.0)
     found = [mixes(both, seed) for seed in range(200)]

@@ -91,6 +91,10 @@ def test_a_missing_engine_and_a_broken_manifest_are_told(kept: Path) -> None:
         (TRT, "10.13.2.9", L4, "10.13.2.6, this is 10.13.2.9"),
         ({**TRT, "version_compatible": True}, "10.12.0.36", L4, "10.13.2.6, this is 10.12.0.36"),
         ({**TRT, "version_compatible": True}, "12.0.0.1", L4, "10.13.2.6, this is 12.0.0.1"),
+        (
+            {**TRT, "tensorrt": "11.1.0.6", "version_compatible": True},
+            *("12.0.0.1", L4, "11.1.0.6, this is 12.0.0.1"),
+        ),
         (TRT, "10.13.2.6", H100, "built for compute capability 8.9 .NVIDIA L4., this is 9.0"),
         (TRT, "10.13.2.6", ADA, "built for NVIDIA L4, this is NVIDIA RTX 4090"),
         (
@@ -160,6 +164,7 @@ def test_why_an_engine_cannot_run_here(
         ({**TRT, "version_compatible": True}, "11.1.0.106", L4),
         ({**TRT, "hardware_compatibility": "same-compute-capability"}, "10.13.2.6", ADA),
         ({**TRT, "hardware_compatibility": "ampere+"}, "10.13.2.6", H100),
+        ({**TRT, "hardware_compatibility": "ampere+"}, "10.13.2.6", Gpu("NVIDIA A100", "8.0")),
         ({"flavour": "tensorrt"}, "10.13.2.6", L4),  # trusted, nothing known
     ],
 )

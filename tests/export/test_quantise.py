@@ -20,7 +20,7 @@ from cifar_deploy.engines.options import Options
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.engine import export_engine
 from cifar_deploy.export.onnx_file import export_onnx
-from cifar_deploy.export.quantise import Calibration
+from cifar_deploy.export.quantise import Calibration, kept
 from cifar_deploy.store import manifest_path, read_manifest, sha256_of
 
 if TYPE_CHECKING:
@@ -104,6 +104,11 @@ def test_layers_are_in_8_bits(name: str, engine: bool, built: Callable[[str, boo
                 assert bias
                 assert graph.constants[bias.input[0]].data_type == KINDS.INT32
     assert not graph.pair("logits")  # fp32, unrounded
+    if engine:  # it fuses what follows a layer, which a pair in between would prevent
+        made = {node.output[0] for node in graph.layers()}
+        for which in ("QuantizeLinear", "DequantizeLinear"):
+            made = {n.output[0] for n in graph.nodes if n.op_type == which and n.input[0] in made}
+        assert made <= {name for node in graph.layers() for name in node.input}
     assert [(o.domain, o.version) for o in graph.model.opset_import] == [("", 18)]
 
 
@@ -182,6 +187,20 @@ def test_a_full_temporary_folder_leaves_nothing(
     assert list(room.iterdir()) == []
 
 
+def test_what_stays_in_fp32() -> None:
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["images", "w"], ["a"], name="pixels"),
+        make("Conv", ["a", "w"], ["b"], name="depthwise", group=8),
+        make("Conv", ["b", "w"], ["c"], name="plain", group=1),
+        make("MaxPool", ["c"], ["d"], name="before", kernel_shape=[2, 2]),
+        make("Relu", ["d"], ["e"], name="relu"),
+        make("MaxPool", ["e"], ["f"], name="behind", kernel_shape=[2, 2]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "graph", [], [])
+    assert kept(graph) == ["pixels", "depthwise", "before"]
+
+
 def test_no_test_image_calibrates(small_data: Dataset) -> None:
     calibration = Calibration.of(small_data, 100)
     assert calibration.images.shape == (100, 32, 32, 3)
@@ -192,6 +211,8 @@ def test_no_test_image_calibrates(small_data: Dataset) -> None:
     chosen = {image.tobytes() for image in calibration.images}
     assert len(chosen) == 100
     assert chosen <= training
+    spread = small_data.train.spread(100)  # of all: folders hold one class after another
+    assert np.array_equal(calibration.images, spread.images)
     assert not chosen & test
     everything = Calibration.of(small_data, 10**6)
     assert everything.facts["images"] == len(small_data.train)

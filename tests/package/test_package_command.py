@@ -251,7 +251,10 @@ def test_a_proof_that_is_none(refused: Refused, model: ModelFolder) -> None:
     path = model.onnx("fp32")
     proof = proof_of(path)
     told = f"is no whole proof; run: cifar-deploy validate {path}"
-    for key in ("accuracy", "margin_points", "data", "provider", "device", "sha256"):
+    for key in (
+        *("sha256", "verdict", "runtime", "provider", "device", "data"),
+        *("accuracy", "reference_accuracy", "upper_bound_of_loss_points", "margin_points"),
+    ):
         write_proofs(path, proof, {**proof, key: None})
         assert told in refused("package", NAME)
     for text in ("{}", '{"proofs": {}}', '{"proofs": [1]}'):

@@ -227,6 +227,21 @@ def test_external_data_in_a_subgraph(tmp_path: Path) -> None:
         inspect(written(tmp_path, model))
 
 
+def test_external_data_in_a_function(tmp_path: Path) -> None:
+    model = build()
+    secret = numpy_helper.from_array(np.zeros(10, np.float32), "secret")
+    secret.ClearField("raw_data")
+    secret.data_location = TensorProto.EXTERNAL
+    secret.external_data.add(key="location", value="../elsewhere")
+    constant = helper.make_node("Constant", [], ["chosen"], value=secret)
+    opsets = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("own", "F", [], ["chosen"], [constant], opsets))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("F", [], ["unused"], domain="own"))
+    with pytest.raises(UserError, match="keeps its weights in other files"):
+        inspect(written(tmp_path, model))
+
+
 # --- other programs' interfaces -----------------------------------------------------------------
 
 PIXELS = Pixels((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

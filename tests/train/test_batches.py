@@ -74,6 +74,31 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own(few: Dataset) -> N
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.parametrize("together", [0, 450])
+def test_every_epoch_flips_others_or_all_those_that_the_last_did_not(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setitem(batches.CHUNK_IMAGES, "cpu", together)
+    stored = ids(few.train)
+
+    def flips(run: Batches, epoch: int) -> tuple[set[bytes], list[bool]]:
+        """The images that are flipped, and which places of the batches they have."""
+        images = torch.cat([run.at(6 * epoch + position)[0] for position in range(6)])
+        places = [image.tobytes() not in stored for image in images.numpy()]
+        turned = images.flip(2).numpy()[places]
+        return {image.tobytes() for image in turned}, places
+
+    run = of(few, ("augment.translate=0",))
+    (first, places), (second, others) = flips(run, 0), flips(run, 1)
+    assert places != others
+    assert len(first & second) > 100
+    run = of(few, ("augment.translate=0", "augment.alternate=true"))
+    first, second, third = (flips(run, epoch)[0] for epoch in range(3))
+    assert second == stored - first
+    assert third == first
+    assert 200 < len(first) < 400
+
+
 @pytest.mark.parametrize("together", [0, 200, 450])
 def test_a_batch_is_the_same_whenever_it_is_asked_for(
     few: Dataset, monkeypatch: pytest.MonkeyPatch, together: int

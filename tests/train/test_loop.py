@@ -26,7 +26,7 @@ from cifar_deploy.train import batches, loop
 from cifar_deploy.train.batches import split_holdout
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Job, Trainer
-from cifar_deploy.train.optim import make_optimizer
+from cifar_deploy.train.optim import Average, make_optimizer, rate
 
 # The fixtures are conftest's.
 MakeJob = Callable[..., Job]
@@ -226,6 +226,54 @@ def test_answers_that_storing_changed_are_counted(
     assert card["test_accuracy"] == zeros / 200
     exact = OnTheEdge(make_job("train.epochs=1", "train.storage=fp32")).run(recorder)
     assert (exact["lost_by_storage"], exact["gained_by_storage"]) == (0, 0)
+
+
+def test_every_step_is_what_the_recipe_says(make_job: MakeJob) -> None:
+    """Each group's rate, the averages, and what is random in the network."""
+    options = (*MUON, "optimizer.muon_lr=0.05", "train.lookahead=4", "train.epochs=1")
+    trainer = Trainer(make_job(*options))
+    groups, seeds, together = trainer.optimizer.param_groups, [], []
+    assert trainer.lookahead
+    trainer.network.register_forward_hook(lambda *_: seeds.append(torch.initial_seed()))
+    average = Average(trainer.network, trainer.job.recipe.train.ema)
+    for done in range(1, 7):
+        trainer.step()
+        factor = rate(trainer.job.recipe.schedule, done - 1, 6)
+        assert [group["lr"] for group in groups] == [group["peak"] * factor for group in groups]
+        together.append(same(trainer.network, trainer.lookahead.network))
+        average.update(done)
+    assert {group["peak"] for group in groups} == {0.02, 0.05}
+    assert len(set(seeds)) == 6
+    assert together == [False, False, False, True, False, True]  # at the end, too
+    assert same(trainer.best(), average.network)
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    found = other.state_dict()
+    return all(
+        torch.equal(value, found[k])
+        for k, value in one.state_dict().items()
+        if value.is_floating_point()
+    )
+
+
+def test_what_is_told_is_of_the_epoch_so_far(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loop.LOOK_SECONDS, "cpu", 0.0)
+    trainer, looked = Trainer(make_job("train.epochs=2")), []
+
+    def look(done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:
+        steps = done - 6 * epoch
+        summed, correct, _ = trainer.sums.tolist()
+        assert (loss, accuracy) == (summed / steps, correct / (100 * steps))
+        looked.append(done)
+
+    monkeypatch.setattr(recorder, "step", look)
+    card = trainer.run(recorder)
+    assert looked == list(range(1, 13))
+    ends = [round(0.05 * rate(trainer.job.recipe.schedule, step, 12), 6) for step in (5, 11)]
+    assert [record["lr"] for record in card["history"]] == ends
 
 
 def test_the_seed_makes_the_run(make_job: MakeJob, recorder: Watching) -> None:

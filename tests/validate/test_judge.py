@@ -17,13 +17,14 @@ from onnx import numpy_helper
 from cifar_deploy import watch
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import OPENVINO
+from cifar_deploy.runtimes.protocol import Logits
+from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder, proof_path, sha256_of, write_manifest
 from cifar_deploy.validate import proof, table
 from cifar_deploy.validate.judge import (
-    MARGINS,
     REFERENCE,
     UNUSABLE,
     Judgement,
@@ -31,6 +32,7 @@ from cifar_deploy.validate.judge import (
     Reference,
     judge,
     to_json,
+    unanswered,
 )
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, compare
 
@@ -72,7 +74,7 @@ def test_exported_files_pass(trained: Trained, folder: ModelFolder, judged_data:
     assert reference.accuracy == trained.card["test_accuracy"] > 0.3
     for row in (fp16, fp32):
         assert row.comparison
-        assert row.comparison.margin == MARGINS[row.precision] / 100
+        assert row.comparison.margin == {"fp32": 0.0005, "fp16": 0.001}[row.precision]
         assert row.bytes == Path(row.file).stat().st_size
         assert row.accuracy == np.mean(row.predictions == judgement.split.labels)
         assert row.agreement == np.mean(row.predictions == reference.predictions)
@@ -317,6 +319,52 @@ def test_an_answer_that_depends_on_the_batch_is_none(
     (row,) = judged(trained, [file], judged_data, Options(seconds=0)).unusable
     assert row.ran
     assert "dependent.onnx answers otherwise in batches of 1, by up to " in row.reason
+
+
+def test_infinity_is_no_answer_and_minus_infinity_rules_a_class_out() -> None:
+    logits = np.zeros((4, 10), np.float32)
+    logits[0, 0], logits[1, 1], logits[2, 2] = np.nan, np.inf, -np.inf
+    assert unanswered(logits) == 2
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 8])
+def test_every_range_of_batches_is_looked_at(
+    trained: Trained,
+    folder: ModelFolder,
+    judged_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: int,
+) -> None:
+    exact = PyTorch(trained, CPU)
+
+    class Engine:
+        """Two profiles, one of which answers otherwise in its smallest batch."""
+
+        runtime, provider, device, precision, addition = "R 1", "P", "cpu", "bf16", ""
+        batches = (range(1, 2), range(8, 1_025))
+
+        def logits(self, images: Images) -> Logits:
+            return exact.logits(images) + np.float32(len(images) == wrong) * np.arange(10)
+
+    monkeypatch.setattr("cifar_deploy.validate.judge.open_runtime", lambda *_, **how: Engine())
+    judgement = judged(trained, [folder.onnx("fp32")], judged_data)
+    if wrong:
+        assert (
+            f"answers otherwise in batches of {wrong}, by up to 9" in judgement.unusable[0].reason
+        )
+    else:
+        assert judgement.rows[1].comparison
+        assert judgement.rows[1].comparison.margin == 0.001  # of a precision without its own
+
+
+def test_a_release_is_that_of_the_training_only_where_that_was_one(
+    trained: Trained, judged_data: Dataset
+) -> None:
+    official = dataclasses.replace(judged_data, verified="official: every checksum matches")
+    for verified, same in (("generated", False), (official.verified, True)):
+        trained.card["data"] |= {"sha256": "0" * 64, "verified": verified}
+        facts = judged(trained, [], official, images=20).facts["data"]
+        assert (facts["same_as_training"], facts["test_set_of_training"]) == (False, same)
 
 
 def test_openvino_may_judge(trained: Trained, folder: ModelFolder, judged_data: Dataset) -> None:

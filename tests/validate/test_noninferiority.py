@@ -15,6 +15,7 @@ from cifar_deploy.validate.noninferiority import (
     Comparison,
     compare,
     score_bound,
+    worst_class,
 )
 
 Right = npt.NDArray[np.bool_]
@@ -186,6 +187,23 @@ def test_no_number_of_images_tells_a_loss_that_is_the_margin() -> None:
     even = judged(1_000, 1, 0, 0.001)
     assert even.verdict == INCONCLUSIVE
     assert even.images_needed is None
+
+
+def test_the_worst_class_loses_the_largest_share_and_too_much_for_one_of_many() -> None:
+    def worst(*classes: tuple[int, int, int]) -> int | None:
+        """Of so many images, lost and gained ones in each class."""
+        both = [answers(*each) for each in classes]
+        reference, file = (np.concatenate(rights) for rights in zip(*both, strict=True))
+        labels = np.repeat(np.arange(len(classes)), [images for images, _, _ in classes])
+        found = worst_class(reference, file, labels, len(classes), 0.01)
+        if found:
+            assert (found.images, found.lost, found.gained) == classes[found.label]
+        return found.label if found else None
+
+    assert score_bound(5, 0, 100, -Z95) > 0.01  # of one class it would be too much
+    assert worst(*[(100, 0, 0)] * 9, (100, 5, 0)) is None
+    assert worst(*[(100, 0, 0)] * 9, (100, 9, 0)) == 9
+    assert worst((400, 60, 0), (100, 40, 0), (100, 70, 50), (0, 0, 0)) == 1
 
 
 def test_a_margin_of_nothing_is_never_passed_by_equals() -> None:

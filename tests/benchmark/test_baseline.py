@@ -1,0 +1,34 @@
+"""What counts as the same measurement, and as slower."""
+
+from pathlib import Path
+
+import pytest
+
+from cifar_deploy.benchmark import baseline
+from cifar_deploy.benchmark.sweep import Row, Who
+from cifar_deploy.store import write_json
+from cifar_deploy.timing import Times, Timing
+
+
+def row(p50: float, runtime: str = "ONNX Runtime 1.31.1", name: str = "m.onnx") -> Row:
+    spent, other = Times(0.5 * p50, p50, 3 * p50, 4 * p50), Times(9.0, 9.0, 9.0, 9.0)
+    timing = Timing(8, 100, spent, other, None, None, None, other, 8000 / 9)
+    return Row(Who("m", name, runtime, "CPU", "cpu", "fp32"), timing, None, None, True)
+
+
+def test_a_median_is_slower_by_its_share_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    known = {"model": "m", "runtime": "ONNX Runtime 1.30.0", "batch": 8}
+    rows = [known | {"name": "m.onnx, ONNX Runtime", "latency": {"p50": 2.0}}]
+    write_json(path, {"device": "this", "rows": rows})
+    before = baseline.read(path, "this")
+    (change,) = found = baseline.changes(before, [row(2.5), row(2.5, "OpenVINO 2026.4.1")])
+    assert (change.before, change.now) == (2.0, 2.5)
+    assert change.slower == pytest.approx(25)
+    assert (baseline.slower(found, 24), baseline.slower(found, 26)) == ([change], [])
+    (quicker,) = baseline.changes(before, [row(1.0)])
+    assert quicker.slower == pytest.approx(-50)
+    assert baseline.notes(before, [quicker, change], [change]) == [
+        f"Against {path}: 2 of 1 rows, their medians 0.50 to 1.25 times as long.",
+        "m, m.onnx, batch 8: SLOWER by 25 %: 2.5 ms at the median, 2 then",
+    ]

@@ -346,9 +346,8 @@ def train(session: Session, names: list[str], end: float) -> None:
             before(session, "train", name, "trained before")
             continue
         unfinished = (folder / "checkpoint.safetensors", folder / "seeds")
-        begun = ["--resume"] if any(path.exists() for path in unfinished) else []
-        if seeds and not session.asked.again:  # the first of more is there
-            begun = ["--resume"]
+        first = seeds and not session.asked.again  # of more seeds
+        begun = ["--resume"] if first or any(path.exists() for path in unfinished) else []
         begun += ["--seeds", str(session.asked.seeds)] if session.asked.seeds > 1 else []
         source = ["--device", session.asked.device, "--data", session.asked.data]
         commands[name] = program("train", name, *source, *overrides(session.asked.set), *begun)

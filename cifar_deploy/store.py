@@ -43,10 +43,8 @@ class ModelFolder:
     @property
     def argument(self) -> str:
         """What a command takes for it: its name among the models, and elsewhere its path."""
-        among = models_root() / self.name
-        if self.path.resolve() == among.resolve():
-            return shlex.quote(self.name)
-        return shlex.quote(str(self.path))
+        among = self.path.resolve() == (models_root() / self.name).resolve()
+        return shlex.quote(self.name if among else str(self.path))
 
     @property
     def recipe(self) -> Path:

@@ -314,12 +314,11 @@ class _Turn:
         self._flight.fly(0.0)
 
     def fly(self, seconds: float, watch: Watch) -> None:
-        counted = not self._remote
-        before, begin = watch.joules() if counted else None, time.perf_counter()
+        before, begin = watch.joules(), time.perf_counter()
         self._flown.append(self._flight.fly(seconds))
-        after = watch.joules() if counted else None
+        after = watch.joules()
         self._spans.append((begin, time.perf_counter()))
-        if before is None or after is None or self._joules is None:
+        if self._remote or before is None or after is None or self._joules is None:
             self._joules = None
         else:
             self._joules += after - before

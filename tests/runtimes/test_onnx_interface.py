@@ -209,15 +209,19 @@ def test_external_data(tmp_path: Path) -> None:
         inspect(path)
 
 
-def test_external_data_in_a_subgraph(tmp_path: Path) -> None:
-    model = build()
+def elsewhere() -> onnx.NodeProto:
+    """A constant, called chosen, whose numbers lie in another file."""
     secret = numpy_helper.from_array(np.zeros(10, np.float32), "secret")
     secret.ClearField("raw_data")
     secret.data_location = TensorProto.EXTERNAL
     secret.external_data.add(key="location", value="../elsewhere")
+    return helper.make_node("Constant", [], ["chosen"], value=secret)
+
+
+def test_external_data_in_a_subgraph(tmp_path: Path) -> None:
+    model = build()
     output = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [10])
-    constant = helper.make_node("Constant", [], ["chosen"], value=secret)
-    branch = helper.make_graph([constant], "branch", [], [output])
+    branch = helper.make_graph([elsewhere()], "branch", [], [output])
     truth = numpy_helper.from_array(np.array(True), "truth")
     model.graph.initializer.append(truth)
     model.graph.node.append(
@@ -229,13 +233,8 @@ def test_external_data_in_a_subgraph(tmp_path: Path) -> None:
 
 def test_external_data_in_a_function(tmp_path: Path) -> None:
     model = build()
-    secret = numpy_helper.from_array(np.zeros(10, np.float32), "secret")
-    secret.ClearField("raw_data")
-    secret.data_location = TensorProto.EXTERNAL
-    secret.external_data.add(key="location", value="../elsewhere")
-    constant = helper.make_node("Constant", [], ["chosen"], value=secret)
     opsets = [helper.make_opsetid("", 18)]
-    model.functions.append(helper.make_function("own", "F", [], ["chosen"], [constant], opsets))
+    model.functions.append(helper.make_function("own", "F", [], ["chosen"], [elsewhere()], opsets))
     model.opset_import.append(helper.make_opsetid("own", 1))
     model.graph.node.append(helper.make_node("F", [], ["unused"], domain="own"))
     with pytest.raises(UserError, match="keeps its weights in other files"):

@@ -108,6 +108,8 @@ class OnnxRuntime:
                 "user_compute_stream": str(stream),
                 "use_tf32": "0",  # fp32 means fp32
             }
+            if self.precision == "fp16":  # the default's plans are slower, see docs/benchmark.md
+                chosen["cudnn_conv_algo_search"] = "HEURISTIC"
             providers = [(CUDA, chosen)]
         try:
             session = onnxruntime.InferenceSession(

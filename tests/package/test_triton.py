@@ -103,6 +103,14 @@ def test_a_request_may_wait_for_no_other(run: Run) -> None:
     assert config().dynamic_batching.max_queue_delay_microseconds == 0
 
 
+def test_a_gpu_runs_an_fp16_file_as_it_was_validated(run: Run) -> None:
+    assert run("export", NAME, "--precision", "fp16").status == 0
+    command = ("package", NAME, "--target", "triton", "--precision", "fp16", "--unproved")
+    assert run(*command).status == 0
+    (cuda,) = config().optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(cuda.parameters) == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
 def test_an_int8_file_runs_on_the_cpu(run: Run, model: ModelFolder) -> None:
     assert run("export", NAME, "--precision", "int8").status == 0
     command = ("package", NAME, "--target", "triton", "--precision", "int8", "--unproved")

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import cifar_deploy
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
+from cifar_deploy.export.onnx_file import export_onnx
 
 ROOT = Path(cifar_deploy.__file__).parents[1]
 
@@ -189,6 +192,23 @@ def test_the_builds_of_engines_are_timed(call: Any, tmp_path: Path, rtx: Flavour
         assert all(0 < seconds < 600 for seconds in row["build_seconds"])
     assert found["rows"][1]["bytes"] < found["rows"][0]["bytes"]
     assert said.count("| `simple_cnn` |") == 2
+
+
+def test_the_ways_of_the_cuda_provider_want_a_gpu() -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "onnx_cuda.py", "none.onnx"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=hidden)
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: --device cuda: .*\n", done.stderr)
+
+
+@pytest.mark.gpu
+def test_the_ways_of_the_cuda_provider_are_timed(call: Any, tmp_path: Path) -> None:
+    file = export_onnx(script("engine_builds").untrained("simple_cnn", tmp_path), "fp16")
+    call("onnx_cuda", str(file), "--seconds", "0.01", "--json", "ways.json")
+    rows = json.loads((tmp_path / "ways.json").read_text())["rows"]
+    assert len(rows) == 4 * 4
+    assert all(0 <= row["apart"] < 0.05 < 1000 * row["ms"] for row in rows)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,110 @@
+"""How ONNX Runtime's CUDA provider is best told to compute convolutions.
+
+    python benchmarks/onnx_cuda.py models/cnn9/cnn9.fp16.onnx --json onnx_cuda.json
+
+Times exported files with each way to choose cuDNN's plans (`cudnn_conv_algo_search`, by default
+EXHAUSTIVE, which since ONNX Runtime 1.20 tries nothing out, but asks another of cuDNN's heuristics
+than HEURISTIC does), channels-last (`prefer_nhwc`) and not, on noise that lies on the GPU, and says
+by how much the logits differ from the first way's.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from cifar_deploy import device as machine
+from cifar_deploy import store
+from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.onnx_runtime import CUDA, preload
+
+WAYS: dict[str, dict[str, str]] = {
+    "exhaustive": {},
+    "heuristic": {"cudnn_conv_algo_search": "HEURISTIC"},
+    "exhaustive, nhwc": {"prefer_nhwc": "1"},
+    "heuristic, nhwc": {"cudnn_conv_algo_search": "HEURISTIC", "prefer_nhwc": "1"},
+}
+BATCHES = (1, 32, 256, 1024)
+
+
+def bound(path: Path, way: dict[str, str], images: torch.Tensor) -> tuple[Any, Any, torch.Tensor]:
+    """A session of `path`, its binding to `images` on the GPU, and the logits' tensor."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    chosen = {"device_id": images.device.index or 0, "use_tf32": "0", **way}
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=[(CUDA, chosen)], enable_fallback=0
+    )
+    (given,), (asked,) = session.get_inputs(), session.get_outputs()
+    logits = torch.empty(len(images), asked.shape[-1], device=images.device)
+    binding = session.io_binding()
+    place = (images.device.type, images.device.index or 0)
+    for bind, name, kind, tensor in (
+        (binding.bind_input, given.name, np.uint8, images),
+        (binding.bind_output, asked.name, np.float32, logits),
+    ):
+        bind(name, *place, kind, tuple(tensor.shape), tensor.data_ptr())
+    return session, binding, logits
+
+
+def measure(path: Path, batch: int, seconds: float, device: torch.device) -> list[store.Json]:
+    """A row for each of the ways: milliseconds a batch, the mean over so many seconds."""
+    torch.manual_seed(0)
+    noise = torch.randint(256, (batch, SIZE, SIZE, 3), dtype=torch.uint8).to(device)
+    rows: list[store.Json] = []
+    first = None
+    for name, way in WAYS.items():
+        session, binding, logits = bound(path, way, noise)
+        for _ in range(5):
+            session.run_with_iobinding(binding)
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            session.run_with_iobinding(binding)  # waits for the GPU
+            done += 1
+        milliseconds = 1000 * (time.perf_counter() - start) / done
+        first = logits.clone() if first is None else first
+        apart = (logits - first).abs().max().item()
+        row = {"file": path.name, "batch": batch, "way": name, "ms": milliseconds, "apart": apart}
+        rows.append(row)
+        print(f"{path.name} {batch:5} {name:17} {milliseconds:8.3f} ms  apart {apart:.5f}")
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write the JSON."""
+    shown = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
+    parser.add_argument("files", nargs="+", type=Path, help="with the deployment interface")
+    parser.add_argument("--seconds", type=float, default=0.15, help="of every row, 0.15")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    options = parser.parse_args()
+    device = machine.pick("cuda")
+    preload()
+    onnxruntime.set_default_logger_severity(4)
+    rows = [
+        row
+        for path in options.files
+        for batch in BATCHES
+        for row in measure(path, batch, options.seconds, device)
+    ]
+    if options.json:
+        facts = {
+            "command": " ".join(["python", *sys.argv]),
+            "device": machine.describe(device),
+            "versions": machine.versions(),
+        }
+        store.write_json(options.json, {**facts, "rows": rows})
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

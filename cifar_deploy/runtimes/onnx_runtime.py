@@ -108,8 +108,9 @@ class OnnxRuntime:
                 "user_compute_stream": str(stream),
                 "use_tf32": "0",  # fp32 means fp32
             }
-            if self.precision == "fp16":  # the default's plans are slower, see docs/benchmark.md
-                chosen["cudnn_conv_algo_search"] = "HEURISTIC"
+            if self.precision == "fp16":
+                # Without TF32 its convolutions have no tensor cores either: docs/benchmark.md.
+                chosen |= {"use_tf32": "1", "cudnn_conv_algo_search": "HEURISTIC"}
             providers = [(CUDA, chosen)]
         try:
             session = onnxruntime.InferenceSession(

@@ -107,10 +107,11 @@ private:
             ~Release() { Ort::GetApi().ReleaseCUDAProviderOptions(options); }
         } release{cuda};
         const std::string index = std::to_string(gpu);
-        // fp32 means fp32, as where the file was validated. For fp16 cuDNN has better plans than
-        // the default's.
+        // As where the file was validated: fp32 means fp32. Without TF32 the convolutions of fp16
+        // have no tensor cores either.
         const char* const keys[] = {"device_id", "use_tf32", "cudnn_conv_algo_search"};
-        const char* const values[] = {index.c_str(), "0", half ? "HEURISTIC" : "EXHAUSTIVE"};
+        const char* const values[] = {index.c_str(), half ? "1" : "0",
+                                      half ? "HEURISTIC" : "EXHAUSTIVE"};
         Ort::ThrowOnError(Ort::GetApi().UpdateCUDAProviderOptions(cuda, keys, values, 3));
         settings.AppendExecutionProvider_CUDA_V2(*cuda);
     }

@@ -540,8 +540,8 @@ class Trainer:
             np.ascontiguousarray(split.images[mine]), np.ascontiguousarray(split.labels[mine])
         )
         right = [torch.zeros(0, dtype=torch.bool, device=device)]  # there may be no image for it
-        cudnn = torch.backends.cudnn
-        exact: Any = cudnn.flags(enabled=True, benchmark=cudnn.benchmark, allow_tf32=False)
+        # A search among algorithms, anew for these batches, would take longer than judging does.
+        exact: Any = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
         with torch.inference_mode(), exact:
             for images, labels in DeviceSplit(part, device).batches(EVALUATION_BATCH):
                 right.append(graph(images).argmax(1) == labels)

@@ -26,6 +26,7 @@ LIBRARIES = (
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
     "numpy",
+    "pillow",
 )
 # Memory that is full, in the words of cuDNN, cuBLAS, CUDA and torch's allocator for CPUs.
 FULL = (

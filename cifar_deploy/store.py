@@ -340,7 +340,8 @@ def read_proofs(path: Path, sha256: str) -> list[Json]:
     found = read_json(file)
     proofs = found.get("proofs", [found])  # earlier versions left the one
     if not isinstance(proofs, list) or not all(map(_whole, proofs)):
-        raise UserError(f"{file} is no whole proof; run: cifar-deploy validate {path}")
+        run = f"cifar-deploy validate {shlex.quote(str(path))}"
+        raise UserError(f"{file} is no whole proof; run: {run}")
     return [proof for proof in proofs if proof["sha256"] == sha256]
 
 
@@ -417,7 +418,7 @@ def _way_to_weights(folder: ModelFolder) -> str:
     known = packaged_recipe(folder.name) is not None
     run = f"run: cifar-deploy train {folder.name if known else 'NETWORK'}"
     if not known or folder.path.parent != models_root():
-        return f"{run} --out {folder.path}"
+        return f"{run} --out {shlex.quote(str(folder.path))}"
     return run if models_root().is_dir() else f"{run}\nThe models are sought in {models_place()}"
 
 

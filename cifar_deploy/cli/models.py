@@ -1,5 +1,6 @@
 """`cifar-deploy models`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,7 +107,7 @@ def _show_file(facts: store.Json) -> None:
         typer.echo(f"proof      {_proved(proof)}")
     if not facts["proofs"]:
         state = "not a whole one" if facts["proofs"] is None else "none of these bytes"
-        run = f"cifar-deploy validate {facts['file']}"
+        run = f"cifar-deploy validate {shlex.quote(str(facts['file']))}"
         if facts["manifest"]:
             typer.echo(f"proof      {state}; run: {run}")
         else:  # none is left beside it

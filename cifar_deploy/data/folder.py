@@ -1,5 +1,7 @@
 """A folder of images: `train/<class>/*` and `test/<class>/*` (else `val/<class>/*`)."""
 
+import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def read(place: Path) -> Dataset:
     if strange:
         raise UserError(f"{test / strange[0]} is a class that {place / 'train'} does not have")
     return Dataset(
-        name=place.resolve().name,
+        name=place.resolve().name.encode(errors="backslashreplace").decode(),
         origin=str(place),
         classes=classes,
         train=_split(place / "train", classes),
@@ -53,15 +55,19 @@ def read(place: Path) -> Dataset:
 
 
 def _split(root: Path, classes: tuple[str, ...]) -> Split:
-    """All images under `root`. The classes take turns: the first images are a fair sample."""
-    files: list[tuple[int, int, Path]] = []
+    """All images under `root`, in an order that their names give, as good as a random one.
+
+    So the first ones are a fair sample, and those at any distance from each other. (Where classes
+    take turns, a distance that divides their number meets the same ones again and again.)
+    """
+    files: list[tuple[bytes, int, Path]] = []
     for label, name in enumerate(classes):
         if not (root / name).exists():  # a class without test images
             continue
         inside = visible(root / name)
         if not inside:
             raise UserError(f"{root / name} holds no images; fill it or remove it")
-        files += [(turn, label, path) for turn, path in enumerate(inside)]
+        files += [(_drawn(path), label, path) for path in inside]
     if not files:
         raise UserError(f"{root} holds no images; put them in {root.name}/<class>/*")
     files.sort()
@@ -83,6 +89,11 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
     if bad:
         raise bad[0]
     return Split(images, np.array([label for _, label, _ in files], np.int64))
+
+
+def _drawn(path: Path) -> bytes:
+    """What an image is sorted by: its class's name and its own, hashed."""
+    return hashlib.sha256(os.fsencode(f"{path.parent.name}/{path.name}")).digest()
 
 
 def visible(folder: Path) -> list[Path]:

@@ -102,5 +102,7 @@ def to_array(image: Image.Image) -> Images:
         values = np.asarray(image, np.int64)
         deep = image.mode != "I" or values.max(initial=0) > 255
         image = Image.fromarray((values >> 8 if deep else values).clip(0, 255).astype(np.uint8))
-    small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return np.array(small, np.uint8)
+    # In this order, rows first, as the C++ library does: Pillow from 13 on would begin with the
+    # columns of tall images.
+    narrow = image.convert("RGB").resize((SIZE, image.height), Image.Resampling.BILINEAR)
+    return np.array(narrow.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.uint8)

@@ -1,6 +1,7 @@
 """What is packaged: an exported file, its manifest, and the proof that it is as good."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,7 +202,7 @@ def _only_gpu(manifest: Json) -> str:
 
 def require_proof(source: Source) -> None:
     """Raise UserError unless `validate` gave exactly this file a PASS."""
-    command = f"cifar-deploy validate {source.path}"
+    command = f"cifar-deploy validate {shlex.quote(str(source.path))}"
     if source.proved:
         return
     if source.proof and source.proof["verdict"] == PASS:

@@ -27,7 +27,7 @@ def render(template: str, **values: Any) -> bytes:
     )
     # pbtxt takes the same escapes as JSON, but no \\u for what UTF-8 can say.
     environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
-    return environment.get_template(template).render(**values).encode()
+    return environment.get_template(template).render(**values).encode(errors="backslashreplace")
 
 
 def labels(source: Source) -> bytes:
@@ -93,4 +93,6 @@ def _root(card: Json) -> str | None:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(
+        errors="backslashreplace"
+    )

@@ -6,6 +6,7 @@ onnxruntime_backend.
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def contents(source: Source, serving: Serving = Serving()) -> Contents:
         "engine": source.engine,
         "on_cpu": not source.engine and source.precision == "int8",
         "kserve_name": _kserve_name(name),
+        "served": shlex.quote(f"grpc://localhost:8001/{name}"),
         "platform": platform,
         "backend": backend,
         "option": COMPATIBLE if source.manifest.get("version_compatible") else "",

@@ -1,7 +1,8 @@
 // classify: the classes of image files, or the package's self-test. `classify --help`.
 //
 // Reads PPM and PGM, and PNG and JPEG where it was built with libpng and libjpeg, as
-// `cifar-deploy predict` does: turned as EXIF says, 16 bits cut to 8, transparency dropped.
+// `cifar-deploy predict` does: turned as EXIF says, 16 bits cut to 8, transparency dropped. (An
+// orientation that stands in XMP alone is not followed.)
 #include <cifar_deploy/classifier.hpp>
 #include <cifar_deploy/self_test.hpp>
 

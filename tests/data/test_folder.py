@@ -1,4 +1,7 @@
+import hashlib
+import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +31,39 @@ def test_classes_labels_and_pixels(picture_folder: Callable[..., Path]) -> None:
     assert dataset.name == "pets"
     assert dataset.classes == ("ant", "bee", "wasp")
     assert dataset.verified == "folder of images: no published checksum"
-    # The classes take turns.
-    assert dataset.train.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 2]
-    assert dataset.test.labels.tolist() == [0, 2, 0, 2]
-    paths = [f"train/{dataset.classes[n]}/{i // 3}.png" for i, n in enumerate([0, 1, 2] * 2)]
-    for image, path in zip(dataset.train.images, paths, strict=False):
-        assert np.array_equal(image, np.array(Image.open(place / path)))
+    assert sorted(dataset.test.labels.tolist()) == [0, 0, 2, 2]
+    names = [f"{kind}/{n}.png" for kind in dataset.classes for n in range(3)]
+    names.remove("bee/2.png")
+    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert dataset.train.labels.tolist() == [dataset.classes.index(n.split("/")[0]) for n in names]
+    for image, name in zip(dataset.train.images, names, strict=True):
+        assert np.array_equal(image, np.array(Image.open(place / "train" / name)))
     assert dataset.train.labels.dtype == np.int64
     assert dataset.train.images.flags.writeable
+
+
+def test_any_part_is_a_fair_sample(picture_folder: Callable[..., Path]) -> None:
+    place = picture_folder("pets", train=128, test=100)
+    for n in range(10, 100):
+        (place / f"test/bee/{n}.png").unlink()
+    dataset = folder.read(place)
+    for count in (
+        16,
+        32,
+        64,
+        128,
+    ):
+        for part in (dataset.train.spread(count), dataset.train.without(count)):
+            assert 0.1 < part.labels.mean() < 0.9, count
+    assert dataset.test.first(44).labels.sum() < 12  # 4 would be its share
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its file systems take any name")
+def test_a_name_that_is_no_text_is_shown_all_the_same(picture_folder: Callable[..., Path]) -> None:
+    place = picture_folder("pets")
+    odd = place.with_name(os.fsdecode(b"m\xfcll"))
+    place.rename(odd)
+    assert folder.read(odd).name == "m\\udcfcll"
 
 
 def test_warnings_stay_as_they_were(picture_folder: Callable[..., Path]) -> None:

@@ -211,7 +211,7 @@ def test_no_test_image_calibrates(small_data: Dataset) -> None:
     chosen = {image.tobytes() for image in calibration.images}
     assert len(chosen) == 100
     assert chosen <= training
-    spread = small_data.train.spread(100)  # of all: folders hold one class after another
+    spread = small_data.train.spread(100)  # of all
     assert np.array_equal(calibration.images, spread.images)
     assert not chosen & test
     everything = Calibration.of(small_data, 10**6)

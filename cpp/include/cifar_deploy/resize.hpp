@@ -1,6 +1,6 @@
-// Resizing as Pillow does it (Image.resize with Resampling.BILINEAR), which `cifar-deploy predict`
-// uses: a triangle filter, widened to the scale when an image shrinks, first along the rows and then
-// along the columns, in fixed point with 8 bits between the two.
+// Resizing as Pillow does it (Image.resize with Resampling.BILINEAR, one side after the other), which
+// `cifar-deploy predict` uses: a triangle filter, widened to the scale when an image shrinks, first
+// along the rows and then along the columns, in fixed point with 8 bits between the two.
 #pragma once
 
 #include <algorithm>

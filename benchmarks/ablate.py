@@ -145,7 +145,9 @@ def main() -> None:
     parser.add_argument(
         "--basis", action="append", default=[], metavar="SECTION.KEY=VALUE", help="for all of them"
     )
-    parser.add_argument("--recipe", help="a file, or a word such as speed")
+    parser.add_argument(
+        "--recipe", help="a file (TOML, or a model's card), or a word such as speed"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--hold-out", type=int, default=5_000)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -9,22 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, ModelFolder, models_root, packaged_recipe
+from cifar_deploy.store import Json, ModelFolder, models_root, packaged_recipe, read_json
 
 
-def number(default: float, low: float, high: float) -> Any:
-    """A numeric field that must lie in [low, high]; an int default makes it whole."""
-    return field(default=default, metadata={"low": low, "high": high})
+def number(default: float, low: float, high: float, help: str = "") -> Any:
+    """A numeric field that must lie in [low, high]; an int default makes it whole.
+
+    `help`, here and below, is its meaning where the name does not say it.
+    """
+    return field(default=default, metadata={"low": low, "high": high, "help": help})
 
 
-def choice(default: str, *others: str) -> Any:
+def choice(default: str, *others: str, help: str = "") -> Any:
     """A text field that must be one of the named words."""
-    return field(default=default, metadata={"words": (default, *others)})
+    return field(default=default, metadata={"words": (default, *others), "help": help})
 
 
-def names(default: str, *others: str) -> Any:
+def names(default: str, *others: str, help: str = "") -> Any:
     """A field that is one of the named words or a list of names."""
-    return field(default=default, metadata={"either": (default, *others)})
+    return field(default=default, metadata={"either": (default, *others), "help": help})
+
+
+def flag(default: bool, help: str = "") -> Any:
+    """A field that is true or false."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -32,57 +41,68 @@ class Model:
     """What is trained, and what its weights are before the first step."""
 
     stem: str = choice("cifar", "imagenet")
-    # dirac: convolutions begin as the identity; zero-gamma: torchvision's residual blocks do
-    init: str = choice("default", "dirac", "zero-gamma")
-    whiten: bool = False  # the first convolution begins as a whitening of the training images
+    init: str = choice(
+        *("default", "dirac", "zero-gamma"),
+        help="dirac: convolutions begin as the identity; "
+        "zero-gamma: torchvision's residual blocks do",
+    )
+    whiten: bool = flag(False, "the first convolution begins as a whitening of the training images")
 
 
 @dataclass(frozen=True)
 class Data:
     """What it is trained on."""
 
-    # Training images kept back and judged after every epoch. The test set is not looked at then.
-    holdout: int = number(0, 0, 1_000_000)
-    test: bool = True  # look at the test images, once, at the end
+    holdout: int = number(
+        *(0, 0, 1_000_000),
+        help="training images kept back and judged after every epoch; "
+        "the test set is not looked at then",
+    )
+    test: bool = flag(True, "look at the test images, once, at the end")
 
 
 @dataclass(frozen=True)
 class Finetune:
     """What is different for weights that `--init` brings; of no use without it."""
 
-    # What stays as it is: none, all-but-last-block, all-but-classifier, or names of modules.
-    freeze: str | tuple[str, ...] = names("none", "all-but-last-block", "all-but-classifier")
-    lr_factor: float = number(1.0, 0.0, 1.0)  # of the rate, for what was pretrained
-    depth_factor: float = number(1.0, 0.01, 1.0)  # once more for each block away from the end
+    freeze: str | tuple[str, ...] = names(
+        *("none", "all-but-last-block", "all-but-classifier"),
+        help="what stays as it is; the names are of modules",
+    )
+    lr_factor: float = number(1.0, 0.0, 1.0, "of the rate, for what was pretrained")
+    depth_factor: float = number(1.0, 0.01, 1.0, "once more for each block away from the end")
 
 
 @dataclass(frozen=True)
 class Distill:
     """What is learnt from the answers of trained models. Hinton et al. 2015, arXiv:1503.02531."""
 
-    # Names or folders of trained models: the mean of their answers to the same image is a target.
-    teachers: str | tuple[str, ...] = names("none")
-    weight: float = number(0.9, 0.0, 1.0)  # share of the loss that goes by them, not by the labels
-    temperature: float = number(4.0, 0.1, 100.0)  # what both's logits are divided by
+    teachers: str | tuple[str, ...] = names(
+        "none",
+        help="of trained models, or their folders: "
+        "the mean of their answers to the same image is a target",
+    )
+    weight: float = number(0.9, 0.0, 1.0, "share of the loss that goes by them, not by the labels")
+    temperature: float = number(4.0, 0.1, 100.0, "what both's logits are divided by")
 
 
 @dataclass(frozen=True)
 class Augment:
     """What is done to a training batch, on the device."""
 
-    flip: bool = True  # left-right, one image in two
-    translate: int = number(4, 0, 16)  # up to so many pixels each way
-    border: str = choice("reflect", "zero")  # what a translation brings in
-    cutout: int = number(0, 0, 32)  # side of the square painted over with the mean colour
+    flip: bool = flag(True, "left-right, one image in two")
+    translate: int = number(4, 0, 16, "up to so many pixels each way")
+    border: str = choice("reflect", "zero", help="what a translation brings in")
+    cutout: int = number(0, 0, 32, "side of the square painted over with the mean colour")
     brightness: float = number(
-        0.0, 0.0, 1.0
-    )  # jitter factors from 1 - x to 1 + x, as torchvision's
-    contrast: float = number(0.0, 0.0, 1.0)
-    saturation: float = number(0.0, 0.0, 1.0)
-    alternate: bool = False  # with flip: at random once, then the other way round every epoch
-    mixup: float = number(0.0, 0.0, 100.0)  # alpha of the Beta distribution of shares; 0: none
-    cutmix: float = number(0.0, 0.0, 100.0)  # the same; with both, a batch gets either
-    mix_rate: float = number(1.0, 0.0, 1.0)  # share of the batches that are mixed
+        0.0, 0.0, 1.0, "jitter factors from 1 - x to 1 + x, as torchvision's"
+    )
+    contrast: float = number(0.0, 0.0, 1.0, "the same")
+    saturation: float = number(0.0, 0.0, 1.0, "the same")
+    alternate: bool = flag(False, "with flip: at random once, then the other way round every epoch")
+    mixup: float = number(0.0, 0.0, 100.0, "alpha of the Beta distribution of shares; 0: none")
+    cutmix: float = number(0.0, 0.0, 100.0, "the same; with both, a batch gets either")
+    mix_rate: float = number(1.0, 0.0, 1.0, "share of the batches that are mixed")
 
 
 @dataclass(frozen=True)
@@ -93,27 +113,32 @@ class Train:
     batch_size: int = number(512, 1, 65_536)
     seed: int = number(0, 0, 2**31 - 1)
     label_smoothing: float = number(0.1, 0.0, 0.9)
-    ema: float = number(0.99, 0.0, 0.99999)  # decay a step of the averaged weights; 0 turns it off
-    lookahead: int = number(0, 0, 1000)  # go back to the slow weights every so many steps; 0: never
-    precision: str = choice("auto", "bf16", "fp32")  # auto: bf16 where that is faster
-    # torch.compile; auto: on CUDA, for longer runs; max: it also tries which kernels are fastest
-    compile: str = choice("auto", "on", "max", "off")
+    ema: float = number(0.99, 0.0, 0.99999, "decay a step of the averaged weights; 0 turns it off")
+    lookahead: int = number(0, 0, 1000, "go back to the slow weights every so many steps; 0: never")
+    precision: str = choice("auto", "bf16", "fp32", help="auto: bf16 where that is faster")
+    compile: str = choice(
+        *("auto", "on", "max", "off"),
+        help="torch.compile; auto: on CUDA, for longer runs; "
+        "max: it also tries which kernels are fastest",
+    )
     storage: str = choice(
-        "fp32", "fp16"
-    )  # of the convolutions and linear layers written at the end
+        "fp32", "fp16", help="of the convolutions and linear layers written at the end"
+    )
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """The optimiser. Weight decay leaves norms and biases alone."""
 
-    # sgd: with Nesterov momentum; muon: the same, and Muon for the convolutions' filters
-    name: str = choice("sgd", "adamw", "muon")
-    lr: float = number(0.4, 1e-8, 100.0)  # the peak
-    momentum: float = number(0.9, 0.0, 0.9999)  # sgd's momentum, adamw's beta 1
+    name: str = choice(
+        *("sgd", "adamw", "muon"),
+        help="sgd: with Nesterov momentum; muon: the same, and Muon for the convolutions' filters",
+    )
+    lr: float = number(0.4, 1e-8, 100.0, "the peak")
+    momentum: float = number(0.9, 0.0, 0.9999, "sgd's momentum, adamw's beta 1")
     weight_decay: float = number(5e-4, 0.0, 10.0)
-    norm_bias_factor: float = number(1.0, 0.0, 1000.0)  # of the rate, for the batch norms' biases
-    muon_lr: float = number(0.24, 1e-8, 100.0)  # the peak for the filters
+    norm_bias_factor: float = number(1.0, 0.0, 1000.0, "of the rate, for the batch norms' biases")
+    muon_lr: float = number(0.24, 1e-8, 100.0, "the peak for the filters")
     muon_momentum: float = number(0.6, 0.0, 0.9999)
 
 
@@ -122,10 +147,12 @@ class Schedule:
     """How the learning rate moves, step by step."""
 
     name: str = choice("triangular", "onecycle", "cosine")
-    warmup: float = number(0.2, 0.0, 0.9)  # share of the run in which the rate rises to its peak
-    # Images begin with so many pixels a side and grow by eights, to their own size after the share
-    # `grown` of the run; 0: they always have their own.
-    first_size: int = number(0, 0, 32)
+    warmup: float = number(0.2, 0.0, 0.9, "share of the run in which the rate rises to its peak")
+    first_size: int = number(
+        *(0, 0, 32),
+        help="images begin with so many pixels a side and grow by eights, "
+        "to their own size after the share `grown` of the run; 0: they always have their own",
+    )
     grown: float = number(0.6, 0.0, 1.0)
 
 
@@ -148,6 +175,16 @@ class Recipe:
             section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
             for section, values in dataclasses.asdict(self).items()
         }
+
+    def to_toml(self) -> str:
+        """TOML of which `load` makes this recipe: every key, and in a comment what it can be."""
+        lines = []
+        for section in fields(self):
+            values = getattr(self, section.name)
+            lines.append(f"[{section.name}]  # {type(values).__doc__}")
+            lines += [_line(spec, getattr(values, spec.name)) for spec in fields(values)]
+            lines.append("")
+        return "\n".join(lines)
 
 
 def parse(table: Json, where: str) -> Recipe:
@@ -195,16 +232,16 @@ def _section(kind: type[Any], section: str, values: Json, where: str) -> Any:
 def _value(spec: dataclasses.Field[Any], where: str, value: Any) -> Any:
     if spec.type is bool:
         if not isinstance(value, bool):
-            raise UserError(f"{where} is {value!r}; it is true or false")
+            raise UserError(f"{where} is {value!r}; it is {_range(spec)}")
         return value
     if words := spec.metadata.get("words"):
         if value not in words:
-            raise UserError(f"{where} is {value!r}; it is one of {', '.join(words)}")
+            raise UserError(f"{where} is {value!r}; it is one of {_range(spec)}")
         return value
     if words := spec.metadata.get("either"):
         listed = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
         if not listed and value not in words:
-            raise UserError(f"{where} is {value!r}; it is {', '.join(words)} or a list of names")
+            raise UserError(f"{where} is {value!r}; it is {_range(spec)}")
         return tuple(value) if listed else value
     low, high = spec.metadata["low"], spec.metadata["high"]
     whole = spec.type is int
@@ -215,13 +252,43 @@ def _value(spec: dataclasses.Field[Any], where: str, value: Any) -> Any:
     return value if whole else float(value)
 
 
+def _range(spec: dataclasses.Field[Any]) -> str:
+    """What a field can be, in words."""
+    if spec.type is bool:
+        return "true or false"
+    if words := spec.metadata.get("words"):
+        return ", ".join(words)
+    if words := spec.metadata.get("either"):
+        return f"{', '.join(words)} or a list of names"
+    return f"{_toml(spec.metadata['low'])} to {_toml(spec.metadata['high'])}"
+
+
+def _line(spec: dataclasses.Field[Any], value: Any) -> str:
+    default = "" if value == spec.default else f" (default {_toml(spec.default)})"
+    meaning = f"; {spec.metadata['help']}" if spec.metadata["help"] else ""
+    return f"{spec.name} = {_toml(value)}".ljust(24) + f"  # {_range(spec)}{default}{meaning}"
+
+
+def _toml(value: Any) -> str:
+    # Of a recipe's values JSON is TOML; its escape of what is beyond 16 bits would not be.
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def read(path: Path) -> Json:
-    """The table in a TOML file. Raises UserError where it cannot be read or is no TOML."""
+    """The table in a TOML file, or the recipe in a card (.json).
+
+    Raises UserError where it cannot be read, is no TOML, or no JSON with a recipe.
+    """
+    if path.suffix.lower() == ".json":
+        table = read_json(path).get("recipe")
+        if not isinstance(table, dict):
+            raise UserError(f"{path} has no recipe; name a card that `cifar-deploy train` wrote")
+        return table
     with disk_errors(path, "read"):
         raw = path.read_bytes()
     try:
@@ -251,18 +318,24 @@ def find(wish: str | Path | None, folder: ModelFolder, network: str) -> Path | N
         return recipe_path(folder, network)
     if not is_word(wish):
         return Path(wish)
-    file = f"{wish}.toml"
-    places = [folder.path / file, models_root() / network / file]
-    if own := packaged_recipe(network):
-        places.append(own.with_name(file))
-    for candidate in places:
-        if candidate.is_file():
-            return candidate
-    there = {path.stem for place in places for path in place.parent.glob("*.toml")}
-    others = ", ".join(sorted(there - {"recipe"})) or "it has only its own, without --recipe"
+    for place in _places(folder, network):
+        if (place / f"{wish}.toml").is_file():
+            return place / f"{wish}.toml"
+    others = ", ".join(words(folder, network)) or "it has only its own, without --recipe"
     raise UserError(
         f"--recipe {wish}: {network} has no {wish}.toml; name a file or another recipe ({others})"
     )
+
+
+def words(folder: ModelFolder, network: str) -> list[str]:
+    """The words for which `find` has a second recipe of `network`."""
+    there = {path.stem for place in _places(folder, network) for path in place.glob("*.toml")}
+    return sorted(there - {"recipe"})
+
+
+def _places(folder: ModelFolder, network: str) -> list[Path]:
+    own = packaged_recipe(network)
+    return [folder.path, models_root() / network, *([own.parent] if own else [])]
 
 
 def is_word(wish: str | Path) -> bool:

@@ -1,12 +1,15 @@
 import dataclasses
 import json
 import math
+import re
+import tomllib
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Run, command_line, refusing
 
 import cifar_deploy
 from cifar_deploy import architectures, recipe
@@ -214,9 +217,8 @@ def test_every_network_has_a_recipe_that_builds_it(name: str) -> None:
         architectures.build(name, 10, found.model.stem)
 
 
-SECOND = sorted(
-    set((ROOT / "models").glob("*/*.toml")) - set((ROOT / "models").glob("*/recipe.toml"))
-)
+EVERY = sorted((ROOT / "models").glob("*/*.toml"))
+SECOND = [file for file in EVERY if file.name != "recipe.toml"]
 
 
 @pytest.mark.parametrize("file", SECOND, ids=lambda file: f"{file.parent.name}-{file.stem}")
@@ -250,6 +252,152 @@ def test_a_recipe_may_be_asked_for_by_path_or_word(tmp_path: Path) -> None:
 def test_every_recipe_in_the_repository_is_a_networks() -> None:
     there = {file.parent.name for file in (ROOT / "models").glob("*/recipe.toml")}
     assert there == set(architectures.NETWORKS)
+
+
+# --- cards --------------------------------------------------------------------------------------
+
+CARDS = [*(ROOT / "models").glob("*/card.json"), *(ROOT / "benchmarks").rglob("cards/*.json")]
+
+
+def test_the_recipe_of_every_card_here_is_taken() -> None:
+    assert len(CARDS) > len(architectures.NETWORKS)
+    for card in CARDS:
+        there = json.loads(card.read_text())["recipe"]
+        found = load(card).to_dict()
+        for section, values in there.items():
+            assert values.items() <= found[section].items(), card
+        # What its version did not know is as it was then.
+        assert load(card) == parse(there, "there")
+    assert load(CARDS[0], ["train.epochs=3"]).train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[train]\nepochs = 3\n", r"card\.JSON is not JSON \("),
+        ("[3]", r"card\.JSON does not hold a JSON object"),
+        ('{"network": "cnn9"}', r"card\.JSON has no recipe; name a card that `cifar-deploy train`"),
+        ('{"recipe": null}', r"card\.JSON has no recipe"),
+        ('{"recipe": {"train": null}}', r"card\.JSON: train must be a section"),
+        (
+            '{"recipe": {"train": {"epochs": 0}}}',
+            r"card\.JSON: train\.epochs is 0; it lies between",
+        ),
+        ('{"recipe": {"train": {"ema": NaN}}}', r"card\.JSON: train\.ema is nan"),
+        (
+            '{"recipe": {"train": {"swa": true}}}',
+            r"card\.JSON: no key train\.swa; there are epochs",
+        ),
+    ],
+)
+def test_a_card_without_a_whole_recipe_is_told(tmp_path: Path, text: str, said: str) -> None:
+    card = tmp_path / "card.JSON"
+    card.write_text(text)
+    with pytest.raises(UserError, match=said) as caught:
+        load(card)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(MODELS_VARIABLE, raising=False)
+    return command_line(monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("file", EVERY, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_printed_recipe_is_the_same_recipe(file: Path, run: Run) -> None:
+    network = file.parent.name
+    word = () if file.stem == "recipe" else ("--recipe", file.stem)
+    answer = run("recipe", network, *word)
+    assert (answer.status, answer.err) == (0, "")
+    Path("mine.toml").write_text(answer.out)
+    assert load(Path("mine.toml")) == load(file)
+    assert tomllib.loads(answer.out) == load(file).to_dict()  # no key is missing
+    words = [path.stem for path in SECOND if path.parent == file.parent]
+    last = answer.out.splitlines()[-1]
+    assert last == f"# recipes of {network}: {', '.join(words) or 'only its own'}"
+    again = run("recipe", network, "--recipe", "mine.toml")
+    assert again.out == answer.out
+
+
+@pytest.mark.parametrize(("section", "spec"), FIELDS)
+def test_every_key_is_printed_with_what_it_can_be(section: str, spec: Field[Any]) -> None:
+    other = next(value for value in good_values(spec) if value != spec.default)
+    for value, default in ((spec.default, False), (other, True)):
+        text = parse({section: {spec.name: value}}, "here").to_toml()
+        body = text[text.index(f"[{section}]") :]
+        match = re.search(rf"^{spec.name} = (.*?) +# (.*)$", body, re.M)
+        assert match
+        assert json.loads(match[1]) == value
+        said = match[2]
+        assert (f" (default {json.dumps(spec.default)})" in said) == default
+        assert said.endswith(spec.metadata["help"])
+        if spec.type is bool:
+            allowed = "true or false"
+        elif "low" in spec.metadata:
+            ends = re.match(r"(\S+) to ([^ ;]+)", said)
+            assert ends
+            assert [json.loads(end) for end in ends.groups()] == [
+                spec.metadata["low"],
+                spec.metadata["high"],
+            ]
+            continue
+        else:
+            allowed = ", ".join(spec.metadata.get("words") or spec.metadata["either"])
+        assert said.startswith(allowed)
+
+
+def test_a_printed_recipe_has_any_name_and_what_was_set(run: Run) -> None:
+    teachers = ["größer", 'a "b"\\n', "\N{SNOWMAN}\N{GRINNING FACE}", "# no comment\n"]
+    options = [f"distill.teachers={json.dumps(teachers, ensure_ascii=False)}", "optimizer.lr=1e-8"]
+    answer = run("recipe", "resnet9", *(part for option in options for part in ("--set", option)))
+    assert answer.status == 0
+    Path("mine.toml").write_text(answer.out)
+    found = load(Path("mine.toml"))
+    assert found == load(ROOT / "models" / "custom_resnet" / "recipe.toml", options)
+    assert (found.distill.teachers, found.optimizer.lr) == (tuple(teachers), 1e-8)
+
+
+def test_a_recipe_for_programs_is_one_for_training(run: Run) -> None:
+    answer = run("recipe", "cnn9", "--set", "train.epochs=3", "--json")
+    value = json.loads(answer.out)
+    assert (value["network"], value["recipes"]) == ("cnn9", ["short"])
+    Path("mine.json").write_text(answer.out)
+    expected = load(ROOT / "models" / "cnn9" / "recipe.toml", ["train.epochs=3"])
+    assert load(Path("mine.json")) == expected == parse(value["recipe"], "here")
+
+
+def test_a_folders_own_recipes_are_printed(run: Run) -> None:
+    Path("models/cnn9").mkdir(parents=True)
+    Path("models/cnn9/recipe.toml").write_text("[train]\nepochs = 7\n")
+    Path("models/cnn9/mine.toml").write_text("[train]\nepochs = 8\n")
+    for word, epochs in (((), 7), (("--recipe", "mine"), 8)):
+        answer = run("recipe", "cnn9", *word)
+        assert tomllib.loads(answer.out)["train"]["epochs"] == epochs
+        assert answer.out.endswith("# recipes of cnn9: mine, short\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("resnet19x",), "no network is called 'resnet19x'; did you mean resnet"),
+        (("cnn9", "--recipe", "fast"), "cnn9 has no fast.toml; name a file or another recipe (sh"),
+        (("cnn9", "--recipe", "absent.toml"), "cannot read absent.toml: No such file"),
+        (("cnn9", "--recipe", "absent.json"), "cannot read absent.json: No such file"),
+        (("cnn9", "--set", "train.epoch=3"), "no key train.epoch; did you mean epochs?"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_not_printed(
+    run: Run, arguments: tuple[str, ...], said: str
+) -> None:
+    assert said in refusing(run)("recipe", *arguments)
+
+
+# --- folders ------------------------------------------------------------------------------------
 
 
 def test_a_folders_own_recipe_comes_before_the_packaged_one(

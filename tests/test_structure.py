@@ -130,6 +130,7 @@ def test_the_package_runs_as_a_module() -> None:
     assert done.stderr == ""
     for command in (
         "train",
+        "recipe",
         "export",
         "validate",
         "benchmark",

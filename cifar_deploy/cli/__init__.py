@@ -21,6 +21,7 @@ from cifar_deploy.cli import (
     package,
     predict,
     profile,
+    recipe,
     signals,
     train,
     validate,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 # In the order in which they are needed.
 app.command()(train.train)
+app.command()(recipe.recipe)
 app.command("find-lr")(find_lr.find_lr)
 app.command("import")(import_weights.import_weights)
 app.command()(export.export)

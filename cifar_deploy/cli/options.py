@@ -129,11 +129,18 @@ Models = Annotated[
 ]
 BatchOption = Annotated[int | None, typer.Option(help="Images a step, of all processes.")]
 RecipeOption = Annotated[
-    str | None, typer.Option(help="Another recipe: a file, or a word such as speed.")
+    str | None,
+    typer.Option(
+        help="Another recipe: a file (TOML, or the card.json of a model), or a word such as speed."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the recipe."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override the recipe; `cifar-deploy recipe MODEL` shows its keys.",
+    ),
 ]
 InitOption = Annotated[
     str | None,

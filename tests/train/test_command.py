@@ -131,6 +131,21 @@ def test_another_recipe(pictures: Path, tmp_path: Path) -> None:
     assert (recipe["train"]["seed"], recipe["optimizer"]["name"]) == (12, "adamw")
 
 
+def test_a_card_trains_the_same_again(pictures: Path, tmp_path: Path) -> None:
+    changes = ("--lr", "0.02", "--seed", "4", "--set", "augment.cutout=8", "--set", "train.ema=0.5")
+    assert run("simple_cnn", "--data-dir", pictures, *QUICK, *changes, "--out", "a").exit_code == 0
+    first = store.read_card(ModelFolder(tmp_path / "a"))
+    again = ("simple_cnn", "--data-dir", pictures, "--device", "cpu", "--recipe", "a/card.json")
+    assert run(*again, "--out", "b").exit_code == 0
+    second = store.read_card(ModelFolder(tmp_path / "b"))
+    assert second["recipe"] == first["recipe"]
+    assert second["weights"] == first["weights"]
+    assert run(*again, "--seed", "5", "--out", "c").exit_code == 0
+    third = store.read_card(ModelFolder(tmp_path / "c"))
+    assert third["recipe"]["train"] == first["recipe"]["train"] | {"seed": 5}
+    assert third["weights"] != first["weights"]
+
+
 BAD = [
     (("resnet19x",), "no network is called 'resnet19x'; did you mean resnet"),
     (("simple_cnn", "--epochs", "0"), "train.epochs is 0"),
@@ -139,6 +154,7 @@ BAD = [
     (("simple_cnn", "--set", "train.epoch=1"), "did you mean epochs"),
     (("simple_cnn", "--set", "model.stem=imagenet"), "simple_cnn has no 'imagenet' stem"),
     (("simple_cnn", "--recipe", "absent.toml"), "cannot read absent.toml: No such file"),
+    (("simple_cnn", "--recipe", "absent/card.json"), "cannot read absent/card.json: No such file"),
     (("simple_cnn", "--device", "tpu"), "--device tpu: it can be auto, cpu, cuda or cuda:N"),
     (("simple_cnn", "--device", "cuda:99"), "--device cuda:99: torch .* CUDA GPUs here"),
     (("simple_cnn", "--data-dir", "absent"), "--data-dir: absent does not exist"),

@@ -453,6 +453,33 @@ def test_a_file_that_failed_is_to_be_looked_at_where_that_is_possible(
     assert "cifar-deploy layers" not in said(wrong)
 
 
+@pytest.mark.parametrize(
+    ("network", "comparable"), [("simple_cnn", True), ("cnn9", False), (None, True)]
+)
+def test_only_files_of_one_network_have_layers_to_compare(
+    folder: ModelFolder,
+    judged_data: Dataset,
+    damage: Damage,
+    tmp_path: Path,
+    network: str | None,
+    comparable: bool,
+) -> None:
+    few = dataclasses.replace(judged_data, test=judged_data.test.first(500))
+    wrong = damage(folder.onnx("fp32"), tmp_path / "wrong.onnx")
+    model = onnx.load(folder.onnx("fp32"))
+    (said,) = (entry for entry in model.metadata_props if entry.key == "network")
+    assert said.value == "simple_cnn"
+    if network:
+        said.value = network
+    else:  # another program's file
+        model.metadata_props.remove(said)
+    onnx.save(model, before := tmp_path / "before.onnx")
+    judgement = judge(Reference.of_file(before, few), [wrong], few, CPU, UNTIMED)
+    (remark,) = table.remarks([judgement])
+    assert remark.startswith("wrong.onnx: FAIL: ")
+    assert ("cifar-deploy layers" in remark) == comparable
+
+
 def test_class_names_that_are_none_are_the_data_sets(
     folder: ModelFolder, judged_data: Dataset, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from judgements import MakeJudgement, mistaken, mistakes
 from onnx import numpy_helper
 
 from cifar_deploy import watch
@@ -478,6 +479,28 @@ def test_only_files_of_one_network_have_layers_to_compare(
     (remark,) = table.remarks([judgement])
     assert remark.startswith("wrong.onnx: FAIL: ")
     assert ("cifar-deploy layers" in remark) == comparable
+
+
+def test_the_surest_mistakes_are_named(make_judgement: MakeJudgement, small_data: Dataset) -> None:
+    labels, names = small_data.test.labels, small_data.classes
+    logits = mistakes(labels, 30)
+    found: Any = strict(to_json(mistaken(make_judgement({}), logits)))
+    shares, answers = torch.from_numpy(logits).double().softmax(1).max(1)
+    order = [i for i in (-shares).argsort().tolist() if answers[i] != labels[i]]
+    assert found["mistakes"] == [
+        {
+            "index": i,
+            "truth": names[labels[i]],
+            "answer": names[answers[i]],
+            "probability": pytest.approx(float(shares[i])),
+        }
+        for i in order[:24]
+    ]
+    assert len(order) == 30
+    assert to_json(make_judgement({}))["mistakes"] == []
+    none = np.full_like(logits, -np.inf)
+    found = strict(to_json(mistaken(make_judgement({}), none)))
+    assert [one["probability"] for one in found["mistakes"]] == pytest.approx([0.1] * 24)
 
 
 def test_class_names_that_are_none_are_the_data_sets(

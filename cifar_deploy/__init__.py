@@ -12,16 +12,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cifar_deploy.classifier import Classifier, Prediction, load
+    from cifar_deploy.classifier import Classifier, Prediction, load, network
     from cifar_deploy.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Prediction", "UserError", "__version__", "load"]
+__all__ = ["Classifier", "Prediction", "UserError", "__version__", "load", "network"]
 
 _HOMES = {
     "Classifier": "cifar_deploy.classifier",
     "Prediction": "cifar_deploy.classifier",
     "load": "cifar_deploy.classifier",
+    "network": "cifar_deploy.classifier",
     "UserError": "cifar_deploy.errors",
 }
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from cifar_deploy import address, architectures
+from cifar_deploy.architectures import weights
+from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.data.image import from_pillow, read_image, to_array
 from cifar_deploy.device import pick
@@ -103,9 +105,7 @@ def load(
 
     Raises UserError where there is no such thing, where it is damaged, and where it cannot run.
     """
-    if not isinstance(model, str | PathLike):
-        raise UserError(f"a {type(model).__name__} is no model; give a name or a path")
-    where = pick(f"cuda:{device}" if isinstance(device, int) else str(device))
+    where = _checked(model, device)
     path = Path(model)
     if found := address.read(str(model)):
         if runtime:
@@ -123,6 +123,28 @@ def load(
     else:
         opened, classes = open_model(architectures.folder(str(model)), where)
     return Classifier(opened, classes, str(model))
+
+
+def network(
+    model: "str | PathLike[str]", device: "str | int | torch.device" = "cpu"
+) -> DeploymentGraph:
+    """The trained network of a model, by its name, alias or folder, as a torch module on `device`.
+
+    It takes a uint8 tensor [n, 32, 32, 3], RGB, there, and gives logits, float32 [n, classes]; it
+    is in eval mode. Its `network` takes normalised images, float32 [n, 3, 32, 32]; `classes` are
+    the logits' names; `mean` and `std`, per channel, are of pixels scaled to 0..1.
+
+    Raises UserError as `load` does, and for an exported file.
+    """
+    where = _checked(model, device)
+    return weights.load(architectures.folder(str(model))).graph().eval().to(where)
+
+
+def _checked(model: object, device: "str | int | torch.device") -> "torch.device":
+    """What `device` names. Raises UserError where it cannot, and where `model` names nothing."""
+    if not isinstance(model, str | PathLike):
+        raise UserError(f"a {type(model).__name__} is no model; give a name or a path")
+    return pick(f"cuda:{device}" if isinstance(device, int) else str(device))
 
 
 def _onnx(file: Path, runtime: str | None) -> str:

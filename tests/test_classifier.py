@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 import cifar_deploy
-from cifar_deploy import Classifier, Prediction, UserError, architectures, load
+from cifar_deploy import Classifier, Prediction, UserError, architectures, load, network
 from cifar_deploy.architectures import weights
+from cifar_deploy.architectures.custom_resnet import LOGIT_SCALE
 from cifar_deploy.data import cifar10
-from cifar_deploy.data.dataset import Images
+from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.data.image import read_image
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.package import cpp, source
@@ -135,6 +136,77 @@ def test_an_opened_image_is_turned_as_its_file_is(classifier: Classifier, tmp_pa
         turned = classifier.logits(opened)
     assert np.allclose(turned, classifier.logits(path))
     assert not np.allclose(turned, classifier.logits(half), atol=1e-2)
+
+
+# --- the network ------------------------------------------------------------------------------
+
+
+def test_the_network_is_a_module(folder: ModelFolder, real_data: Dataset) -> None:
+    images = real_data.test.images[:64]
+    wanted = load(folder.path, "cpu").logits(images)
+    module = network(folder.path)
+    assert not any(part.training for part in module.modules())
+    logits = module(torch.from_numpy(images))
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits.detach().numpy(), wanted, atol=1e-4)
+    assert np.abs(wanted).max() > 0.1
+    assert module.classes == cifar10.CLASSES
+    assert (module.mean, module.std) == ([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])
+
+    mean, std = (torch.tensor(three).view(3, 1, 1) for three in (module.mean, module.std))
+    normal = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
+    logits = module.network(normal.requires_grad_())
+    np.testing.assert_allclose(logits.detach().numpy(), wanted, atol=1e-4)
+    logits[:, 3].sum().backward()
+    assert normal.grad is not None
+    assert bool((normal.grad.flatten(1).abs().sum(1) > 0).all())
+
+
+def test_the_network_is_named_as_a_model_is(
+    folder: ModelFolder, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(folder.path.parent))
+    pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    found = [network(name, torch.device("cpu"))(pixels) for name in ("simple_cnn", folder.path)]
+    assert torch.equal(*found)
+    cases: list[tuple[Any, str, str]] = [
+        (folder.onnx("fp32"), "cpu", "is a file; here goes a trained model"),
+        (package, "cpu", "what `cifar-deploy package` wrote, no trained model"),
+        ("resnet81", "cpu", "did you mean resnet18"),
+        ("resnet18", "cpu", "cifar-deploy train resnet18"),
+        ("simple_cnn", "tpu", "--device tpu"),
+        (3, "cpu", "a int is no model"),
+    ]
+    for name, device, said in cases:
+        with pytest.raises(UserError, match=said):
+            network(name, device)
+    with pytest.raises(UserError, match=r"--device cuda:99: .* use --device cpu"):
+        network("simple_cnn", 99)
+
+
+def test_the_documented_features(
+    real_data: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = Path(__file__).parents[1]
+    (code,) = (
+        block.partition("```")[0]
+        for block in (root / "docs" / "python.md").read_text().split("```python\n")[1:]
+        if "register_forward_hook" in block.partition("```")[0]
+    )
+    for name, image in zip(("cat.jpg", "dog.png"), real_data.test.images, strict=False):
+        Image.fromarray(image).save(tmp_path / name)
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(root / "models"))
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    said = code.rpartition("# ")[2].strip()
+    assert capsys.readouterr().out.strip() == said == "torch.Size([2, 512])"
+    logits = made["model"].network.classifier(made["features"][0]) * LOGIT_SCALE
+    wanted = load("custom_resnet", "cpu").logits(["cat.jpg", "dog.png"])
+    np.testing.assert_allclose(logits.detach().numpy(), wanted, atol=1e-4)
 
 
 # --- what is loaded -----------------------------------------------------------------------------

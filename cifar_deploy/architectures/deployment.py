@@ -10,11 +10,13 @@ class DeploymentGraph(nn.Module):
     """Raw pixels to logits: uint8 [n, 32, 32, 3], RGB -> float32 [n, classes].
 
     The preprocessing is part of the graph, in float32; the network runs in `dtype`.
-    `mean` and `std` are per channel, of pixels scaled to 0..1.
+    `mean` and `std` are per channel, of pixels scaled to 0..1. `network` by itself takes normalised
+    images, [n, 3, 32, 32]; `classes` are the logits' names, where they are known.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
+    classes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -25,7 +27,7 @@ class DeploymentGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network.to(dtype).eval()
-        self.dtype = dtype
+        self.mean, self.std, self.dtype = list(mean), list(std), dtype
         deviation = torch.tensor(std, dtype=torch.float64)
         scale = 1 / (255 * deviation)
         shift = -torch.tensor(mean, dtype=torch.float64) / deviation

@@ -38,7 +38,9 @@ class Trained:
 
     def graph(self, dtype: torch.dtype = torch.float32) -> DeploymentGraph:
         """The deployment graph in `dtype`. The network is shared: converted in place."""
-        return DeploymentGraph(self.network, self.mean, self.std, dtype)
+        graph = DeploymentGraph(self.network, self.mean, self.std, dtype)
+        graph.classes = self.classes
+        return graph
 
 
 def stored(network: nn.Module, storage: str) -> dict[str, torch.Tensor]:

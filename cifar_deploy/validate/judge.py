@@ -38,6 +38,7 @@ UNUSABLE = "UNUSABLE"
 ALONE = 32  # images that are also run in the smallest batches that a file takes
 # Of the largest logit: kernels for another batch round otherwise, by less.
 OTHERWISE = 0.05
+MISTAKES = 24  # of a reference that are named, at most
 STRAYED = 0.2  # points between a reference and its card, whose device rounded otherwise
 
 Say = Callable[[str], None]  # told what is being done, for the progress line
@@ -173,6 +174,16 @@ class Unusable:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """A test image that the reference takes for another class, and with which probability."""
+
+    index: int
+    truth: str
+    answer: str
+    probability: float  # the softmax of its logits
+
+
+@dataclass(frozen=True)
 class Judgement:
     """All that was found out about one model. `split` is what it was judged on."""
 
@@ -213,6 +224,20 @@ class Judgement:
         """For each file the indices of the images on which its top-1 is not the reference's."""
         reference = self.rows[0].predictions
         return {row.file: np.flatnonzero(row.predictions != reference) for row in self.rows[1:]}
+
+    @property
+    def mistakes(self) -> list[Mistake]:
+        """Of the reference's wrong answers the MISTAKES most certain, the most certain first."""
+        answers, labels = self.rows[0].predictions, self.split.labels
+        wrong = np.flatnonzero(answers != labels)
+        # Large numbers for infinities: all classes may be ruled out.
+        logits = np.nan_to_num(self.rows[0].logits[wrong].astype(np.float64))
+        shares = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+        surest = np.argsort(-shares, kind="stable")[:MISTAKES]
+        return [
+            Mistake(i, self.classes[labels[i]], self.classes[answers[i]], share)
+            for i, share in zip(wrong[surest].tolist(), shares[surest].tolist(), strict=True)
+        ]
 
 
 def judge(
@@ -466,4 +491,5 @@ def to_json(judgement: Judgement) -> Json:
         **({} if judgement.strayed is None else {"card_accuracy": judgement.strayed}),
         **judgement.facts,
         "rows": rows,
+        "mistakes": [asdict(mistake) for mistake in judgement.mistakes],
     }

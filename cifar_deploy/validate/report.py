@@ -45,18 +45,19 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image on which file and reference disagree."""
+    """An image and the answers to it, of the reference and of a file, or of the reference alone."""
 
     index: int
     uri: str
     truth: str
     reference: str
-    answer: str
+    answer: str | None = None  # the file's
+    share: str = ""  # the probability of the reference's, where it stands alone
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is shown of a file's disagreements, and how many there are in all."""
+    """What is shown of a file's disagreements, or the reference's mistakes; how many there are."""
 
     name: str
     count: int
@@ -205,6 +206,7 @@ def _model(judgement: Judgement, styles: dict[str, str]) -> dict[str, Any]:
         "classes": judgement.classes,
         "bars": _class_differences(judgement, styles) if files else None,
         "matrices": list(_matrices(judgement)),
+        "mistakes": _mistakes(judgement),
         "galleries": [_gallery(judgement, row) for row in files],
     }
 
@@ -277,6 +279,21 @@ def _changes(change: Counts) -> Iterator[list[Cell]]:
             )
             for j, n in enumerate(row)
         ]
+
+
+def _mistakes(judgement: Judgement) -> Gallery:
+    count = int((judgement.rows[0].predictions != judgement.split.labels).sum())
+    pictures = [
+        Picture(
+            index=mistake.index,
+            uri=_png(judgement.split.images[mistake.index]),
+            truth=mistake.truth,
+            reference=mistake.answer,
+            share=f"{100 * mistake.probability:.2f} %",
+        )
+        for mistake in judgement.mistakes
+    ]
+    return Gallery(judgement.reference, count, pictures)
 
 
 def _gallery(judgement: Judgement, row: Judged) -> Gallery:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
@@ -169,13 +170,21 @@ def _layers(judgement: Judgement, row: Judged) -> str:
     file, reference = Path(row.file), Path(judgement.rows[0].file)
     if file.suffix != ".onnx":
         return ""
-    if reference.suffix == ".onnx":
-        return shlex.join(["cifar-deploy", "layers", row.file, "--reference", str(reference)])
     try:
+        if reference.suffix == ".onnx":
+            if _of_two_networks(file, reference):  # no layer in common
+                return ""
+            return shlex.join(["cifar-deploy", "layers", row.file, "--reference", str(reference)])
         exact_beside(file)
     except UserError:
         return ""
     return shlex.join(["cifar-deploy", "layers", row.file])
+
+
+def _of_two_networks(*files: Path) -> bool:
+    """Whether ONNX files name different networks; another program's names none."""
+    facts = [onnx_interface.inspect(file, foreign=True) for file in files]
+    return len({fact["metadata"].get("network") for fact in facts} - {None}) > 1
 
 
 def evidence(judgement: Judgement, row: Judged) -> str:

@@ -1,5 +1,6 @@
 """Judgements made of chosen answers, for what is drawn of them."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -71,6 +72,26 @@ def judgement_of(
             "remarks": [],
         },
     )
+
+
+def mistaken(judgement: Judgement, logits: npt.NDArray[np.float32]) -> Judgement:
+    """`judgement` by a reference that gives these `logits`."""
+    first, *files = judgement.rows
+    first = dataclasses.replace(first, logits=logits, predictions=logits.argmax(1))
+    return dataclasses.replace(judgement, rows=(first, *files))
+
+
+def mistakes(labels: Answers, count: int) -> npt.NDArray[np.float32]:
+    """Logits, right but for `count` images, of which each is the next class, more or less surely.
+
+    One of these classes is ruled out.
+    """
+    logits = 5 * np.eye(10, dtype=np.float32)[labels]
+    wrong = np.random.default_rng(3).permutation(len(labels))[:count]
+    logits[wrong] = 0
+    logits[wrong, (labels[wrong] + 1) % 10] = np.linspace(1, 8, count)
+    logits[wrong[-2], labels[wrong[-2]]] = -np.inf
+    return logits
 
 
 def _speed(milliseconds: float) -> Speed:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from judgements import MakeJudgement, mistaken, mistakes
 from onnx import numpy_helper
 
 from cifar_deploy import watch
@@ -451,6 +452,55 @@ def test_a_file_that_failed_is_to_be_looked_at_where_that_is_possible(
     assert not any("cifar-deploy layers" in remark for remark in table.remarks([right]))
     (own / "simple_cnn.fp32.onnx").unlink()
     assert "cifar-deploy layers" not in said(wrong)
+
+
+@pytest.mark.parametrize(
+    ("network", "comparable"), [("simple_cnn", True), ("cnn9", False), (None, True)]
+)
+def test_only_files_of_one_network_have_layers_to_compare(
+    folder: ModelFolder,
+    judged_data: Dataset,
+    damage: Damage,
+    tmp_path: Path,
+    network: str | None,
+    comparable: bool,
+) -> None:
+    few = dataclasses.replace(judged_data, test=judged_data.test.first(500))
+    wrong = damage(folder.onnx("fp32"), tmp_path / "wrong.onnx")
+    model = onnx.load(folder.onnx("fp32"))
+    (said,) = (entry for entry in model.metadata_props if entry.key == "network")
+    assert said.value == "simple_cnn"
+    if network:
+        said.value = network
+    else:  # another program's file
+        model.metadata_props.remove(said)
+    onnx.save(model, before := tmp_path / "before.onnx")
+    judgement = judge(Reference.of_file(before, few), [wrong], few, CPU, UNTIMED)
+    (remark,) = table.remarks([judgement])
+    assert remark.startswith("wrong.onnx: FAIL: ")
+    assert ("cifar-deploy layers" in remark) == comparable
+
+
+def test_the_surest_mistakes_are_named(make_judgement: MakeJudgement, small_data: Dataset) -> None:
+    labels, names = small_data.test.labels, small_data.classes
+    logits = mistakes(labels, 30)
+    found: Any = strict(to_json(mistaken(make_judgement({}), logits)))
+    shares, answers = torch.from_numpy(logits).double().softmax(1).max(1)
+    order = [i for i in (-shares).argsort().tolist() if answers[i] != labels[i]]
+    assert found["mistakes"] == [
+        {
+            "index": i,
+            "truth": names[labels[i]],
+            "answer": names[answers[i]],
+            "probability": pytest.approx(float(shares[i])),
+        }
+        for i in order[:24]
+    ]
+    assert len(order) == 30
+    assert to_json(make_judgement({}))["mistakes"] == []
+    none = np.full_like(logits, -np.inf)
+    found = strict(to_json(mistaken(make_judgement({}), none)))
+    assert [one["probability"] for one in found["mistakes"]] == pytest.approx([0.1] * 24)
 
 
 def test_class_names_that_are_none_are_the_data_sets(

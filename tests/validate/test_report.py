@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judgements import Answers, MakeJudgement
+from judgements import Answers, MakeJudgement, mistaken, mistakes
 from PIL import Image
 
 from cifar_deploy.architectures.weights import Trained
@@ -175,6 +175,40 @@ def test_no_disagreement_is_said(judgement: Judgement) -> None:
     assert "<img" not in section
 
 
+@pytest.mark.parametrize("count", [30, 5])
+def test_the_surest_mistakes_are_shown(
+    make_judgement: MakeJudgement, small_data: Dataset, count: int
+) -> None:
+    labels, names = small_data.test.labels, small_data.classes
+    logits = mistakes(labels, count)
+    html = rendered([mistaken(make_judgement({"a.onnx": labels}), logits)])
+    section = after(html, "<h3>What PyTorch gets wrong</h3>", "<h3>")
+    shown = "; the 24 of which it is most certain are shown" if count > 24 else ""
+    assert f"{count} of 500 images{shown}, the most certain first." in section
+    shares, answers = torch.from_numpy(logits).double().softmax(1).max(1)
+    order = [i for i in (-shares).argsort().tolist() if answers[i] != labels[i]][:24]
+    images = Page(f"<div>{section}</div>").all("img")
+    assert [image["alt"] for image in images] == [f"test image {i}" for i in order]
+    for image, index in zip(images, order, strict=True):
+        raw = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
+        decoded = np.asarray(Image.open(io.BytesIO(raw)))
+        assert np.array_equal(decoded, small_data.test.images[index])
+        caption = after(section, f"#{index}</span>", "</figcaption>")
+        truth, answer = names[labels[index]], names[answers[index]]
+        share = f"{100 * shares[index]:.2f} %"
+        assert re.findall(r">\s*([^<>\s][^<>]*)<", caption) == [
+            *("true", truth, "ref", answer, "sure", share)
+        ]
+        assert caption.count('class="wrong"') == 1
+        assert image["title"] == f"test image {index}: {truth}; PyTorch {answer} with {share}"
+
+
+def test_no_mistake_is_said(judgement: Judgement) -> None:
+    section = after(rendered([judgement]), "<h3>What PyTorch gets wrong</h3>", "<h3>")
+    assert "Nothing: the right answer to every image." in section
+    assert "<img" not in section
+
+
 def test_differences_by_class(judgement: Judgement, small_data: Dataset) -> None:
     chart = after(rendered([judgement]), '<div class="chart bars">', "</svg>")
     labels = small_data.test.labels
@@ -263,6 +297,7 @@ def test_hostile_names_are_text(
         unusable={f"b{name}.onnx": name},
     )
     named.facts["device"] = named.facts["data"]["name"] = name
+    plain, named = (mistaken(one, mistakes(small_data.test.labels, 30)) for one in (plain, named))
     before, page = Page(rendered([plain])), Page(rendered([named]))
     # The same elements with the same attributes, apart from their values.
     shape = [(tag, sorted(attributes)) for tag, attributes in page.tags]

@@ -88,7 +88,8 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
         raise UserError(f"{len(bad)} files in {root} are no images: {named}{more}")
     if bad:
         raise bad[0]
-    return Split(images, np.array([label for _, label, _ in files], np.int64))
+    labels = np.array([label for _, label, _ in files], np.int64)
+    return Split(images, labels, np.array([f"{p.parent.name}/{p.name}" for _, _, p in files]))
 
 
 def _drawn(path: Path) -> bytes:

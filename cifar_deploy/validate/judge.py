@@ -178,6 +178,7 @@ class Mistake:
     """A test image that the reference takes for another class, and with which probability."""
 
     index: int
+    file: str | None  # in its folder of the test set, where it has a file of its own
     truth: str
     answer: str
     probability: float  # the softmax of its logits
@@ -235,7 +236,7 @@ class Judgement:
         shares = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
         surest = np.argsort(-shares, kind="stable")[:MISTAKES]
         return [
-            Mistake(i, self.classes[labels[i]], self.classes[answers[i]], share)
+            Mistake(i, self.split.file(i), self.classes[labels[i]], self.classes[answers[i]], share)
             for i, share in zip(wrong[surest].tolist(), shares[surest].tolist(), strict=True)
         ]
 

@@ -48,6 +48,7 @@ class Picture:
     """An image and the answers to it, of the reference and of a file, or of the reference alone."""
 
     index: int
+    file: str | None
     uri: str
     truth: str
     reference: str
@@ -286,6 +287,7 @@ def _mistakes(judgement: Judgement) -> Gallery:
     pictures = [
         Picture(
             index=mistake.index,
+            file=mistake.file,
             uri=_png(judgement.split.images[mistake.index]),
             truth=mistake.truth,
             reference=mistake.answer,
@@ -303,6 +305,7 @@ def _gallery(judgement: Judgement, row: Judged) -> Gallery:
     pictures = [
         Picture(
             index=i,
+            file=split.file(i),
             uri=_png(split.images[i]),
             truth=names[split.labels[i]],
             reference=names[judgement.rows[0].predictions[i]],

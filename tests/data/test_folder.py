@@ -36,6 +36,7 @@ def test_classes_labels_and_pixels(picture_folder: Callable[..., Path]) -> None:
     names.remove("bee/2.png")
     names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
     assert dataset.train.labels.tolist() == [dataset.classes.index(n.split("/")[0]) for n in names]
+    assert [dataset.train.first(4).file(i) for i in range(4)] == names[:4]
     for image, name in zip(dataset.train.images, names, strict=True):
         assert np.array_equal(image, np.array(Image.open(place / "train" / name)))
     assert dataset.train.labels.dtype == np.int64

@@ -203,6 +203,21 @@ def test_the_surest_mistakes_are_shown(
         assert image["title"] == f"test image {index}: {truth}; PyTorch {answer} with {share}"
 
 
+def test_files_are_named_where_images_have_their_own(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    labels = small_data.test.labels
+    judgement = mistaken(make_judgement({"a.onnx": (labels + 1) % 10}), mistakes(labels, 2))
+    wrong, other = np.flatnonzero(judgement.rows[0].predictions != labels).tolist()
+    named = np.array([f"a&b/{i}.png" for i in range(len(labels))])
+    split = dataclasses.replace(judgement.split, names=named)
+    html = rendered([dataclasses.replace(judgement, split=split)])
+    section = after(html, "<h3>What PyTorch gets wrong</h3>", "<h3>")
+    assert f">a&amp;b/{wrong}.png<" in section
+    assert f">a&amp;b/{other}.png<" in section
+    assert ">a&amp;b/0.png<" in after(html, "<h3>Where a.onnx and PyTorch disagree</h3>", "<h3>")
+
+
 def test_no_mistake_is_said(judgement: Judgement) -> None:
     section = after(rendered([judgement]), "<h3>What PyTorch gets wrong</h3>", "<h3>")
     assert "Nothing: the right answer to every image." in section

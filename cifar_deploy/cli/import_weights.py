@@ -46,7 +46,7 @@ def import_weights(
     given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
-    from cifar_deploy.train.foreign import bring
+    from cifar_deploy.train.foreign import bring, listed
 
     command = f"cifar-deploy {shlex.join(a for a in sys.argv[1:] if a != '--json')}"
     where, dataset = pick(device), find.load(data.value, data_dir)
@@ -63,10 +63,6 @@ def import_weights(
         return
     typer.echo(
         f"{name}: {100 * right:.2f} % of {len(dataset.test):,} test images, pixels normalised with "
-        f"mean {_listed(facts['mean'])} and std {_listed(facts['std'])}"
+        f"mean {listed(facts['mean'])} and std {listed(facts['std'])}"
     )
     typer.echo(f"{folder.weights}  {folder.card}")
-
-
-def _listed(values: list[float]) -> str:
-    return ",".join(f"{value:g}" for value in values)

@@ -1,16 +1,20 @@
 """Weights that another program trained, brought in: from then on a model like any other."""
 
+import dataclasses
+import math
 import re
+import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder, write_json
@@ -18,6 +22,16 @@ from cifar_deploy.train import card, initial
 
 # What DataParallel, torch.compile and the usual wrappers put before every name.
 WRAPPED = re.compile(r"(module|_orig_mod|model|network|net)\.")
+# Mean and std of the pixels as programs that train such networks have them.
+USUAL = {
+    "CIFAR-10's own normalisation": ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
+    "pytorch-cifar's normalisation": ([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.201]),
+    "ImageNet's normalisation": (initial.IMAGENET_MEAN, initial.IMAGENET_STD),
+    "pixels from -1 to 1": ([0.5] * 3, [0.5] * 3),
+    "pixels from 0 to 1": ([0.0] * 3, [1.0] * 3),
+}
+TRIED = 1_000  # training images that are looked at with each of them
+SURE = 3.0  # standard errors by which one has to be better
 
 
 def bring(
@@ -35,7 +49,8 @@ def bring(
     `source` is a state dict in a safetensors file or in one of torch's, by torchvision's names of
     the parts. `mean` and `std` are those, per channel of pixels scaled to 0..1, with which the
     pixels were normalised in training; by default what a file written here says of it, else the
-    data set's own. The test accuracy is measured here. Returns the card.
+    data set's own; where training images fit clearly better with another usual one, that is told
+    on standard error. The test accuracy is measured here. Returns the card.
 
     Raises UserError for a file that cannot be read, weights of another network (with what is
     missing and what is extra) or for other classes, and where the disk refuses.
@@ -73,11 +88,48 @@ def bring(
             "too large or too small"
         )
     accuracy = float((logits.argmax(1) == dataset.test.labels).mean())
+    if not (mean or std or facts) and (hint := _hint(trained, dataset.train.spread(TRIED), device)):
+        print(hint, file=sys.stderr)
     header = weights.header(name, stem, dataset.classes, *given)
     weights.save(folder.weights, weights.stored(network, "fp32"), header)
     made = card.imported(trained, stem, source, folder, dataset, accuracy, command, device)
     write_json(folder.card, made)
     return made
+
+
+def _hint(trained: Trained, part: Split, device: torch.device) -> str:
+    """What to tell where `part` fits clearly better with another normalisation; else nothing.
+
+    By each image's cross-entropy, which is finer than right and wrong. Test images would be a
+    choice made on them.
+    """
+
+    def losses(mean: list[float], std: list[float]) -> torch.Tensor:
+        so = dataclasses.replace(trained, mean=mean, std=std)
+        logits = torch.from_numpy(PyTorch(so, device).logits(part.images))
+        return F.cross_entropy(logits, torch.from_numpy(part.labels), reduction="none").double()
+
+    taken, hint = losses(trained.mean, trained.std), ""
+    # Worse than chance is no fit: there fainter pixels look better, since less is claimed of them.
+    least = min(float(taken.mean()), math.log(len(trained.classes)))
+    for what, (mean, std) in USUAL.items():
+        if (mean, std) == (trained.mean, trained.std):
+            continue
+        other = losses(mean, std)
+        gain = taken - other
+        clear = float(gain.mean()) > SURE * float(gain.std()) / math.sqrt(len(part))
+        if clear and float(other.mean()) < least:
+            least = float(other.mean())
+            hint = (
+                f"the training images fit better with {what}; if the network was trained so, "
+                f"import it with --mean {listed(mean)} --std {listed(std)}"
+            )
+    return hint
+
+
+def listed(values: list[float]) -> str:
+    """Three numbers as `--mean` and `--std` take them."""
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _unwrapped(state: dict[str, torch.Tensor], wanted: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Weights that another program trained: taken by torchvision's names, measured, used like ours."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -163,6 +164,53 @@ def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_p
     refused(
         "resnet18", {"state_dict": cut, "args": argparse.Namespace()}, r"\(argparse\.Namespace\)"
     )
+
+
+def made_for(state: State, trained: weights.Trained, mean: float, std: float) -> State:
+    """`state` with its first convolution, which has no padding, made for other pixels."""
+    ours, theirs = torch.tensor(trained.mean), torch.tensor(trained.std)
+    filters, bias = state["0.weight"], state["0.bias"]
+    moved = (filters * ((mean - ours) / theirs)[:, None, None]).sum((1, 2, 3))
+    scaled = filters * (std / theirs)[:, None, None]
+    return {**state, "0.weight": scaled, "0.bias": bias + moved}
+
+
+def test_another_normalisation_is_noticed(
+    real_data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By training images alone, and only where nobody says how the pixels were normalised."""
+    published = weights.load(ModelFolder(Path(__file__).parents[2] / "models" / "simple_cnn"))
+    state = published.network.state_dict()
+    few, tested = real_data.train.spread(5_000), real_data.test.first(500)
+    data = dataclasses.replace(real_data, train=few, test=tested)
+    folder = ModelFolder(tmp_path / "simple_cnn")
+
+    def said(state: State, **given: list[float]) -> tuple[str, float]:
+        torch.save(state, tmp_path / "their.pth")
+        made = bring("simple_cnn", tmp_path / "their.pth", data, CPU, folder, **given)
+        return capsys.readouterr().err, made["test_accuracy"]
+
+    silent, accuracy = said(state)
+    assert silent == ""
+    halves = made_for(state, published, 0.5, 0.5)
+    told, lower = said(halves)
+    assert told == (
+        "the training images fit better with pixels from -1 to 1; if the network was trained so, "
+        "import it with --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5\n"
+    )
+    assert lower < accuracy - 0.02
+    # With what it says, the accuracy is there again and nothing is left to say.
+    assert said(halves, mean=[0.5] * 3, std=[0.5] * 3) == ("", accuracy)
+    assert said(halves, mean=[0.4] * 3)[0] == ""
+    assert "with pixels from 0 to 1; " in said(made_for(state, published, 0.0, 1.0))[0]
+    # A file that says itself how its pixels were normalised, be it wrongly.
+    facts = weights.header("simple_cnn", "cifar", data.classes, *data.normalisation())
+    weights.save(tmp_path / "told", halves, facts)
+    bring("simple_cnn", tmp_path / "told", data, CPU, folder)
+    assert capsys.readouterr().err == ""
+    # Classes in another order: no normalisation fits, and none is named.
+    turned = {key: state[key].roll(1, 0) for key in ("11.weight", "11.bias")}
+    assert said({**state, **turned})[0] == ""
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -32,9 +32,9 @@ def read(place: Path) -> Dataset:
         try:
             name.encode()
         except UnicodeEncodeError:
-            shown = name.encode(errors="backslashreplace").decode()
             raise UserError(
-                f"{place / 'train'}: the folder {shown} has a name that is no UTF-8; rename it"
+                f"{place / 'train'}: the folder {_shown(name)} has a name that is no UTF-8; "
+                "rename it"
             ) from None
     if len(classes) < 2:
         raise UserError(f"{place / 'train'} has only the class {classes[0]}; it needs two or more")
@@ -45,7 +45,7 @@ def read(place: Path) -> Dataset:
     if strange:
         raise UserError(f"{test / strange[0]} is a class that {place / 'train'} does not have")
     return Dataset(
-        name=place.resolve().name.encode(errors="backslashreplace").decode(),
+        name=_shown(place.resolve().name),
         origin=str(place),
         classes=classes,
         train=_split(place / "train", classes),
@@ -89,7 +89,13 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
     if bad:
         raise bad[0]
     labels = np.array([label for _, label, _ in files], np.int64)
-    return Split(images, labels, np.array([f"{p.parent.name}/{p.name}" for _, _, p in files]))
+    names = [_shown(f"{path.parent.name}/{path.name}") for _, _, path in files]
+    return Split(images, labels, np.array(names))
+
+
+def _shown(name: str) -> str:
+    """`name`, of which no byte need be UTF-8, as a text."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _drawn(path: Path) -> bytes:

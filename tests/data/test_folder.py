@@ -64,7 +64,11 @@ def test_a_name_that_is_no_text_is_shown_all_the_same(picture_folder: Callable[.
     place = picture_folder("pets")
     odd = place.with_name(os.fsdecode(b"m\xfcll"))
     place.rename(odd)
-    assert folder.read(odd).name == "m\\udcfcll"
+    (odd / "train/ant/0.png").rename(odd / "train/ant" / os.fsdecode(b"\xff.png"))
+    dataset = folder.read(odd)
+    assert dataset.name == "m\\udcfcll"
+    files = [dataset.train.file(i) for i in range(len(dataset.train))]
+    assert "ant/\\udcff.png" in files
 
 
 def test_warnings_stay_as_they_were(picture_folder: Callable[..., Path]) -> None:

@@ -409,7 +409,8 @@ def stale(file: Path, card: Json) -> bool:
     return bool(named and made) and named != made
 
 
-def _way_to_weights(folder: ModelFolder) -> str:
+def way_to_weights(folder: ModelFolder) -> str:
+    """What a user does about a model that is not trained here, for the end of an error."""
     if folder.checkpoint.exists():
         return f"its training has not ended: give its command again, with --resume ({folder.path})"
     card = card_of(folder)
@@ -473,7 +474,7 @@ def read_card(folder: ModelFolder) -> Json:
     Raises UserError where the file is not the one that it names.
     """
     if not folder.weights.exists():
-        raise UserError(f"{folder.path} has no trained weights; {_way_to_weights(folder)}")
+        raise UserError(f"{folder.path} has no trained weights; {way_to_weights(folder)}")
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = card_of(folder)

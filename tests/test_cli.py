@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -573,6 +574,54 @@ def test_models_tells_what_a_file_is(run: Run, refused: Callable[..., str]) -> N
     stranger.write_bytes(stranger.read_bytes()[:1000])
     assert "stranger.onnx" in refused("models", stranger)
     assert "lost.onnx" in refused("models", "lost.onnx")
+
+
+def test_models_tells_what_differs_between_two(run: Run, refused: Callable[..., str]) -> None:
+    assert "next has no card.json to compare; run: cifar-deploy train NETWORK" in refused(
+        *("models", "simple_cnn", "./next")
+    )
+    assert run("train", "simple_cnn", *SHORT, "--lr", "0.01", "--set", "train.ema=0").status == 0
+    assert run("export", "next").status == 0
+    said = run("models", "simple_cnn", "next").out
+    assert max(map(len, said[: said.index("next against")].splitlines())) <= 120
+    cells = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines()]
+    rows = {found[0]: found[1:] for found in cells if len(found) == 3}
+    cards = [
+        json.loads(Path(place, "card.json").read_text()) for place in ("models/simple_cnn", "next")
+    ]
+    mine, other = (card["test_accuracy"] for card in cards)
+    assert rows["test accuracy"] == [f"{100 * a:.2f} % of 500" for a in (mine, other)]
+    assert rows["epochs"] == ["12", "1"]
+    assert rows["train.batch_size"] == ["50", "1000"]
+    assert rows["optimizer.lr"] == ["0.03", "0.01"]
+    assert rows["wall_seconds"] == [f"{card['wall_seconds']:,.1f} s" for card in cards]
+    # What is the same is not told.
+    for same in ("network", "parameters", "data", "seeds", "device", "bytes", "train.ema"):
+        assert same not in rows
+    half = 196 * ((mine * (1 - mine) + other * (1 - other)) / 500) ** 0.5
+    assert f"next against simple_cnn: {100 * (other - mine):+.2f} points, ± {half:.2f}" in said
+    assert "; one seed each: another seed would differ, too\n" in said
+    found = json.loads(run("models", "simple_cnn", "next", "--json").out)
+    assert found["rows"]["test_accuracy"][1] == {"accuracy": other, "images": 500}
+    assert found["rows"]["optimizer.lr"] == [0.03, 0.01]
+    assert found["rows"].keys() == {w.replace(" accuracy", "_accuracy") for w in rows}
+    # What it says to run judges both, by the images that they were trained on.
+    command = found["judgements"][0]["paired_test"]
+    assert command.startswith(f"cifar-deploy validate next/next.fp32.onnx --reference {FILE}")
+    assert said.endswith(f"image by image: {command}\n")
+    answer = run(*shlex.split(command)[1:], "--no-latency", "--json", "-")
+    row = json.loads(answer.out)["models"][0]["rows"][1]
+    assert row["accuracy"] == pytest.approx(other, abs=0.005)
+    assert answer.status in (0, 1)
+    # Weights need not be there, and what was exported of others is not theirs.
+    Path("next/model.safetensors").unlink()
+    assert run("models", "simple_cnn", "next").out == said
+    cards[1]["weights"]["sha256"] = "0" * 64
+    Path("next/card.json").write_text(json.dumps(cards[1]))
+    assert "validate next" not in run("models", "simple_cnn", "next").out
+    assert "cnm9" in refused("models", "simple_cnn", "cnm9")
+    assert "are the same model" in refused("models", "simple_cnn", "models/simple_cnn")
+    assert f"{FILE} is a file" in refused("models", "simple_cnn", FILE)
 
 
 def test_models_shows_those_of_other_names_and_what_is_stale(run: Run) -> None:

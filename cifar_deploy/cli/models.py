@@ -1,22 +1,25 @@
 """`cifar-deploy models`."""
 
+import contextlib
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cifar_deploy import store
-from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
+from cifar_deploy import architectures, store
+from cifar_deploy.cli.options import JsonFlag, Precision, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
 
 
 def models(
-    name: Annotated[
-        str | None,
+    names: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[MODEL|FILE]",
-            help="Print the layers of this network, or of this model's; or what a file is.",
+            metavar="MODEL|FILE",
+            help="Print the layers of this network, or of this model's; or what a file is; of "
+            "several trained models what differs.",
         ),
     ] = None,
     as_json: JsonFlag = False,
@@ -24,7 +27,20 @@ def models(
     """What networks there are, what is trained and what is exported; or one network's layers.
 
     Of an exported file: what it takes and gives, what it is made of, and whether it is proved.
+    Of two or more models: what differs between them by their cards, and how far it is chance.
     """
+    if names and len(names) > 1:
+        from cifar_deploy.architectures.compare import compare
+
+        found = compare(names)
+        for judgement in found["judgements"]:
+            judgement["paired_test"] = _paired_test(judgement)
+        if as_json:
+            print_json(found)
+        else:
+            _show_differences(found)
+        return
+    name = names[0] if names else None
     if name and Path(name).suffix in store.EXPORTED:
         facts = _facts(Path(name))
         if as_json:
@@ -50,6 +66,110 @@ def models(
     damaged = [entry["damaged"] for entry in entries if entry["damaged"]]
     if damaged:  # after the others
         raise UserError("\n".join(damaged))
+
+
+def _paired_test(judgement: store.Json) -> str | None:
+    """The command that judges both models' answers image by image; None where it cannot.
+
+    Nor for models that were judged by held-out images: it would look at the test images.
+    """
+    if judgement["measure"] != "test_accuracy":
+        return None
+    from cifar_deploy.data import find
+
+    files, card = [], {}
+    for model in (judgement["model"], judgement["against"]):
+        folder = architectures.folder(model)
+        card = store.card_of(folder)
+        wanted = [*(folder.onnx(p.value) for p in Precision), *sorted(folder.path.glob("*.onnx"))]
+        fit = (f for f in wanted if f.is_file() and ".trt." not in f.name)  # that is for engines
+        files.append(next((str(f) for f in fit if not store.stale(f, card)), None))
+    if None in files:
+        return None
+    file, reference = map(shlex.quote, filter(None, files))
+    told = f"cifar-deploy validate {file} --reference {reference}"
+    source, place = "auto", None
+    with contextlib.suppress(UserError):  # where the images are is for the user to say
+        source, place = find.trained_on(card)
+    told += f" --data {source}" * (source != "auto")
+    return f"{told} --data-dir {shlex.quote(str(place))}" if place else told
+
+
+def _show_differences(found: store.Json) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", *found["models"]):
+        table.add_column(Text(heading), overflow="fold")
+    for what, values in found["rows"].items():
+        label = what.replace("_of_seeds", ", mean").replace("holdout_", "held-out_")
+        label = label.replace("_accuracy", " accuracy")
+        table.add_row(*map(Text, (label, *(_value(what, value) for value in values))))
+    wide(120).print(table)
+    for judgement in found["judgements"]:
+        typer.echo(_judged(judgement))
+    for judgement in found["judgements"]:
+        if judgement["paired_test"]:
+            typer.echo(f"image by image: {judgement['paired_test']}")
+
+
+def _value(what: str, value: Any) -> str:
+    """A value of a card, or of its recipe, as a cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, dict) and "accuracy" in value:
+        of = f" of {value['images']:,}" if value["images"] else ""
+        return f"{100 * value['accuracy']:.2f} %{of}"
+    if isinstance(value, dict) and "mean" in value:
+        spread = f"{100 * value['mean']:.2f} ± {100 * value['std']:.2f} %"
+        return f"{spread} ({value['seeds']} seeds)"
+    if isinstance(value, dict):  # something that has a name, and the sha256 of its bytes
+        named, sha256 = value.values()
+        digits = f" (sha256 {sha256[:12]}…)" if isinstance(sha256, str) else ""
+        return f"{named}{digits}"
+    if isinstance(value, list):
+        between = "\n" if what == "teachers" else ", "
+        return between.join(_value(what, one) for one in value)
+    if isinstance(value, store.NUMBER) and not isinstance(value, bool):
+        if what.endswith("_seconds"):
+            return f"{value:,.1f} s"
+        if what == "bytes":
+            return f"{value / 1e6:.3g} MB"
+        if what in ("parameters", "epochs"):
+            return f"{value:,}"
+    return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _judged(judgement: store.Json) -> str:
+    """A line on how far two models are apart, and how far that is chance."""
+    model, against = judgement["model"], judgement["against"]
+    if judgement["measure"] is None:
+        return (
+            f"{model} against {against}: by their cards they were not judged by the same images; "
+            "the accuracies cannot be compared"
+        )
+    told = f"{model} against {against}: {judgement['difference_points']:+.2f} points"
+    (first, other), (few, more) = judgement["spread_points"], judgement["seeds"]
+    if first is not None and other is not None:
+        none: bool = abs(judgement["difference_points"]) < max(first, other)
+        return (
+            f"{told}, of the means of {more} and {few} seeds, whose spreads are {other:.2f} and "
+            f"{first:.2f} points" + ": a difference below the spread is none" * none
+        )
+    if judgement["half_width_points"] is not None:
+        test = judgement["measure"] == "test_accuracy"
+        sharper = "so the paired test of `validate` is sharper" if test else "so it is less"
+        told += (
+            f", ± {judgement['half_width_points']:.2f} (95 %) if each had its own "
+            f"{judgement['images']:,} {'test' if test else 'held-out'} images, independent ones; "
+            f"they are the same, {sharper}"
+        )
+    if first is None and other is None:
+        return f"{told}; one seed each: another seed would differ, too"
+    which, spread = (against, other) if first is None else (model, first)
+    return f"{told}; one seed of {which}: another would differ, too (the other's: ± {spread:.2f})"
 
 
 def _facts(path: Path) -> store.Json:

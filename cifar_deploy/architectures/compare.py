@@ -1,0 +1,136 @@
+"""What differs between trained models, by their cards; the weights need not be there."""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+from typing import Any
+
+from cifar_deploy import architectures, store
+from cifar_deploy.errors import UserError
+from cifar_deploy.recipe import completed
+
+MEASURES = ("test_accuracy", "holdout_accuracy")  # models are judged by the first that both have
+SEEDS = "_of_seeds"  # behind a measure: its mean and spread
+NOT_TWICE = ("train.epochs", "train.seed", "distill.teachers")  # the card says them by itself
+Z95 = NormalDist().inv_cdf(0.975)  # two-sided 95 %
+
+
+def compare(models: Sequence[str]) -> store.Json:
+    """What differs between `models`, two or more names or folders, and how their accuracies do.
+
+    `rows` has a list of the models' values, in their order, for all that is not the same in all:
+    facts of the card, then keys of the recipe; and always `test_accuracy`, as a share, with the
+    number of images. None is what a card does not say; where it has no recipe, its keys do not
+    count as different. `judgements` are of every other model against the first one.
+
+    Raises UserError as `architectures.folder` does, for a model without a card or with a damaged
+    one, and for one that is named twice.
+    """
+    folders = [architectures.folder(model) for model in models]
+    places: dict[str, str] = {}
+    for model, folder in zip(models, folders, strict=True):
+        if twin := places.get(place := str(folder.path.resolve())):
+            raise UserError(f"{twin} and {model} are the same model; name two that differ")
+        places[place] = model
+        if not folder.card.exists():
+            way = store.way_to_weights(folder)
+            raise UserError(f"{folder.path} has no {store.CARD} to compare; {way}")
+    facts = [_facts(store.card_of(folder)) for folder in folders]
+    return {
+        "models": list(models),
+        "rows": _rows(facts),
+        "judgements": [
+            {"model": model, "against": models[0], **_judge(facts[0], other)}
+            for model, other in zip(models[1:], facts[1:], strict=True)
+        ],
+    }
+
+
+def _facts(card: store.Json) -> store.Json:
+    """What is compared of a card, in the order in which it is told."""
+    runs = [run for run in card.get("runs", []) if isinstance(run, dict)]
+    data, weights = card.get("data", {}), card.get("weights")
+    facts: store.Json = {}
+    images = (card.get("test_images"), data.get("holdout_images"))
+    for measure, count in zip(MEASURES, images, strict=True):
+        accuracy = card.get(measure)
+        facts[measure] = None if accuracy is None else {"accuracy": accuracy, "images": count}
+        mean, std = card.get(f"{measure}_mean"), card.get(f"{measure}_std")
+        several = mean is not None and std is not None
+        of_seeds = {"mean": mean, "std": std, "seeds": len(runs)}
+        facts[measure + SEEDS] = of_seeds if several else None
+    teachers = [t for t in card.get("teachers", []) if isinstance(t, dict)]
+    return {
+        **facts,
+        **{key: card.get(key) for key in ("network", "parameters", "epochs")},
+        "seeds": [run.get("seed") for run in runs or [card]],
+        "init": _of(card.get("init"), "from", "sha256"),
+        "imported": _of(card.get("imported"), "from", "sha256"),
+        "teachers": [_of(teacher, "model", "sha256") for teacher in teachers] or None,
+        "data": _of(data, "name", "sha256"),
+        **{key: card.get(key) for key in ("device", "precision", "compiled")},
+        **{key: card.get(key) for key in ("train_seconds", "wall_seconds")},
+        "bytes": weights.get("bytes") if isinstance(weights, dict) else None,
+        **({"model.stem": card["stem"]} if card.get("stem") else {}),  # of imported weights
+        **{key: v for key, v in _keys(completed(card.get("recipe"))) if key not in NOT_TWICE},
+    }
+
+
+def _of(section: store.Json | None, *keys: str) -> store.Json | None:
+    return {key: section.get(key) for key in keys} if section else None
+
+
+def _keys(recipe: Any) -> Iterator[tuple[str, Any]]:
+    """The values of a recipe by the names that `--set` has for them."""
+    for section, values in (recipe or {}).items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            yield f"{section}.{key}", value
+
+
+def _rows(facts: Sequence[store.Json]) -> dict[str, list[Any]]:
+    told = {}
+    untested = any(one["test_accuracy"] is None for one in facts)
+    for key in dict.fromkeys(key for one in facts for key in one):
+        known = [one[key] for one in facts if key in one]
+        differs = any(value != known[0] for value in known)
+        if key.startswith("holdout_accuracy"):
+            shown = untested and any(known)
+        else:
+            shown = differs or key == "test_accuracy"
+        if shown:
+            told[key] = [one.get(key) for one in facts]
+    return told
+
+
+def _judge(first: store.Json, other: store.Json) -> store.Json:
+    """How far `other` is from `first`, in points of accuracy, and what chance is in that.
+
+    `measure` is None where they were not judged by the same images. `spread_points` are the
+    deviations of `first`'s and `other`'s seeds; where both are known the difference is that of the
+    means. Else `half_width_points` is that of its 95 % interval, if the images were independent.
+    """
+    result: store.Json = {
+        **dict.fromkeys(("measure", "images", "difference_points", "half_width_points")),
+        "seeds": [len(one["seeds"]) for one in (first, other)],
+        "spread_points": [None, None],
+    }
+    data = [(one["data"] or {}).get("sha256") for one in (first, other)]
+    measure = next((m for m in MEASURES if first[m] and other[m]), None)
+    if measure is None or data[0] is None or data[0] != data[1]:
+        return result
+    images = {one[measure]["images"] for one in (first, other)}
+    if len(images) > 1:
+        return result
+    count = images.pop()
+    seeds = [one[measure + SEEDS] for one in (first, other)]
+    result |= {"measure": measure, "images": count}
+    result["spread_points"] = [100 * one["std"] if one else None for one in seeds]
+    if all(seeds):
+        result["difference_points"] = 100 * (seeds[1]["mean"] - seeds[0]["mean"])
+        return result
+    shares = [one[measure]["accuracy"] for one in (first, other)]
+    result["difference_points"] = 100 * (shares[1] - shares[0])
+    if count:
+        variance = sum(share * (1 - share) / count for share in shares)
+        result["half_width_points"] = 100 * Z95 * math.sqrt(max(variance, 0.0))
+    return result

@@ -1,0 +1,145 @@
+"""What differs between models, by cards that trainings left."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import Run, command_line
+
+from cifar_deploy import store
+from cifar_deploy.architectures.compare import compare
+
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / "benchmarks" / "results" / "cpu" / "cards"
+SEEDS = ROOT / "models" / "simple_cnn" / "card.json"
+
+Put = Callable[..., store.Json]
+
+
+@pytest.fixture
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
+    """Makes a model of a card that is published, changed by `change`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(store.MODELS_VARIABLE, raising=False)
+
+    def put(
+        name: str, card: Path, change: Callable[[store.Json], object] | None = None
+    ) -> store.Json:
+        value = store.read_json(card)
+        if change:
+            change(value)
+        store.write_json(Path("models", name, "card.json"), value)
+        return value
+
+    return put
+
+
+@pytest.fixture
+def run(put: Put, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return command_line(monkeypatch, capsys)
+
+
+def test_several_seeds_are_compared_by_their_means(put: Put, run: Run) -> None:
+    cards = [put("a", SEEDS), put("b", CARDS / "custom_resnet_speed.json")]
+    runs = [[one["test_accuracy"] for one in card["runs"]] for card in cards]
+    found = compare(["a", "b"])
+    (judgement,) = found["judgements"]
+    means, spreads = (list(map(f, runs)) for f in (statistics.fmean, statistics.stdev))
+    assert judgement["difference_points"] == pytest.approx(100 * (means[1] - means[0]))
+    assert judgement["spread_points"] == pytest.approx([100 * spread for spread in spreads])
+    assert judgement["half_width_points"] is None
+    assert judgement["seeds"] == [3, 3]
+    assert "seeds" not in found["rows"]  # 0, 1, 2 in both
+    said = run("models", "a", "b").out
+    assert "94.13 ± 0.10 % (3 seeds)" in said
+    assert "+18.05 points, of the means of 3 and 3 seeds, whose spreads are 0.10 and 0.65" in said
+    assert "below the spread" not in said
+
+    def a_little_better(card: store.Json) -> None:
+        card["test_accuracy_mean"] += 0.006
+
+    put("b", SEEDS, a_little_better)
+    assert "a difference below the spread is none" in run("models", "a", "b").out
+
+
+def test_three_models_are_compared_with_the_first_one(put: Put, run: Run) -> None:
+    shares = {"a": 0.9403, "b": 0.9340, "c": 0.7673}
+    put("a", CARDS / "cnn9.json")
+    put("b", CARDS / "vgg19.json")
+    put("c", SEEDS)
+    found = compare(list(shares))
+    assert [one["accuracy"] for one in found["rows"]["test_accuracy"]] == list(shares.values())
+    for other, judgement in zip("bc", found["judgements"], strict=True):
+        pair = [shares["a"], shares[other]]
+        assert (judgement["model"], judgement["against"]) == (other, "a")
+        assert judgement["difference_points"] == pytest.approx(100 * (pair[1] - pair[0]))
+        half = 1.96 * math.sqrt(sum(p * (1 - p) / 10_000 for p in pair))
+        assert judgement["half_width_points"] == pytest.approx(100 * half, rel=1e-4)
+    assert found["rows"]["test_accuracy_of_seeds"][:2] == [None, None]
+    said = run("models", *shares).out
+    assert max(map(len, said[: said.index("b against a")].splitlines())) <= 120
+    assert "b against a: -0.63 points, ± 0.67 (95 %)" in said
+    assert "; one seed of a: another would differ, too (the other's: ± 0.65)\n" in said
+    assert json.loads(run("models", *shares, "--json").out)["rows"] == found["rows"]
+    assert "image by image" not in said  # nothing is exported
+
+
+def test_what_an_old_card_lacks_is_its_default(put: Put, run: Run) -> None:
+    put("new", CARDS / "cnn9.json")
+
+    def old(card: store.Json) -> None:
+        for key in ("train_seconds", "teachers", "compiled", "init_seconds"):
+            card.pop(key, None)
+        for section in ("distill", "finetune"):
+            card["recipe"].pop(section, None)
+        assert card["recipe"]["train"].pop("lookahead", 0) == 0
+
+    put("old", CARDS / "cnn9.json", old)
+    found = compare(["new", "old"])
+    assert found["rows"].keys() == {"test_accuracy", "train_seconds", "compiled"}
+    assert found["rows"]["compiled"] == [False, None]
+
+    def cooler(card: store.Json) -> None:
+        card["recipe"]["distill"] = {"temperature": 2.0}
+
+    put("new", CARDS / "cnn9.json", cooler)
+    assert compare(["new", "old"])["rows"]["distill.temperature"] == [2.0, 4.0]
+    assert "distill.temperature   2.0" in run("models", "new", "old").out
+
+    def bare(card: store.Json) -> None:
+        accuracy = card["test_accuracy"]
+        card.clear()
+        card.update(network="cnn9", test_accuracy=accuracy, weights={"bytes": "many"}, runs=[])
+
+    put("bare", CARDS / "cnn9.json", bare)
+    said = run("models", "new", "bare").out
+    assert "94.03 % of 10,000" in said
+    assert "by their cards they were not judged by the same images" in said
+    assert "optimizer.lr" not in said  # a card without recipe says nothing of it
+
+
+def test_what_was_held_out_is_not_compared_with_the_test(put: Put, run: Run) -> None:
+    put("held", CARDS / "custom_resnet_speed_held_out.json")
+    put("tested", CARDS / "custom_resnet_speed.json")
+    found = compare(["held", "tested"])
+    assert found["rows"]["test_accuracy"][0] is None
+    assert found["rows"]["holdout_accuracy"] == [{"accuracy": 0.9406, "images": 5000}, None]
+    assert found["judgements"][0]["measure"] is None
+
+    def other(card: store.Json) -> None:
+        card["holdout_accuracy"] = 0.95
+
+    put("other", CARDS / "custom_resnet_speed_held_out.json", other)
+    said = run("models", "held", "other").out
+    assert "94.06 % of 5,000" in said
+    assert "other against held: +0.94 points, ± 0.89 (95 %) if each had its own 5,000 held" in said
+    assert "`validate`" not in said  # which judges by the test images
+
+    def fewer(card: store.Json) -> None:
+        card["data"]["holdout_images"] = 1000
+
+    put("other", CARDS / "custom_resnet_speed_held_out.json", fewer)
+    assert compare(["held", "other"])["judgements"][0]["measure"] is None

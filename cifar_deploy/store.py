@@ -340,9 +340,13 @@ def read_proofs(path: Path, sha256: str) -> list[Json]:
     found = read_json(file)
     proofs = found.get("proofs", [found])  # earlier versions left the one
     if not isinstance(proofs, list) or not all(map(_whole, proofs)):
-        run = f"cifar-deploy validate {shlex.quote(str(path))}"
-        raise UserError(f"{file} is no whole proof; run: {run}")
+        raise UserError(f"{file} is no whole proof; run: {to_validate(path)}")
     return [proof for proof in proofs if proof["sha256"] == sha256]
+
+
+def to_validate(file: Path | str, *options: str) -> str:
+    """The command that judges an exported file, as it is typed."""
+    return shlex.join(["cifar-deploy", "validate", str(file), *options])
 
 
 def _whole(proof: Any) -> bool:

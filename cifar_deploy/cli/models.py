@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,16 +82,17 @@ def _paired_test(judgement: store.Json) -> str | None:
         card = store.card_of(folder)
         wanted = [*(folder.onnx(p.value) for p in Precision), *sorted(folder.path.glob("*.onnx"))]
         fit = (f for f in wanted if f.is_file() and ".trt." not in f.name)  # that is for engines
-        files.append(next((str(f) for f in fit if not store.stale(f, card)), None))
-    if None in files:
-        return None
-    file, reference = map(shlex.quote, filter(None, files))
-    told = f"cifar-deploy validate {file} --reference {reference}"
+        found = next((file for file in fit if not store.stale(file, card)), None)
+        if found is None:
+            return None
+        files.append(str(found))
+    file, reference = files
     source, place = "auto", None
     with contextlib.suppress(UserError):  # where the images are is for the user to say
         source, place = find.trained_on(card)
-    told += f" --data {source}" * (source != "auto")
-    return f"{told} --data-dir {shlex.quote(str(place))}" if place else told
+    data = ["--data", source] if source != "auto" else []
+    data += ["--data-dir", str(place)] if place else []
+    return store.to_validate(file, "--reference", reference, *data)
 
 
 def _show_differences(found: store.Json) -> None:
@@ -100,11 +100,13 @@ def _show_differences(found: store.Json) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from cifar_deploy.architectures.compare import SEEDS
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("", *found["models"]):
         table.add_column(Text(heading), overflow="fold")
     for what, values in found["rows"].items():
-        label = what.replace("_of_seeds", ", mean").replace("holdout_", "held-out_")
+        label = what.replace(SEEDS, ", mean").replace("holdout_", "held-out_")
         label = label.replace("_accuracy", " accuracy")
         table.add_row(*map(Text, (label, *(_value(what, value) for value in values))))
     wide(120).print(table)
@@ -227,7 +229,7 @@ def _show_file(facts: store.Json) -> None:
         typer.echo(f"proof      {_proved(proof)}")
     if not facts["proofs"]:
         state = "not a whole one" if facts["proofs"] is None else "none of these bytes"
-        run = f"cifar-deploy validate {shlex.quote(str(facts['file']))}"
+        run = store.to_validate(facts["file"])
         if facts["manifest"]:
             typer.echo(f"proof      {state}; run: {run}")
         else:  # none is left beside it

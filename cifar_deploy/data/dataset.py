@@ -1,7 +1,7 @@
 """A data set in memory, and what can be said about it."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,19 @@ SIZE = 32
 class Split:
     """Images, uint8 [n, 32, 32, 3] RGB, and labels, int64 [n].
 
-    `names` are those of the images' files, [n], or none where they have no files of their own.
+    `names` are those of the images' files, n, or none where they have no files of their own.
     """
 
     images: Images
     labels: Labels
-    names: npt.NDArray[np.str_] = field(default_factory=lambda: np.array([], np.str_))
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def file(self, index: int) -> str | None:
         """The file that an image comes from, as class/name; None where it has none of its own."""
-        return str(self.names[index]) if len(self.names) else None
+        return self.names[index] if self.names else None
 
     def first(self, count: int) -> "Split":
         """The first `count` images and labels."""

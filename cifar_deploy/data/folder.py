@@ -67,7 +67,7 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
         inside = visible(root / name)
         if not inside:
             raise UserError(f"{root / name} holds no images; fill it or remove it")
-        files += [(_drawn(path), label, path) for path in inside]
+        files += [(hashlib.sha256(os.fsencode(_name(p))).digest(), label, p) for p in inside]
     if not files:
         raise UserError(f"{root} holds no images; put them in {root.name}/<class>/*")
     files.sort()
@@ -89,18 +89,17 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
     if bad:
         raise bad[0]
     labels = np.array([label for _, label, _ in files], np.int64)
-    names = [_shown(f"{path.parent.name}/{path.name}") for _, _, path in files]
-    return Split(images, labels, np.array(names))
+    return Split(images, labels, tuple(_shown(_name(path)) for _, _, path in files))
+
+
+def _name(path: Path) -> str:
+    """Of an image, with its class's."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _shown(name: str) -> str:
     """`name`, of which no byte need be UTF-8, as a text."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def _drawn(path: Path) -> bytes:
-    """What an image is sorted by: its class's name and its own, hashed."""
-    return hashlib.sha256(os.fsencode(f"{path.parent.name}/{path.name}")).digest()
 
 
 def visible(folder: Path) -> list[Path]:

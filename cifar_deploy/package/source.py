@@ -1,7 +1,6 @@
 """What is packaged: an exported file, its manifest, and the proof that it is as good."""
 
 import hashlib
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from cifar_deploy.store import (
     read_card,
     read_manifest,
     read_proofs,
+    to_validate,
 )
 
 PASS = "PASS"  # validate's word for a proved file
@@ -202,7 +202,7 @@ def _only_gpu(manifest: Json) -> str:
 
 def require_proof(source: Source) -> None:
     """Raise UserError unless `validate` gave exactly this file a PASS."""
-    command = f"cifar-deploy validate {shlex.quote(str(source.path))}"
+    command = to_validate(source.path)
     if source.proved:
         return
     if source.proof and source.proof["verdict"] == PASS:

@@ -48,12 +48,7 @@ def test_any_part_is_a_fair_sample(picture_folder: Callable[..., Path]) -> None:
     for n in range(10, 100):
         (place / f"test/bee/{n}.png").unlink()
     dataset = folder.read(place)
-    for count in (
-        16,
-        32,
-        64,
-        128,
-    ):
+    for count in (16, 32, 64, 128):
         for part in (dataset.train.spread(count), dataset.train.without(count)):
             assert 0.1 < part.labels.mean() < 0.9, count
     assert dataset.test.first(44).labels.sum() < 12  # 4 would be its share

@@ -16,7 +16,7 @@ from judgements import Answers, MakeJudgement, mistaken, mistakes
 from PIL import Image
 
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import report
@@ -137,6 +137,12 @@ def test_the_conditions(judgement: Judgement, small_data: Dataset) -> None:
         assert said in text
 
 
+def decoded(image: dict[str, str]) -> Images:
+    """The pixels of an image on the page."""
+    raw = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
+    return np.asarray(Image.open(io.BytesIO(raw)))
+
+
 def test_disagreements_are_the_right_images(
     judgement: Judgement, small_data: Dataset, few_wrong: Answers
 ) -> None:
@@ -149,9 +155,7 @@ def test_disagreements_are_the_right_images(
     images = page.all("img")
     assert [image["alt"] for image in images] == [f"test image {i}" for i in wanted]
     for image, index in zip(images, wanted, strict=True):
-        raw = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
-        decoded = np.asarray(Image.open(io.BytesIO(raw)))
-        assert np.array_equal(decoded, small_data.test.images[index])
+        assert np.array_equal(decoded(image), small_data.test.images[index])
         caption = after(section, f"#{index}</span>", "</figcaption>")
         truth, reference, answer = re.findall(
             r">(?:true</i> |[^<>]*\">)?([a-z]+)</(?:b|span)>", caption
@@ -190,9 +194,7 @@ def test_the_surest_mistakes_are_shown(
     images = Page(f"<div>{section}</div>").all("img")
     assert [image["alt"] for image in images] == [f"test image {i}" for i in order]
     for image, index in zip(images, order, strict=True):
-        raw = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
-        decoded = np.asarray(Image.open(io.BytesIO(raw)))
-        assert np.array_equal(decoded, small_data.test.images[index])
+        assert np.array_equal(decoded(image), small_data.test.images[index])
         caption = after(section, f"#{index}</span>", "</figcaption>")
         truth, answer = names[labels[index]], names[answers[index]]
         share = f"{100 * shares[index]:.2f} %"
@@ -209,7 +211,7 @@ def test_files_are_named_where_images_have_their_own(
     labels = small_data.test.labels
     judgement = mistaken(make_judgement({"a.onnx": (labels + 1) % 10}), mistakes(labels, 2))
     wrong, other = np.flatnonzero(judgement.rows[0].predictions != labels).tolist()
-    named = np.array([f"a&b/{i}.png" for i in range(len(labels))])
+    named = tuple(f"a&b/{i}.png" for i in range(len(labels)))
     split = dataclasses.replace(judgement.split, names=named)
     html = rendered([dataclasses.replace(judgement, split=split)])
     section = after(html, "<h3>What PyTorch gets wrong</h3>", "<h3>")

@@ -18,6 +18,9 @@ $(READY): pyproject.toml
 	# A Triton for the tests, where there is one; what it requires of numpy is not ours.
 	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton \
 		nvidia-pytriton==0.7.0
+	# The names that the oldest TensorRT that is supported has, for a test.
+	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/tensorrt-10.13 \
+		tensorrt-cu13-bindings==10.13.2.6
 	touch $@
 
 demo: $(READY)

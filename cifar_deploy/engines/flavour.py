@@ -1,6 +1,8 @@
 """TensorRT and TensorRT for RTX: the same classes in two modules, and which one to use."""
 
 import collections
+import contextlib
+import ctypes
 import functools
 import importlib
 import re
@@ -58,12 +60,16 @@ class Flavour:
         Raises UserError, with the library's reason, where it refuses.
         """
         self.log.clear()
-        try:
-            return getattr(self.module, kind)(*arguments)
-        except TypeError as error:  # so the bindings tell of an object that was not made
-            raise UserError(
-                f"{self} does not start here: {self.log.reason()}; see `cifar-deploy doctor`"
-            ) from error
+        with contextlib.suppress(TypeError):  # so bindings tell of an object that was not made
+            made = getattr(self.module, kind)(*arguments)
+            if not self.log.errors():
+                return made
+            # TensorRT 11.4's give one that has nothing behind it. To use it ends the process, and
+            # so does to free it.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+        raise UserError(
+            f"{self} does not start here: {self.log.reason()}; see `cifar-deploy doctor`"
+        )
 
     def __str__(self) -> str:
         return f"{self.title} {self.version}"

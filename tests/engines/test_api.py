@@ -1,11 +1,16 @@
 """The names that the backend uses, held against the libraries that are installed."""
 
 import ast
+import json
 import re
+import shutil
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import python
 
 import cifar_deploy
 from cifar_deploy.engines import flavour
@@ -157,6 +162,27 @@ def test_the_library_has_every_name(name: str) -> None:
         for kind, members in listed(name).items()
         for member in members
         if not hasattr(getattr(module, kind, None), member)
+    ]
+    assert missing == []
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.parametrize("oldest", [False, True], ids=["newest", "oldest"])
+def test_the_bindings_of_tensorrt_have_every_name(oldest: bool) -> None:
+    """Also where the library is not, which is NVIDIA's alone to give."""
+    folder = Path(sys.prefix, "tensorrt-10.13") if oldest else Path(sysconfig.get_path("platlib"))
+    if not Path(folder, "tensorrt_bindings").exists():
+        pytest.skip(f"{folder} has no bindings of TensorRT: make setup puts them there")
+    answer = python(Path(__file__).with_name("tensorrt_names.py"), folder)
+    assert answer.returncode == 0, answer.stderr
+    there = json.loads(answer.stdout)
+    version = tuple(flavour.numbers(there["version"]))
+    assert version[:2] == flavour.OLDEST[flavour.TENSORRT] if oldest else version >= (11, 4)
+    missing = [
+        f"{kind}.{member}"
+        for kind, members in listed(flavour.TENSORRT).items()
+        for member in members
+        if member not in there["names"].get(kind, ())
     ]
     assert missing == []
 

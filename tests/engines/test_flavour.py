@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.build import build
@@ -75,6 +76,16 @@ def test_a_library_that_does_not_start_is_told_in_a_line(tensorrt: Callable[...,
     chosen, _ = flavour.choose("auto", gpu=True)
     with pytest.raises(UserError, match=r"TensorRT 11\.0\.0 does not start here: CUDA.* 35; see"):
         build(chosen, b"", Path("x.onnx"), Options())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it starts here")
+def test_an_object_with_nothing_behind_it_is_not_taken() -> None:
+    """TensorRT's own lean runtime, without a driver: to use what it gives would end the process."""
+    lean = Flavour(TENSORRT, pytest.importorskip("tensorrt_lean_bindings"))
+    with pytest.raises(
+        UserError, match=r"TensorRT \d.* does not start here: createInferRuntime: .*CUDA"
+    ):
+        lean.make("Runtime", lean.log)
 
 
 def test_tensorrt_needs_a_gpu_to_build() -> None:

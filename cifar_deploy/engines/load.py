@@ -73,6 +73,10 @@ def deserialise(
     flavour: Flavour, raw: bytes, path: Path, manifest: Json, gpu: manifests.Gpu | None = None
 ) -> Opened:
     """Hand checked bytes to the library, on `gpu`. Raises UserError where it refuses them."""
+    if gpu:
+        import torch
+
+        torch.cuda.empty_cache()  # what torch keeps for itself, the library may need
     runtime = flavour.make("Runtime", flavour.log)
     if manifest.get("version_compatible"):
         # Such an engine carries a small runtime of its own; its sha256 has been checked.

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import re
 import threading
 import weakref
@@ -16,7 +17,7 @@ import torch
 
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.engines import cache
-from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX
+from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX, Flavour
 from cifar_deploy.engines.load import Opened, gpu_of, open_engine
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors, on
@@ -59,13 +60,16 @@ class _Lane:
     memory: torch.Tensor  # uint8, for what is between them
     graph: torch.cuda.CUDAGraph | None  # None: TensorRT for RTX, which replays its own
     kernels: "_Kernels | None"  # has to live as long as the context
+    refused: Callable[[str], NoReturn]  # raises for what TensorRT did not do
 
     def enqueue(self) -> torch.Tensor:
         """One inference on torch's current stream."""
+        stream = torch.cuda.current_stream()
         if self.graph is not None:
             self.graph.replay()
-        elif not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise UserError("TensorRT could not enqueue an inference; see `cifar-deploy doctor`")
+        elif not _agreed(lambda: self.context.execute_async_v3(stream.cuda_stream)):
+            stream.synchronize()  # tells whether the GPU itself has failed
+            self.refused("run")
         return self.result
 
 
@@ -75,6 +79,26 @@ class _Own:
 
     stream: torch.cuda.Stream
     lanes: dict[int, _Lane] = field(default_factory=dict)
+
+
+def shares(profiles: Sequence[tuple[int, int, int]]) -> list[tuple[range, int]]:
+    """The batches that each optimization profile, (min, opt, max), runs, and its number.
+
+    Of those that take a batch, the one that is tuned nearest to it runs it, of several the first.
+    A C++ program chooses alike (cpp/include/cifar_deploy/backend.hpp).
+    """
+    ends = {end for low, _, high in profiles for end in (low, high + 1)}
+    halves = {(one[1] + other[1]) // 2 for one in profiles for other in profiles}
+    cuts = sorted({*ends, *halves, *(half + 1 for half in halves)})
+    found: list[tuple[range, int]] = []
+    for start, stop in itertools.pairwise(cuts):  # between two of them nothing changes
+        fitting = [i for i, (low, _, high) in enumerate(profiles) if low <= start <= high]
+        if fitting:
+            chosen = min(fitting, key=lambda i: abs(profiles[i][1] - start))
+            goes_on = found and found[-1][1] == chosen and found[-1][0].stop == start
+            begin = found.pop()[0].start if goes_on else start
+            found.append((range(begin, stop), chosen))
+    return found
 
 
 class _Thread:
@@ -131,9 +155,10 @@ class TensorRT:
         self.device = str(self._device)
         self.precision = str(self.manifest.get("precision", "fp32"))
         self._input, self._output, self.classes = self._interface()
-        self._profiles = self._read_profiles()
+        self._shares = shares(self._read_profiles())
         self.addition = ""
-        self.batches: Sequence[range] = [range(low, high + 1) for low, _, high in self._profiles]
+        self.batches: Sequence[range] = [sizes for sizes, _ in self._shares]
+        self._refused = functools.partial(_refused, self._path, opened.flavour)
         device = self._device  # and not self, which would then wait for Python's collector
         self._threads = _Threads(lambda: _Own(_stream(device)))
         self._kernels = _Kernels(self) if opened.flavour.name == RTX else None
@@ -208,11 +233,6 @@ class TensorRT:
         """Itself: every batch has a context and a CUDA stream of its own."""
         return [self] * count
 
-    def _profile(self, batch: int) -> int:
-        """The profile that takes `batch` and is tuned nearest to it."""
-        fitting = [i for i, sizes in enumerate(self.batches) if batch in sizes]
-        return min(fitting, key=lambda i: abs(self._profiles[i][1] - batch))
-
     def _lane(self, batch: int, stream: torch.cuda.Stream) -> _Lane:
         """A context for `batch`, run once, and captured where the library does not do it."""
         with _preparing:
@@ -225,9 +245,10 @@ class TensorRT:
             # TensorRT for RTX captures its graph in the second run and replays it from the third,
             # unless what prepares kernels is not through then.
             runs = 4 if self._kernels else 1
+            (profile,) = [index for sizes, index in self._shares if batch in sizes]
             ready = _agreed(
                 lambda: (
-                    context.set_optimization_profile_async(self._profile(batch), side.cuda_stream)
+                    context.set_optimization_profile_async(profile, side.cuda_stream)
                     and context.set_input_shape(self._input, tuple(given.shape))
                     and context.set_tensor_address(self._input, given.data_ptr())
                     and context.set_tensor_address(self._output, result.data_ptr())
@@ -249,7 +270,8 @@ class TensorRT:
             else:
                 graph = self._capture(context, side)
             stream.wait_stream(side)
-        return _Lane(context, given, result, memory, graph, self._kernels)
+            self._opened.flavour.log.clear()  # what a run is refused for comes later
+        return _Lane(context, given, result, memory, graph, self._kernels, self._refused)
 
     def _context(self) -> Any:
         self._opened.flavour.log.clear()
@@ -263,15 +285,6 @@ class TensorRT:
         if context is None:
             self._refused("run")
         return context
-
-    def _refused(self, what: str, told: str = "") -> NoReturn:
-        """Raise for what cannot be done with the engine, by TensorRT's words or those of CUDA."""
-        log = self._opened.flavour.log
-        reason = log.reason() if log.errors() or not told else told
-        lines = [line for line in [*log.errors(), told] if "captur" not in line]
-        if any(re.search(MEMORY, line) for line in lines):  # and not just forbidden in a capture
-            raise torch.OutOfMemoryError(reason)
-        raise UserError(f"{self._path}: {self.runtime} cannot {what} it: {reason}")
 
     def _capture(self, context: Any, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
         """The inference as a CUDA graph.
@@ -299,6 +312,16 @@ class TensorRT:
     def _cuda(self, batch: int) -> AbstractContextManager[None]:
         """Work on the device; what it refuses is a `UserError`."""
         return cuda_errors(str(self._path), self._device, batch)
+
+
+def _refused(path: Path, flavour: Flavour, what: str, told: str = "") -> NoReturn:
+    """Raise for what cannot be done with the engine, by TensorRT's words or those of CUDA."""
+    log = flavour.log
+    reason = log.reason() if log.errors() or not told else told
+    lines = [line for line in [*log.errors(), told] if "captur" not in line]
+    if any(re.search(MEMORY, line) for line in lines):  # and not just forbidden in a capture
+        raise torch.OutOfMemoryError(reason)
+    raise UserError(f"{path}: {flavour} cannot {what} it: {reason}")
 
 
 def _agreed(ask: Callable[[], bool]) -> bool:
@@ -343,21 +366,24 @@ class _Kernels:
         gpu = gpu_of(owner._device)
         assert gpu
         engine = sha256_of(owner._path)[:16]
-        self._path = cache.path("kernels", owner._opened.flavour.version, gpu.name, engine)
+        self._path: Path | None = None
+        with contextlib.suppress(UserError):  # there is no place for it: nothing is kept
+            self._path = cache.path("kernels", owner._opened.flavour.version, gpu.name, engine)
         self._cache = self.config.create_runtime_cache()
         self._saved = 0
-        if kept := cache.read(self._path):
+        if self._path and (kept := cache.read(self._path)):
             # It compares the device's context with that of then, and makes none itself.
             torch.cuda.synchronize(owner._device)
             # False where another driver is here now: then it is compiled anew.
             self._saved = len(kept) if self._cache.deserialize(kept) else 0
         self.config.set_runtime_cache(self._cache)
+        self._opened = owner._opened  # last, so that the engine goes after what it has made
 
     def save(self) -> None:
         """Write what has been compiled, if it has grown; a disk that refuses costs only time."""
         made = self._cache.serialize()
         raw = bytes(made) if made is not None else b""
-        if raw and len(raw) != self._saved:
+        if self._path and raw and len(raw) != self._saved:
             with contextlib.suppress(UserError):
                 cache.write(self._path, raw)
             self._saved = len(raw)

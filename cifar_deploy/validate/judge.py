@@ -419,8 +419,8 @@ def _check_batches(file: str, runtime: Runtime, split: Split, logits: Logits) ->
     """Raise NoAnswer where an image's answer is another one in a smaller batch.
 
     So it is where a batch norm still takes its batch's statistics, and applications send single
-    images. Each of a file's ranges of batches, as an engine's optimization profiles are, has
-    kernels of its own, and is run at its smallest.
+    images. Each of a file's ranges of batches, as those of an engine's optimization profiles are,
+    has kernels of its own, and is run at its smallest.
     """
     allowed = OTHERWISE * np.abs(logits[np.isfinite(logits)]).max(initial=0.0)
     for sizes in runtime.batches:

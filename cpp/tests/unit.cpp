@@ -198,6 +198,23 @@ void test_manifest() {
                    "'?[31m" + std::string(35, 'x') + "...'"));
 }
 
+// The same answers as of `shares` in tests/runtimes/test_tensorrt.py.
+void test_profiles() {
+    using cifar_deploy::detail::batch_of;
+    using cifar_deploy::detail::profile_of;
+    const std::vector<cifar_deploy::Profile> apart{{8, 8, 16}, {1, 64, 64}, {100, 100, 100}};
+    EXPECT(batch_of(apart, 3) == 3 && profile_of(apart, 3) == 1);
+    EXPECT(batch_of(apart, 8) == 8 && profile_of(apart, 8) == 0);
+    EXPECT(profile_of(apart, 16) == 0 && profile_of(apart, 17) == 1);
+    EXPECT(batch_of(apart, 65) == 100 && profile_of(apart, 100) == 2);
+    EXPECT(batch_of(apart, 101) == 0 && profile_of(apart, 101) == 3 && profile_of(apart, 65) == 3);
+    const std::vector<cifar_deploy::Profile> same{{1, 1, 32}, {1, 32, 64}, {1, 33, 64}};
+    EXPECT(profile_of(same, 16) == 0 && profile_of(same, 17) == 1);
+    EXPECT(profile_of(same, 32) == 1 && profile_of(same, 33) == 2);
+    const std::vector<cifar_deploy::Profile> equal{{1, 2, 9}, {1, 4, 9}};
+    EXPECT(profile_of(equal, 3) == 0 && profile_of(equal, 4) == 1);
+}
+
 void test_labels() {
     using cifar_deploy::detail::parse_labels;
     const auto labels = parse_labels("cat\nsea lion\r\ndog", 3, "labels.txt");
@@ -558,6 +575,7 @@ int main(int count, char** words) {
     if (count > 2) test_package(words[2]);
     test_sha256();
     test_manifest();
+    test_profiles();
     test_labels();
     test_status();
     test_answers();

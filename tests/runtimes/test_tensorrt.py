@@ -23,7 +23,15 @@ from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.runtimes.load import check_file, open_file, open_runtime
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
-from cifar_deploy.runtimes.tensorrt import TensorRT, _aside, _Lane, _Own, _preparing, _Threads
+from cifar_deploy.runtimes.tensorrt import (
+    TensorRT,
+    _aside,
+    _Lane,
+    _Own,
+    _preparing,
+    _Threads,
+    shares,
+)
 from cifar_deploy.store import ModelFolder, manifest_path, sha256_of, write_json
 
 CPU = torch.device("cpu")
@@ -47,6 +55,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     write_json(folder.card, card)
     export_onnx(folder, "fp32")
     return folder
+
+
+# The same answers as of `profile_of` in cpp/tests/unit.cpp.
+@pytest.mark.parametrize(
+    ("profiles", "expected"),
+    [
+        ([(1, 128, 1024)], [(1, 1024, 0)]),
+        (
+            [(8, 8, 16), (1, 64, 64), (100, 100, 100)],
+            [(1, 7, 1), (8, 16, 0), (17, 64, 1), (100, 100, 2)],
+        ),
+        ([(1, 1, 32), (1, 32, 64), (1, 33, 64)], [(1, 16, 0), (17, 32, 1), (33, 64, 2)]),
+        ([(1, 2, 9), (1, 4, 9)], [(1, 3, 0), (4, 9, 1)]),
+    ],
+)
+def test_a_batch_is_run_by_the_profile_that_is_tuned_nearest_to_it(
+    profiles: list[tuple[int, int, int]], expected: list[tuple[int, int, int]]
+) -> None:
+    found = shares(profiles)
+    assert [(sizes[0], sizes[-1], index) for sizes, index in found] == expected
+    for batch in range(1, 1100):  # each by itself
+        taking = [i for i, (low, _, high) in enumerate(profiles) if low <= batch <= high]
+        nearest = sorted(taking, key=lambda i: abs(profiles[i][1] - batch))[:1]
+        assert [index for sizes, index in found if batch in sizes] == nearest
 
 
 def names() -> list[str]:
@@ -104,7 +136,7 @@ def test_without_a_gpu_it_says_so(engine: Path) -> None:
 
 def own() -> _Own:
     """A thread's things without a GPU."""
-    lane = _Lane(None, torch.zeros(1), torch.zeros(1), torch.zeros(1), None, None)
+    lane = _Lane(None, torch.zeros(1), torch.zeros(1), torch.zeros(1), None, None, print)
     return _Own(None, {1: lane})  # type: ignore[arg-type]
 
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "error.hpp"
 #include "manifest.hpp"
@@ -51,6 +52,35 @@ public:
     // Runs what was written; float32 [batch, classes], valid until the next call.
     virtual const float* run(std::size_t batch) = 0;
 };
+
+// The least batch that a profile takes and that has room for `wanted` images; 0 where none has.
+inline std::size_t batch_of(const std::vector<Profile>& profiles, std::size_t wanted) {
+    std::size_t least = 0;
+    for (const Profile& one : profiles) {
+        if (wanted > one.max) continue;
+        const std::size_t batch = wanted < one.min ? one.min : wanted;
+        if (least == 0 || batch < least) least = batch;
+    }
+    return least;
+}
+
+// The number of the profile that runs `batch`: of those that take it, the one that is tuned nearest to
+// it, of several the first, as in Python (cifar_deploy/runtimes/tensorrt.py), which validated it so.
+// `profiles.size()` where none takes it.
+inline std::size_t profile_of(const std::vector<Profile>& profiles, std::size_t batch) {
+    std::size_t best = profiles.size();
+    std::size_t nearest = 0;
+    for (std::size_t i = 0; i < profiles.size(); ++i) {
+        const Profile& one = profiles[i];
+        if (batch < one.min || batch > one.max) continue;
+        const std::size_t apart = batch < one.opt ? one.opt - batch : batch - one.opt;
+        if (best == profiles.size() || apart < nearest) {
+            best = i;
+            nearest = apart;
+        }
+    }
+    return best;
+}
 
 // N of "cuda" (0) or "cuda:N"; -1 for anything else.
 inline int cuda_index(std::string_view device) {

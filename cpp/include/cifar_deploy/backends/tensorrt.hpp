@@ -244,8 +244,7 @@ public:
     std::string describe() const override { return product() + ", " + gpu_; }
 
     std::size_t batch_for(std::size_t wanted) const override {
-        const Shapes* best = profile_for(wanted);
-        return best == nullptr ? 0 : (wanted < best->min ? best->min : wanted);
+        return batch_of(profiles_, wanted);
     }
 
     std::uint8_t* input(std::size_t batch) override {
@@ -282,9 +281,6 @@ public:
 private:
     // A context for each profile, made at its first use and then kept.
     struct Shapes {
-        int index = 0;
-        std::size_t min = 0;
-        std::size_t max = 0;
 #ifdef CIFAR_DEPLOY_HAS_TENSORRT_RTX
         std::unique_ptr<nvinfer1::IRuntimeConfig> config;  // outlives the context
 #endif
@@ -384,20 +380,9 @@ private:
             const auto dims = engine_->getProfileShape(input_.c_str(), index, which);
             return dims.nbDims == 4 && dims.d[0] > 0 ? static_cast<std::size_t>(dims.d[0]) : 0;
         };
-        Shapes shapes;
-        shapes.index = index;
-        shapes.min = batch(OptProfileSelector::kMIN);
-        shapes.max = batch(OptProfileSelector::kMAX);
-        if (shapes.min != 0 && shapes.max != 0) contexts_.push_back(std::move(shapes));
-    }
-
-    // The narrowest profile that takes `batch` images, or fewer than its least; null without one.
-    const Shapes* profile_for(std::size_t batch) const {
-        const Shapes* best = nullptr;
-        for (const Shapes& one : contexts_) {
-            if (batch <= one.max && (best == nullptr || one.max < best->max)) best = &one;
-        }
-        return best;
+        profiles_.push_back({batch(OptProfileSelector::kMIN), batch(OptProfileSelector::kOPT),
+                             batch(OptProfileSelector::kMAX)});
+        contexts_.emplace_back();
     }
 
     // Leaves the context null where the library refuses.
@@ -416,13 +401,13 @@ private:
     }
 
     nvinfer1::IExecutionContext& prepared(std::size_t batch) {
-        const Shapes* found = profile_for(batch);
-        if (found == nullptr || batch < found->min || batch > room_) refused(batch);
-        Shapes& chosen = contexts_[static_cast<std::size_t>(found - contexts_.data())];
+        const std::size_t index = profile_of(profiles_, batch);
+        if (index == profiles_.size() || batch > room_) refused(batch);
+        Shapes& chosen = contexts_[index];
         if (!chosen.context) {
             make_context(chosen);
             if (!chosen.context ||
-                !chosen.context->setOptimizationProfileAsync(chosen.index, stream_.get())) {
+                !chosen.context->setOptimizationProfileAsync(static_cast<int>(index), stream_.get())) {
                 chosen.context.reset();
                 refused(batch);
             }
@@ -465,7 +450,8 @@ private:
     LentLog log_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
-    std::vector<Shapes> contexts_;
+    std::vector<Profile> profiles_;
+    std::vector<Shapes> contexts_;  // one for each
     std::unique_ptr<CUstream_st, DestroyStream> stream_;
     PinnedMemory images_;
     PinnedMemory logits_;

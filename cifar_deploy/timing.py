@@ -138,19 +138,34 @@ class Lane:
         self.on_cuda = runtime.device.startswith("cuda")
         self._pool = pool
         first = pool.images[:batch].numpy()
+        start = time.perf_counter_ns()
         if self.on_cuda:
             self._stream = stream(runtime.device, 0)
             with torch.cuda.stream(self._stream):
-                bounds = [runtime.bind(first) for _ in range(BUFFERS)]
+                bounds = [runtime.bind(first)]
+                answer = bounds[0].run().cpu()  # waits for it
+                self._made = (time.perf_counter_ns() - start) / 1e6
+                bounds += [runtime.bind(first) for _ in range(1, BUFFERS)]
                 self._events = [
                     torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
                     for _ in range(4)
                 ]
-                self._answer = torch.empty_like(bounds[0].run(), device="cpu", pin_memory=True)
+                self._answer = torch.empty_like(answer, pin_memory=True)
             self._stream.synchronize()
         else:
-            bounds = [runtime.bind(first) for _ in range(BUFFERS)]
+            bounds = [runtime.bind(first)]
+            self._made = (time.perf_counter_ns() - start) / 1e6
+            bounds += [runtime.bind(first) for _ in range(1, BUFFERS)]
         self._bounds = itertools.cycle(bounds)
+
+    def first(self) -> float:
+        """Make the first call: milliseconds from a loaded runtime to the answer in host memory.
+
+        What is made for a batch of this size counts, once: buffers, and where the runtime does so
+        what it compiles, plans or captures. To be called once, before `call`.
+        """
+        # On CUDA the constructor had to make it, to know the answer's size.
+        return self._made if self.on_cuda else self._made + self.call().host
 
     def call(self) -> Call:
         """One inference on images that were not there before, in the next of the buffers."""

@@ -11,7 +11,8 @@ from sleepers import Sleeper, blank
 
 from cifar_deploy import architectures, timing
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.runtimes.protocol import Bound
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.timing import (
     BUFFERS,
@@ -69,6 +70,20 @@ def test_every_call_has_other_images_and_buffers_take_turns(small_data: Dataset)
         lane.call()
     assert len(set(runtime.seen)) == 40
     assert runtime.used == [1, 2] * 20
+
+
+def test_the_first_call_has_what_is_made_for_it_once_and_nothing_later() -> None:
+    class Making(Sleeper):
+        """Its second buffers take longer."""
+
+        def bind(self, images: Images) -> Bound:
+            time.sleep(0.1 if not self.bound else 1.0)
+            return super().bind(images)
+
+    runtime = Making(lambda _: 0.2 if runtime.calls == 1 else 1.0)
+    lane = Lane(runtime, Pool(blank(2), CPU), 2)
+    assert 300 <= lane.first() < 1000
+    assert runtime.calls == 1
 
 
 def test_the_pool_is_larger_than_a_cache_and_comes_round(small_data: Dataset) -> None:
@@ -156,6 +171,7 @@ def test_on_cuda_events_time_the_parts(network: Trained, small_data: Dataset) ->
     assert pool.images.is_pinned()
     assert pool.images.nbytes > torch.cuda.get_device_properties(device).L2_cache_size
     lane = Lane(runtime, pool, 64)
+    assert 0 < lane.first() < math.inf
     warm_up(lane)
     calls = collect(lane.call, 0.1)
     for call in calls:

@@ -3,10 +3,11 @@
 They take turns in short slices, so that a drift of the clocks hits all alike.
 """
 
+import contextlib
 import datetime
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
+from cifar_deploy.device import quiet_autotune
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import failed, needed, refusal, whose
-from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
+from cifar_deploy.runtimes.load import ONNXRUNTIME, import_library, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, words
 from cifar_deploy.runtimes.pytorch import PyTorch
@@ -32,6 +34,7 @@ from cifar_deploy.timing import (
     Timing,
     collect,
     default_batches,
+    stream,
     summarise,
     warm_up,
 )
@@ -78,6 +81,7 @@ class Contender:
     name: str  # of the file, or how PyTorch runs
     runtime: Runtime
     one_stream: bool = False
+    open_s: float | None = None  # seconds from the file until it was ready; None: not known
 
     @property
     def who(self) -> Who:
@@ -107,6 +111,9 @@ class Row:
     throughput: Throughput | None
     card: Json | None  # clocks, temperature, power while it was measured; None where not watched
     steady: bool  # whether its times were so when the warm-up ended
+    # A cold start, of libraries that were loaded; None of what is served.
+    open_s: float | None  # seconds to open the contender, the same in each of its rows
+    first_call_ms: float | None  # then the first call at this batch size, see Lane.first
 
 
 @dataclass(frozen=True)
@@ -155,28 +162,57 @@ def contenders(
         runs = [(f, how) for f in files for how in (onnx if f.name.endswith(".onnx") else onnx[:1])]
         for file, how in runs:
             name = f"{file.name}, {how}" if several and file.name.endswith(".onnx") else file.name
+            import_library(file, device, trust, how)
             try:
-                runtime = open_runtime(file, device, trust, pixels=pixels, onnx=how)
-                opened.append(Contender(folder.name, name, runtime))
+                with _opening(device) as seconds:
+                    runtime = open_runtime(file, device, trust, pixels=pixels, onnx=how)
+                opened.append(Contender(folder.name, name, runtime, open_s=sum(seconds)))
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, name, reason))
         if with_pytorch:
             half = not files or any(".fp16." in file.name for file in files)
             halves = ["fp16"] if device.type == "cuda" and half else []
+            if compiled:
+                quiet_autotune()  # imports the compiler
+            begin = time.perf_counter()
             trained = weights.load(folder)
+            reading = time.perf_counter() - begin
             for precision in ["fp32", *halves]:
                 for fused in [False, True] if compiled else [False]:
                     name = f"{'torch.compile' if fused else 'PyTorch eager'} {precision}"
                     try:
-                        eager = PyTorch(trained, device, precision, fused)
-                        found.append(Contender(folder.name, name, eager, one_stream=fused))
+                        with _opening(device) as seconds:
+                            eager = PyTorch(trained, device, precision, fused)
+                        spent = reading + sum(seconds)
+                        found.append(Contender(folder.name, name, eager, fused, spent))
                     except RuntimeError as error:
                         if not (told := refusal(error)):
                             raise
                         raise UserError(told) from error  # what was measured before is kept
         found += opened
     return found, failures
+
+
+@contextlib.contextmanager
+def _opening(device: torch.device) -> Iterator[list[float]]:
+    """Time what is opened meanwhile: the list has the seconds when the device is through with it.
+
+    On a GPU it is opened on a Lane's stream: ONNX Runtime makes a session for each stream it sees,
+    and another one would then be made at the first call.
+    """
+    seconds: list[float] = []
+    with torch.cuda.stream(stream(str(device), 0) if device.type == "cuda" else None):
+        begin = _through(device)
+        yield seconds
+        seconds.append(_through(device) - begin)
+
+
+def _through(device: torch.device) -> float:
+    """The host's clock, in seconds, when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def pixels(device: torch.device) -> Images:
@@ -290,6 +326,7 @@ class _Turn:
 
     def warm(self) -> None:
         self._lane = Lane(self.contender.runtime, self._pool, self._batch)
+        self._first_ms = self._lane.first()
         self._steady = warm_up(self._lane)
 
     def once(self) -> None:
@@ -332,6 +369,8 @@ class _Turn:
             self._throughput() if flew else None,
             None if self._remote else summary(watch.samples, self._spans),
             self._steady,
+            None if self._remote else self.contender.open_s,
+            None if self._remote else self._first_ms,
         )
 
     def _throughput(self) -> Throughput:

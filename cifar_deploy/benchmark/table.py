@@ -95,7 +95,25 @@ def notes(result: Benchmark) -> list[str]:
     )
     if result.settings.in_flight:
         terms += f"; in flight: {result.settings.in_flight} batches at once"
-    return [*lines, f"{terms}.", *_few(result.rows), *_said(result.remarks, result.failures)]
+    lines += [f"{terms}.", *_cold(result.rows), *_few(result.rows)]
+    return lines + _said(result.remarks, result.failures)
+
+
+def _cold(rows: Sequence[Row]) -> list[str]:
+    """A line a model: of each contender what it takes to the first answer."""
+    first: dict[Who, Row] = {}
+    for row in rows:
+        first.setdefault(row.who, row)
+    said: dict[tuple[str, int], list[str]] = {}
+    for who, row in first.items():
+        if row.open_s is not None and row.first_call_ms is not None:
+            both = (1000 * row.open_s, row.first_call_ms)
+            spent = " + ".join(f"{ms:,.1f}" if ms < 10 else f"{ms:,.0f}" for ms in both)
+            said.setdefault((who.model, row.timing.batch), []).append(f"{who.name} {spent} ms")
+    return [
+        f"Cold start of {model}, opening + first call of batch {batch}: {'; '.join(each)}."
+        for (model, batch), each in said.items()
+    ]
 
 
 def _few(rows: Sequence[Row]) -> list[str]:

@@ -1,5 +1,7 @@
 """Load what a user names, a trained model or an exported file, into its runtime."""
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import torch
 
 from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
+from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
+from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
@@ -18,7 +22,7 @@ from cifar_deploy.runtimes.served import Served
 from cifar_deploy.runtimes.tensorrt import TensorRT
 from cifar_deploy.store import Json, ModelFolder, check_exported, check_weights, read_manifest
 
-ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # also their modules' names
 # What runs ONNX files, by name.
 ONNX: dict[str, Callable[[Path, torch.device, Pixels | None], Runtime]] = {
     ONNXRUNTIME: OnnxRuntime,
@@ -47,6 +51,23 @@ def open_runtime(
     if path.suffix == ".engine":
         return TensorRT(path, device, trust, known)
     return ONNX[onnx](path, device, pixels)
+
+
+def import_library(
+    path: Path | Address, device: torch.device, trust: bool = False, onnx: str = ONNXRUNTIME
+) -> None:
+    """Import what `open_runtime` needs for the same arguments: the opening alone is timed then.
+
+    What is wrong with the file or the library, `open_runtime` tells.
+    """
+    if isinstance(path, Address):
+        return
+    with contextlib.suppress(ImportError, UserError):
+        if path.suffix != ".engine":
+            importlib.import_module("onnx")
+            importlib.import_module(onnx)
+        elif device.type == "cuda":  # else none is imported
+            flavour.load(str(engine_manifest.read(path, trust)["flavour"]))
 
 
 def open_file(

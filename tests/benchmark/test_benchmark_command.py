@@ -48,6 +48,8 @@ def test_a_model_with_all_its_files(run: Run, tmp_path: Path) -> None:
         "simple_cnn.fp16.onnx",
         "simple_cnn.fp32.onnx",
     ]
+    assert all(row["open_s"] > 0 and row["first_call_ms"] > 0 for row in value["rows"])
+    assert "Cold start of simple_cnn, opening + first call of batch 2: PyTorch eager fp32 " in out
     assert "no GPU is measured" in out
     assert "compute" in out
 

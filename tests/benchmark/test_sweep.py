@@ -1,15 +1,19 @@
+import dataclasses
+import importlib.util
 import inspect
 import itertools
 import json
 import logging
 import shutil
+import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from sleepers import Sleeper
@@ -19,10 +23,12 @@ from cifar_deploy.benchmark import sweep, table
 from cifar_deploy.benchmark.sweep import Contender, Settings
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
+from cifar_deploy.runtimes.load import ONNX, ONNXRUNTIME, OPENVINO
+from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import REMOTE, Bound
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
-from cifar_deploy.timing import BUFFERS
+from cifar_deploy.timing import BUFFERS, Lane, Pool
 from cifar_deploy.watch import Watch
 
 CPU = torch.device("cpu")
@@ -71,6 +77,105 @@ def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
         assert len(cells) == len(table.TEXTS) + len(table.NUMBERS)
         # H2D, D2H and enqueue: there is no copy on a CPU.
         assert [cells[3], cells[5], cells[6]] == ["-", "-", "-"]
+
+
+def cold(rows: Sequence[sweep.Row]) -> list[tuple[float, float]]:
+    """Seconds to open and milliseconds of the first call of each row."""
+    found = []
+    for row in rows:
+        assert row.open_s is not None
+        assert row.first_call_ms is not None
+        found.append((row.open_s, row.first_call_ms))
+    return found
+
+
+def test_a_cold_start_of_every_runtime(
+    measured: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = [OPENVINO] if importlib.util.find_spec("openvino") else []
+    made: list[str] = []
+
+    def slow(path: str, *arguments: Any, **named: Any) -> Any:
+        made.append(path)
+        time.sleep(1.0)
+        return session(path, *arguments, **named)
+
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", slow)
+    work = [(measured, [measured.onnx("fp32")], True)]
+    begin = time.perf_counter()
+    entered, failures = sweep.contenders(work, CPU, False, onnx=[ONNXRUNTIME, *openvino])
+    took = time.perf_counter() - begin
+    rows = sweep.run([entered], Settings((1, 4), 0.02, 0), CPU).rows
+    assert failures == []
+    assert len(rows) == 2 * (2 + len(openvino))
+    assert len(made) == 1
+    found = cold(rows)
+    assert min(min(one) for one in found) > 0
+    half = len(found) // 2
+    opened = [seconds for seconds, _ in found[:half]]
+    assert opened == [seconds for seconds, _ in found[half:]]  # once for all batches
+    assert sum(opened) <= took
+    assert opened[1] >= 1  # ONNX Runtime, by its session
+    assert max(first for _, first in found) < 1000  # which is not in the call
+
+
+def test_the_first_call_shows_what_is_slow_once(measured: ModelFolder) -> None:
+    trained = weights.load(measured)
+    calls = itertools.count()
+    trained.network.register_forward_pre_hook(
+        lambda *_: time.sleep(0.0 if next(calls) else 1.0)  # type: ignore[func-returns-value]
+    )
+    entered = [Contender("m", "f", PyTorch(trained, CPU), open_s=0.25)]
+    one, four = sweep.run([entered], Settings((1, 4), 0.1, 0), CPU).rows
+    assert cold([one])[0][1] >= 1000 > one.timing.latency.p99
+    assert cold([four])[0][1] < 1000
+
+
+def test_a_librarys_import_is_no_opening(
+    measured: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slowly_imported.py").write_text("import time\ntime.sleep(1.0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def needing(*arguments: Any) -> OnnxRuntime:
+        importlib.import_module("slowly_imported")
+        return OnnxRuntime(*arguments)
+
+    monkeypatch.setitem(ONNX, "slowly_imported", needing)
+    work = [(measured, [measured.onnx("fp32")], False)]
+    ((contender,), _) = sweep.contenders(work, CPU, False, onnx=["slowly_imported"])
+    assert "slowly_imported" in sys.modules
+    assert contender.open_s is not None
+    assert contender.open_s < 1
+
+
+def test_cold_starts_are_told_a_line_a_model() -> None:
+    there = Sleeper(lambda _: 0.0)
+    there.device = REMOTE
+    single = Sleeper(lambda _: 0.0)
+    single.batches = [range(2, 3)]
+    entered = [
+        Contender("m", "a", Sleeper(lambda _: 0.0), open_s=0.0412),
+        Contender("m", "b", Sleeper(lambda _: 0.0), open_s=1.5),
+        Contender("m", "two", single, open_s=0.009),
+        Contender("m", "served", there, open_s=0.1),
+    ]
+    result = sweep.run([entered], Settings((1, 2), 0.0, 0), CPU)
+    served = [row for row in result.rows if row.who.name == "served"]
+    assert {(row.open_s, row.first_call_ms) for row in served} == {(None, None)}
+    known = {"a": 3.14, "b": 12345.6, "two": 0.5}
+    result.rows = [
+        dataclasses.replace(row, first_call_ms=known[row.who.name] * row.timing.batch)
+        for row in result.rows
+        if row.who.name in known
+    ]
+    assert [note for note in table.notes(result) if note.startswith("Cold")] == [
+        "Cold start of m, opening + first call of batch 1: a 41 + 3.1 ms; b 1,500 + 12,346 ms.",
+        "Cold start of m, opening + first call of batch 2: two 9.0 + 1.0 ms.",
+    ]
+    result.rows = served
+    assert not [note for note in table.notes(result) if note.startswith("Cold")]
 
 
 def test_contenders_take_turns() -> None:
@@ -300,8 +405,11 @@ def test_torch_compiles_every_batch_size(
     images = sweep.pixels(CPU)
     # Otherwise what comes after the limit runs eagerly, under the name of a compiled network.
     with torch._dynamo.config.patch(recompile_limit=1):
+        lanes = [Lane(runtime, Pool(images, CPU), batch) for batch in (2, 3)]
         answers = [runtime.bind(images[:batch]).run() for batch in (2, 3)]
     assert compiled_graphs() == 2
+    for lane in lanes:  # it is in the first call of each
+        assert lane.first() > 10 * min(lane.call().host for _ in range(9))
     expected = PyTorch(weights.load(measured), CPU).logits(images[:3])
     for answer in answers:
         np.testing.assert_allclose(answer.numpy(), expected[: len(answer)], atol=1e-4)
@@ -342,6 +450,7 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
     result = sweep.run([entered], Settings((32,), 0.3, 3), device)
     assert result.failures == []
     assert len(result.rows) == len(entered)
+    assert min(min(one) for one in cold(result.rows)) > 0
     for row in result.rows:
         timing, thrown = row.timing, row.throughput
         assert timing.h2d

@@ -12,8 +12,9 @@ from cifar_deploy.cli.options import (
     Source,
     SourceOption,
     print_json,
-    say_untested,
+    say_doubts,
 )
+from cifar_deploy.errors import UserError
 
 
 def data(
@@ -22,6 +23,13 @@ def data(
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Preview with this network's augmentation.")
+    ] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            help="Make this folder, a data set, of the class folders in --data-dir: a fifth of "
+            "each class is for testing."
+        ),
     ] = None,
     data_dir: DataDirOption = None,
     source: SourceOption = Source.auto,
@@ -38,8 +46,15 @@ def data(
     recipe = recipes.load(path)
     if preview:
         store.check_place(preview)
+    if split:
+        from cifar_deploy.data.split import split as make
+
+        if data_dir is None:
+            raise UserError("--split needs --data-dir, the folder with a folder for each class")
+        make(data_dir, split)
+        data_dir = split
     dataset = find.load(source.value, data_dir)
-    say_untested(dataset)
+    say_doubts(dataset)
     facts = dataset.describe()
     if preview:
         from cifar_deploy.data.preview import preview as draw
@@ -51,9 +66,9 @@ def data(
         return
     for key in ("name", "origin", "verified", "sha256"):
         typer.echo(f"{key:<10}{facts[key]}")
-    for split in ("train", "test"):
-        counts = ", ".join(f"{k} {v:,}" for k, v in facts[split]["per_class"].items())
-        typer.echo(f"{split:<10}{facts[split]['images']:,} images: {counts}")
+    for part in ("train", "test"):
+        counts = ", ".join(f"{k} {v:,}" for k, v in facts[part]["per_class"].items())
+        typer.echo(f"{part:<10}{facts[part]['images']:,} images: {counts}")
     typer.echo(f"{'mean':<10}{facts['mean']}\n{'std':<10}{facts['std']}")
     if preview:
         typer.echo(f"{'preview':<10}{preview}")

@@ -327,10 +327,12 @@ def doing(what: str) -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def say_untested(dataset: "Dataset") -> None:
-    """Tell of classes on which an accuracy says nothing."""
-    if lost := dataset.untested():
-        say(f"{dataset.origin} has no test image of {', '.join(lost)}: no accuracy tells of them")
+def say_doubts(dataset: "Dataset") -> None:
+    """Tell what makes an accuracy on these images say less than it seems."""
+    from cifar_deploy.data.doubts import doubts
+
+    for line in doubts(dataset):
+        say(line)
 
 
 def say(text: str) -> None:

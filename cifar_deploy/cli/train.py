@@ -27,7 +27,7 @@ from cifar_deploy.cli.options import (
     in_epochs,
     print_card,
     say,
-    say_untested,
+    say_doubts,
 )
 from cifar_deploy.errors import UserError
 
@@ -201,7 +201,7 @@ def run(
         def watching(trainer: Trainer) -> Bar:
             if ranks.main:
                 say(_plan(trainer))
-                say_untested(dataset)
+                say_doubts(dataset)
                 for told in filter(None, (_few(trainer), _replaced(trainer))):
                     say(told)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)

@@ -27,7 +27,7 @@ from cifar_deploy.cli.options import (
     doing,
     per_channel,
     say,
-    say_untested,
+    say_doubts,
     several,
     show,
 )
@@ -239,7 +239,7 @@ def prove(
     def data_of(key: tuple[str, Path | None]) -> "Dataset":
         if key not in loaded:
             loaded[key] = find.load(*key)
-            say_untested(loaded[key])
+            say_doubts(loaded[key])
         return loaded[key]
 
     judgements = []

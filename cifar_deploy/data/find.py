@@ -47,6 +47,10 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
         return found
     if chosen:
         origin = "--data-dir" if data_dir else f"${DATA_VARIABLE}"
+        if folder.is_flat(place):
+            raise UserError(
+                f"{origin}: {place} has classes, but no train/ and test/; {folder.to_split(place)}"
+            )
         missing = "does not exist" if not place.exists() else "holds no data set"
         raise UserError(
             f"{origin}: {place} {missing}; it should hold cifar-10-batches-py, "

@@ -2,22 +2,35 @@
 
 import hashlib
 import os
+import shlex
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from cifar_deploy.data.dataset import SIZE, Dataset, Split
-from cifar_deploy.data.image import read_image, without_warnings
+from cifar_deploy.data.image import may_be_image, read_image, without_warnings
 from cifar_deploy.errors import UserError, disk_errors
 
 NAMED = 5  # of the unreadable files, in a message
 VERIFIED = "folder of images: no published checksum"
+TEST = ("test", "val")  # the first of them that is there
+JUDGED_ELSEWHERE = ("valid", "validation", "dev", "eval")  # what others call it
+SYSTEM = {"thumbs.db", "desktop.ini"}  # Windows hides them from whoever looks into the folder
 
 
 def is_folder(place: Path) -> bool:
     """Whether `place` has `train/<class>/` folders."""
     return (place / "train").is_dir() and bool(_folders(place / "train"))
+
+
+def is_flat(place: Path) -> bool:
+    """Whether `place` has class folders itself, two or more with a file that is called an image."""
+    if not place.is_dir():
+        return False
+    named = (path for found in _folders(place) for path in visible(found)[:1])
+    return sum(bool(path.suffix) and may_be_image(path) for path in named) > 1
 
 
 def read(place: Path) -> Dataset:
@@ -27,34 +40,69 @@ def read(place: Path) -> Dataset:
     UserError for fewer than two classes, no test images, an empty class, a class only in `test`,
     and files that are no images, which it names.
     """
-    classes = tuple(folder.name for folder in _folders(place / "train"))
-    for name in classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{place / 'train'}: the folder {_shown(name)} has a name that is no UTF-8; "
-                "rename it"
-            ) from None
-    if len(classes) < 2:
-        raise UserError(f"{place / 'train'} has only the class {classes[0]}; it needs two or more")
-    test = next((place / n for n in ("test", "val") if (place / n).is_dir()), place / "test")
+    found = class_folders(place / "train")
+    if len(found) < 2:
+        only = "".join(found)
+        raise UserError(f"{place / 'train'} has only the class {only}; it needs two or more")
+    test = next((place / n for n in TEST if (place / n).is_dir()), place / "test")
     if not test.is_dir():
-        raise UserError(f"{test} does not exist; put test images in test/<class>/* beside train")
-    strange = [folder.name for folder in _folders(test) if folder.name not in classes]
-    if strange:
+        other = [place / name for name in JUDGED_ELSEWHERE if (place / name).is_dir()]
+        way_out = f"rename {other[0]} to val" if other else to_split(place)
+        raise UserError(f"{test} does not exist; {way_out}")
+    tested = class_folders(test)
+    if strange := [name for name in tested if name not in found]:
         raise UserError(f"{test / strange[0]} is a class that {place / 'train'} does not have")
+    classes = tuple(found)
     return Dataset(
         name=_shown(place.resolve().name),
         origin=str(place),
         classes=classes,
-        train=_split(place / "train", classes),
-        test=_split(test, classes),
+        train=_split(place / "train", classes, found),
+        test=_split(test, classes, tested),
         verified=VERIFIED,
     )
 
 
-def _split(root: Path, classes: tuple[str, ...]) -> Split:
+def to_split(place: Path) -> str:
+    """What to do with class folders none of whose images is kept for testing."""
+    command = shlex.join(["cifar-deploy", "data", "--data-dir", str(place), "--split", "NEW"])
+    return f"`{command}` makes a data set of it with a fifth of each class for testing"
+
+
+def class_folders(root: Path) -> dict[str, Path]:
+    """The folders in `root` by their classes' names, sorted: composed (NFC), as most systems write.
+
+    macOS may write the same name otherwise. Raises UserError for names that are no UTF-8, have a
+    control character, or are two of one class.
+    """
+    found: dict[str, Path] = {}
+    for path in _folders(root):
+        name = unicodedata.normalize("NFC", path.name)
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{root}: the folder {_shown(name)} has a name that is no UTF-8; rename it"
+            ) from None
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            raise UserError(f"{root}: the folder {name!r} has a control character; rename it")
+        if name in found:
+            raise UserError(f"{root} has two folders of the class {name}, composed and not; merge")
+        found[name] = path
+    return dict(sorted(found.items()))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The files in a class's folder. Raises UserError where it has none, or a folder."""
+    inside = visible(folder)
+    if not inside:
+        raise UserError(f"{folder} holds no images; fill it or remove it")
+    if nested := [path for path in inside if path.is_dir()]:
+        raise UserError(f"{nested[0]} is a folder; put its images into {folder} or move it away")
+    return inside
+
+
+def _split(root: Path, classes: tuple[str, ...], folders: dict[str, Path]) -> Split:
     """All images under `root`, in an order that their names give, as good as a random one.
 
     So the first ones are a fair sample, and those at any distance from each other. (Where classes
@@ -62,11 +110,9 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
     """
     files: list[tuple[bytes, int, Path]] = []
     for label, name in enumerate(classes):
-        if not (root / name).exists():  # a class without test images
+        if name not in folders:  # a class without test images
             continue
-        inside = visible(root / name)
-        if not inside:
-            raise UserError(f"{root / name} holds no images; fill it or remove it")
+        inside = images_in(folders[name])
         files += [(hashlib.sha256(os.fsencode(_name(p))).digest(), label, p) for p in inside]
     if not files:
         raise UserError(f"{root} holds no images; put them in {root.name}/<class>/*")
@@ -93,8 +139,8 @@ def _split(root: Path, classes: tuple[str, ...]) -> Split:
 
 
 def _name(path: Path) -> str:
-    """Of an image, with its class's."""
-    return f"{path.parent.name}/{path.name}"
+    """Of an image, with its class's, composed: the same wherever it is."""
+    return unicodedata.normalize("NFC", f"{path.parent.name}/{path.name}")
 
 
 def _shown(name: str) -> str:
@@ -105,7 +151,11 @@ def _shown(name: str) -> str:
 def visible(folder: Path) -> list[Path]:
     """What lies in `folder`, by name, without hidden ones. Raises UserError if it is unreadable."""
     with disk_errors(folder, "read"):
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and path.name.lower() not in SYSTEM
+        )
 
 
 def _folders(root: Path) -> list[Path]:

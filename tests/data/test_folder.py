@@ -116,8 +116,10 @@ def test_what_is_wrong_is_named(picture_folder: Callable[..., Path], tmp_path: P
         folder.read(picture_folder("single", classes=["cat"]))
 
     place = picture_folder("foreign")
-    (place / "train/bee/Thumbs.db").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"train/bee/Thumbs\.db is not an image"):
+    (place / "train/bee/Thumbs.db").write_bytes(b"x")  # which Windows hides
+    folder.read(place)
+    (place / "train/bee/notes.db").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"train/bee/notes\.db is not an image"):
         folder.read(place)
     for number in range(7):
         (place / f"train/ant/{number}.txt").write_text("no image")
@@ -129,7 +131,7 @@ def test_what_is_wrong_is_named(picture_folder: Callable[..., Path], tmp_path: P
     assert str(one.value).endswith("; and 3 more")
     place = picture_folder("nested")
     (place / "train/bee/more").mkdir()
-    with pytest.raises(UserError, match="train/bee/more: Is a directory"):
+    with pytest.raises(UserError, match="train/bee/more is a folder; put its images into"):
         folder.read(place)
 
 

@@ -1,0 +1,62 @@
+"""What makes an accuracy say less than it seems: told of one's own images beforehand."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from cifar_deploy.data import folder
+from cifar_deploy.data.dataset import Dataset, Images, Labels
+
+
+def doubts(dataset: Dataset) -> list[str]:
+    """A line for each thing about `dataset` that whoever made it would want to know."""
+    said = []
+    if lost := dataset.untested():
+        said.append(
+            f"{dataset.origin} has no test image of {', '.join(lost)}: no accuracy tells of them"
+        )
+    if dataset.verified == folder.VERIFIED:  # of published sets it is known
+        said += _of_the_images(dataset) + _of_the_folder(Path(dataset.origin))
+    return said
+
+
+def _of_the_images(dataset: Dataset) -> list[str]:
+    said = []
+    if len(again := repeated(dataset)):
+        said.append(
+            f"{len(again):,} of {len(dataset.test):,} test images are training images as well "
+            f"({dataset.test.file(int(again[0]))}): an accuracy by them says little of new images"
+        )
+    if len(plain := _plain(dataset.train.images)):
+        said.append(
+            f"{len(plain):,} of {len(dataset.train):,} training images have one colour only "
+            f"({dataset.train.file(int(plain[0]))}): transparency, which may be what they show, is "
+            "not read"
+        )
+    return said
+
+
+def _of_the_folder(place: Path) -> list[str]:
+    said = []
+    first, *others = (place / name for name in folder.TEST if (place / name).is_dir())
+    said += [f"{other} is not used, since there is {first}" for other in others]
+    for root in (place / "train", first):
+        if loose := [path for path in folder.visible(root) if path.is_file()]:
+            said.append(f"{len(loose):,} files in {root} itself, in no class, are not used")
+    return said
+
+
+def repeated(dataset: Dataset) -> Labels:
+    """Which test images are training images, too, pixel by pixel: int64 [n]."""
+    known = set(_digests(dataset.train.images))
+    return np.flatnonzero([digest in known for digest in _digests(dataset.test.images)])
+
+
+def _digests(images: Images) -> list[bytes]:
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+
+
+def _plain(images: Images) -> Labels:
+    """Which images have one colour only: int64 [n]."""
+    return np.flatnonzero((images == images[:, :1, :1]).all(axis=(1, 2, 3)))

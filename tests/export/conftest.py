@@ -73,10 +73,10 @@ def trained_like(data: Dataset) -> Callable[[str], nn.Module]:
     return lambda name: copy.deepcopy(build(name))
 
 
-def save(folder: ModelFolder, name: str, network: nn.Module) -> None:
+def save(folder: ModelFolder, name: str, network: nn.Module, storage: str = "fp16") -> None:
     """Write weights and a card as the training does."""
     facts = weights.header(name, "cifar", cifar10.CLASSES, MEAN, STD)
-    weights.save(folder.weights, weights.stored(network, "fp16"), facts)
+    weights.save(folder.weights, weights.stored(network, storage), facts)
     card = {
         "network": name,
         "test_accuracy": ACCURACY,

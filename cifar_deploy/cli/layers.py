@@ -47,8 +47,8 @@ def layers(
 ) -> None:
     """Show which layers of an ONNX file lose accuracy: the noise in each, against the fp32 file.
 
-    `export --precision int8 --keep-fp32 NODE` leaves a convolution or linear layer in fp32; fp16,
-    too.
+    `export --precision int8 --keep-fp32 NODE` leaves a convolution or linear layer in fp32, and so
+    it does in fp16.
     """
     from cifar_deploy.runtimes.half import LARGEST
     from cifar_deploy.runtimes.onnx_interface import Pixels

@@ -85,6 +85,19 @@ def save(folder: ModelFolder, name: str, network: nn.Module, storage: str = "fp1
     write_json(folder.card, card)
 
 
+@pytest.fixture(scope="session")
+def saved() -> Callable[[Path, str, nn.Module], ModelFolder]:
+    """A new folder with such a network, its weights in fp32."""
+
+    def write(path: Path, name: str, network: nn.Module) -> ModelFolder:
+        folder = ModelFolder(path)
+        folder.path.mkdir()
+        save(folder, name, network, "fp32")
+        return folder
+
+    return write
+
+
 @dataclass(frozen=True)
 class Exported:
     folder: ModelFolder

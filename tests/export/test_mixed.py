@@ -9,7 +9,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import save
 from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch import nn
@@ -29,6 +28,7 @@ from cifar_deploy.store import ModelFolder, read_manifest
 if TYPE_CHECKING:
     from conftest import Shelf
 
+Save = Callable[[Path, str, nn.Module], ModelFolder]
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 
@@ -39,7 +39,7 @@ def louder(module: nn.Module, factor: float) -> None:
 
 
 @pytest.fixture
-def loud(trained_like: Callable[[str], nn.Module], tmp_path: Path) -> ModelFolder:
+def loud(trained_like: Callable[[str], nn.Module], saved: Save, tmp_path: Path) -> ModelFolder:
     """A simple_cnn whose second convolution gives what fp16 cannot hold, and the next mends it."""
     network = trained_like("simple_cnn")
     assert isinstance(network, nn.Sequential)
@@ -50,7 +50,7 @@ def loud(trained_like: Callable[[str], nn.Module], tmp_path: Path) -> ModelFolde
 
 
 @pytest.fixture
-def residual(trained_like: Callable[[str], nn.Module], tmp_path: Path) -> ModelFolder:
+def residual(trained_like: Callable[[str], nn.Module], saved: Save, tmp_path: Path) -> ModelFolder:
     """A custom_resnet whose first sum, of a quiet and a loud branch, is beyond fp16."""
     network = trained_like("custom_resnet")
     louder(network.get_submodule("features.2.pair.1.2"), 3e4)  # a batch norm
@@ -61,13 +61,6 @@ def residual(trained_like: Callable[[str], nn.Module], tmp_path: Path) -> ModelF
     norm.running_mean *= 3e4
     norm.running_var *= 9e8
     return saved(tmp_path / "residual", "custom_resnet", network)
-
-
-def saved(path: Path, name: str, network: nn.Module) -> ModelFolder:
-    folder = ModelFolder(path)
-    folder.path.mkdir()
-    save(folder, name, network, "fp32")
-    return folder
 
 
 def export(folder: ModelFolder, *keep: str) -> onnx.ModelProto:
@@ -163,7 +156,7 @@ def test_without_a_name_the_file_is_the_same(shelf: "Shelf", tmp_path: Path) -> 
 
 
 def test_a_weight_that_fp16_cannot_hold_names_the_layer_to_keep(
-    trained_like: Callable[[str], nn.Module], tmp_path: Path, images: Images
+    trained_like: Callable[[str], nn.Module], saved: Save, tmp_path: Path, images: Images
 ) -> None:
     network = trained_like("simple_cnn")
     assert isinstance(network, nn.Sequential)

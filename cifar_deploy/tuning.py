@@ -1,9 +1,9 @@
-"""Which layers an int8 file keeps in fp32 to lose no more accuracy than was asked for.
+"""Which layers an int8 or fp16 file keeps in fp32 to lose no more accuracy than was asked for.
 
 The way of NNCF's quantize_with_accuracy_control: rank the layers by what they cost, keep the worst
 in fp32, measure again (docs.openvino.ai, "Quantizing with Accuracy Control"). Here a layer costs
-the noise in the logits when it alone is in 8 bits, how many are kept is found by bisection, and a
-loss is what `validate` means by it, the bound of `noninferiority`. No test image takes part.
+the noise in the logits when it alone is in that precision, how many are kept is found by bisection,
+and a loss is what `validate` means by it, the bound of `noninferiority`. No test image takes part.
 """
 
 import dataclasses
@@ -20,12 +20,15 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.data.augment import augment
 from cifar_deploy.data.dataset import Dataset, Images, Split
 from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.export.mixed import mixed
 from cifar_deploy.export.onnx_file import deployment_graph
 from cifar_deploy.export.quantise import Calibration, check_kept, kept, layers, quantise
 from cifar_deploy.recipe import Augment
+from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Logits
 from cifar_deploy.store import ModelFolder
+from cifar_deploy.validate.judge import unanswered
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, score_bound
 
 IMAGES = 5_000  # that a loss is measured on
@@ -42,31 +45,39 @@ def within(
     calibration: Calibration,
     engine: bool,
     told: Callable[[str], None],
+    precision: str = "int8",
 ) -> Calibration:
     """`calibration`, and what else to keep in fp32 for a loss of at most `max_drop` points.
 
-    Of the graph that `export_onnx` makes for an `engine`, or of that for CPUs, either in ONNX
-    Runtime on the CPU. `told` gets a line a step; the facts of what comes back have the last one.
-    Raises UserError where so few images cannot show so small a loss, where a single layer in 8 bits
-    loses more, and for what `quantise` and the reading of the weights refuse.
+    Of the graph in `precision`, "int8" or "fp16", that `export_onnx` makes for an `engine`, or of
+    that for CPUs, either in ONNX Runtime on the CPU; fp16 is rounded there as on a GPU
+    (`half.rounded`). `told` gets a line a step; the facts of what comes back have the last one.
+    Raises UserError where so few images cannot show so small a loss, where a single layer in that
+    precision loses more, and for what `quantise` and the reading of the weights refuse.
     """
     split = dataset.train.without(len(calibration.images)).spread(IMAGES)
     _check_images(len(split), max_drop)
     trained = weights.load(folder)
-    exact = deployment_graph(trained, "int8", folder.weights)
-    free = layers(exact.graph, kept(exact.graph))
-    check_kept(calibration.keep, free)
+    exact = deployment_graph(trained, "fp32", folder.weights)
+    what = {"int8": "8 bits"}.get(precision, precision)
+    free = layers(exact.graph, kept(exact.graph) if precision == "int8" else ())
+    check_kept(calibration.keep, free, what)
     count, names = len(free), [name for name in free if name not in calibration.keep]
     split = Split(_harder(split.images, trained.mean), split.labels)
-    data = exact.SerializeToString()
+    start = deployment_graph(trained, "fp16", folder.weights) if precision == "fp16" else exact
+    data = start.SerializeToString()
 
-    def int8(keep: Sequence[str], ranges: Images) -> onnx.ModelProto:
-        model = onnx.load_model_from_string(data)  # anew: `quantise` changes what it is given
-        calibrated = Calibration(ranges, {}, (*calibration.keep, *keep))
+    def lowered(keep: Sequence[str], ranges: Images) -> onnx.ModelProto:
+        model = onnx.load_model_from_string(data)  # anew: what is given is changed
+        keep = (*calibration.keep, *keep)
+        if precision == "fp16":
+            return rounded(mixed(model, exact, keep))
+        calibrated = Calibration(ranges, {}, keep)
         return quantise(model, calibrated, symmetric=engine)
 
     def trial(keep: Sequence[str]) -> Comparison:
-        found = _answers(int8(keep, calibration.images), split.images).argmax(1) == split.labels
+        answers = _answers(lowered(keep, calibration.images), split.images)
+        found = (answers.argmax(1) == split.labels) & ~unanswered(answers)
         result = compare(reference, found, max_drop / 100)
         last = f", {keep[-1]} the last" if keep else ""
         told(
@@ -81,12 +92,13 @@ def within(
     ranked: list[str] = []
     if best.verdict != PASS:
         few = split.spread(NOISE).images
-        ranges = calibration.images[:: -(-len(calibration.images) // RANGES)]
+        ranges = calibration.images[:: max(1, -(-len(calibration.images) // RANGES))]
         silent = _answers(exact, few)
 
         def noise(name: str) -> float:
-            alone = int8([other for other in names if other != name], ranges)
-            return float(((_answers(alone, few) - silent) ** 2).sum())
+            alone = lowered([other for other in names if other != name], ranges)
+            power = float(((_answers(alone, few) - silent) ** 2).sum())
+            return math.inf if math.isnan(power) else power
 
         told(f"{folder.name}: ranking them by the noise of each alone")
         ranked = sorted(names, key=noise, reverse=True)
@@ -100,12 +112,11 @@ def within(
             missed = middle
     if best.verdict != PASS:
         raise UserError(
-            f"{folder.name} loses more than {max_drop:g} points with a single layer in 8 bits; "
-            "allow it more, or export it in fp16 or fp32"
+            f"{folder.name} loses more than {max_drop:g} points with a single layer in {what}; "
+            f"allow it more, or export it in {'fp32' if precision == 'fp16' else 'fp16 or fp32'}"
         )
-    keep = (*calibration.keep, *ranked[:met])
-    facts = calibration.facts | ({"kept_fp32": list(keep)} if keep else {})
-    facts["drop"] = {
+    chosen = calibration.keeping((*calibration.keep, *ranked[:met]))
+    drop = {
         "margin_points": max_drop,
         "upper_bound_of_loss_points": round(100 * best.upper, 4),
         "lost": best.lost,
@@ -113,7 +124,7 @@ def within(
         "images": len(split),
         "layers": count,
     }
-    return dataclasses.replace(calibration, facts=facts, keep=keep)
+    return dataclasses.replace(chosen, facts={**chosen.facts, "drop": drop})
 
 
 def _check_images(count: int, max_drop: float) -> None:

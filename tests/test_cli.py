@@ -413,13 +413,22 @@ def spoil() -> None:
 
     They are those of a unit that never speaks.
     """
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["7.weight"][5] = 0
+        tensors["7.bias"][5] = -1
+        tensors["9.weight"][:, 5] = 1_000
+
+    reweigh(change)
+
+
+def reweigh(change: Callable[[dict[str, Any]], None]) -> None:
+    """Change simple_cnn's weights, and let its card speak of the new ones."""
     path = Path("models/simple_cnn/model.safetensors")
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         facts = file.metadata()
-    tensors["7.weight"][5] = 0
-    tensors["7.bias"][5] = -1
-    tensors["9.weight"][:, 5] = 1_000
+    change(tensors)
     save_file(tensors, path, facts)
     card = path.with_name("card.json")
     value = json.loads(card.read_text())
@@ -468,9 +477,46 @@ def test_layers_are_kept_in_fp32_until_little_enough_is_lost(run: Run, small_dat
     assert snapshot() == before
 
 
+def test_layers_beyond_fp16_are_found_and_kept_in_fp32(run: Run) -> None:
+    def louder(tensors: dict[str, Any]) -> None:
+        tensors["3.weight"], tensors["7.weight"] = (tensors[f"{i}.weight"].float() for i in (3, 7))
+        factor = 6e4 / float(tensors["3.weight"].abs().max())  # as far as the weights fit
+        tensors["3.weight"] *= factor
+        tensors["3.bias"] *= factor / 10
+        tensors["7.weight"] /= factor
+
+    reweigh(louder)
+    file = Path("models/simple_cnn/simple_cnn.fp16.onnx")
+    assert run("export", "simple_cnn", "--precision", "fp32,fp16").status == 0
+    said = run("layers", file, "--images", "40").out
+    assert re.search(r"node_max_pool2d +MaxPool +\d\d\.", said)
+    assert re.search(r"node_conv2d_1 +Conv +no number", said)
+    assert "node_conv2d_1 is the first to give NaN or infinity" in said
+    before = file.read_bytes()
+    answer = run("export", "simple_cnn", "--precision", "fp16", "--max-drop", "2", "--json")
+    assert answer.status == 0, answer.err
+    (manifest,) = json.loads(answer.out)
+    assert "simple_cnn: 0 of 5 layers in fp32: the loss is at most" in answer.err
+    assert "simple_cnn: 2 of 5 layers in fp32, node_linear the last: the loss is" in answer.err
+    assert "points on 2,000 training images, 2 of 5 layers in fp32: node_conv" in answer.err
+    kept = ["node_conv2d_1", "node_linear"]  # what gives it, and what takes it
+    facts = manifest["calibration"]
+    assert facts == {"kept_fp32": kept, "drop": facts["drop"]}
+    assert facts["drop"]["upper_bound_of_loss_points"] <= 2
+    found = json.loads(run("layers", file, "--images", "40", "--json", "-").out)["layers"]
+    assert {layer["state"] for layer in found} == {"exact", "noisy"}
+    assert f"in fp32    {', '.join(kept)}\n" in run("models", file).out
+    assert json.loads(run("models", file, "--json").out)["kept_fp32"] == kept
+    # Named, they give the same file.
+    kept_now = file.read_bytes()
+    named = [word for name in kept for word in ("--keep-fp32", name)]
+    assert run("export", "simple_cnn", "--precision", "fp16", *named).status == 0
+    assert file.read_bytes() == kept_now != before
+
+
 def test_what_cannot_be_measured_on_training_images(refused: Callable[..., str]) -> None:
-    said = refused("export", "simple_cnn", "--precision", "fp16", "--max-drop", "1")
-    assert "--max-drop and --data-dir go with --precision int8" in said
+    said = refused("export", "simple_cnn", "--precision", "fp32", "--max-drop", "1")
+    assert "--keep-fp32 and --max-drop go with --precision int8 or fp16" in said
     export = ("export", "simple_cnn", "--precision", "int8", "--max-drop")
     assert "1,488, which can show no less than 0.182 points" in refused(*export, "0.1")
     said = refused(*export, "1", "--calibration-images", "2000")

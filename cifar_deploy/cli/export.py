@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cifar_deploy.engines.options import Options
     from cifar_deploy.export.quantise import Calibration
 
-    Engines = tuple[Flavour, str, Options, list[Calibration | None]]
+    Engines = tuple[Flavour, str, Options, list[dict[str, Calibration]]]
 
 CAPABILITIES = re.compile(r"\d+\.\d([,\s]+\d+\.\d)*,?")  # of GPUs, as 8.6 or 8.6,8.9
 
@@ -88,14 +88,15 @@ def export(
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NODE", help="int8: leave this convolution or linear layer of `layers` in fp32."
+            metavar="NODE",
+            help="int8, fp16: leave this convolution or linear layer of `layers` in fp32.",
         ),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="int8: keep layers in fp32 until it loses no more, on training images.",
+            help="int8, fp16: keep layers in fp32 until it loses no more, on training images.",
             min=0.0,
             max=100.0,
         ),
@@ -129,10 +130,7 @@ def export(
     quantising = Quantising(
         calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())), max_drop
     )
-    if Precision.int8 not in precisions and quantising != Quantising():
-        raise UserError(
-            "--calibration-images, --keep-fp32, --max-drop and --data-dir go with --precision int8"
-        )
+    quantising.check(precisions)
     if keep_fp32 and len(folders) > 1:
         raise UserError("--keep-fp32 names layers of one model; export one after the other")
     if batch and Format.onnx not in formats:
@@ -157,12 +155,26 @@ def export(
 
 @dataclasses.dataclass(frozen=True)
 class Quantising:
-    """How int8 files are made: calibrated on how many images (None: 512) of where, but for what."""
+    """How int8 files are made: calibrated on how many images (None: 512) of where, but for what.
+
+    And fp16 ones, but for what: that calibrates nothing.
+    """
 
     images: int | None = None
     data_dir: Path | None = None
     keep: tuple[str, ...] = ()
     max_drop: float | None = None  # in points; None: it is not measured
+
+    def check(self, precisions: list[str]) -> None:
+        """Raise UserError for what none of the `precisions` can use."""
+        if Precision.int8 in precisions:
+            return
+        if (self.keep or self.max_drop is not None) and Precision.fp16 not in precisions:
+            raise UserError("--keep-fp32 and --max-drop go with --precision int8 or fp16")
+        if self.images or (self.data_dir and self.max_drop is None):
+            raise UserError(
+                "--calibration-images and, without --max-drop, --data-dir go with --precision int8"
+            )
 
     @classmethod
     def again(cls, file: Path, data_dir: Path | None) -> "Quantising":
@@ -186,43 +198,49 @@ def write_onnx(
     from cifar_deploy.export.onnx_file import export_onnx
 
     return [
-        _exported(export_onnx(folder, precision, calibration, batch=batch))
-        for folder, calibration in zip(folders, calibrations, strict=True)
+        _exported(export_onnx(folder, precision, made.get(precision), batch=batch))
+        for folder, made in zip(folders, calibrations, strict=True)
         for precision in precisions
     ]
 
 
 def _calibrations(
     folders: list[store.ModelFolder], precisions: list[str], quantising: Quantising, engine: bool
-) -> "list[Calibration | None]":
-    """What the models' int8 files are calibrated on, images that each was trained on, but for what.
+) -> "list[dict[str, Calibration]]":
+    """By precision, what the models' int8 and fp16 files are made with.
 
-    The latter is found out here where a loss is asked for: before anything is written.
+    int8 is calibrated on images that the model was trained on. Which layers stay in fp32 is found
+    out here where a loss is asked for: before anything is written.
     """
-    if Precision.int8 not in precisions:
-        return [None] * len(folders)
     from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
     from cifar_deploy.export.quantise import COUNT, Calibration
 
-    loaded: dict[tuple[str, Path | None], tuple[Dataset, Calibration]] = {}
-    found: list[Calibration | None] = []
+    int8, fp16 = Precision.int8 in precisions, Precision.fp16 in precisions
+    drop = quantising.max_drop
+    loaded: dict[tuple[str, Path | None], Dataset] = {}
+    calibrated: dict[tuple[str, Path | None], Calibration] = {}
+    found: list[dict[str, Calibration]] = []
     for folder in folders:
+        made = {"fp16": Calibration.of_none(quantising.keep)} if fp16 else {}
+        found.append(made)
+        if not int8 and (not fp16 or drop is None):
+            continue  # no image is looked at
         trained = weights.load(folder)
         key = find.trained_on(trained.card, None, quantising.data_dir)
         if key not in loaded:
-            dataset = find.load(*key)
-            chosen = Calibration.of(dataset, quantising.images or COUNT, quantising.keep)
-            loaded[key] = dataset, chosen
-        dataset, calibration = loaded[key]
-        dataset.expect_classes(folder.name, trained.classes)
-        if quantising.max_drop is not None:
+            loaded[key] = find.load(*key)
+        loaded[key].expect_classes(folder.name, trained.classes)
+        if int8:
+            if key not in calibrated:
+                count = quantising.images or COUNT
+                calibrated[key] = Calibration.of(loaded[key], count, quantising.keep)
+            made["int8"] = calibrated[key]
+        if drop is not None:
             from cifar_deploy.tuning import within
 
-            calibration = within(
-                quantising.max_drop, folder, dataset, calibration, engine, told=say
-            )
-        found.append(calibration)
+            for kind, start in made.items():
+                made[kind] = within(drop, folder, loaded[key], start, engine, say, kind)
     return found
 
 
@@ -234,7 +252,7 @@ def _engines(
     precisions: list[str],
     quantising: Quantising,
 ) -> "Engines":
-    """Which flavour builds, why that one, with what, and on what int8 is calibrated.
+    """Which flavour builds, why that one, with what, and how int8 and fp16 are made.
 
     Raises UserError for what cannot be done.
     """
@@ -263,10 +281,10 @@ def _export_engines(
     chosen, reason, options, calibrations = engines
     say(f"{chosen}: {reason}")
     manifests = []
-    for folder, calibration in zip(folders, calibrations, strict=True):
+    for folder, made in zip(folders, calibrations, strict=True):
         for precision in precisions:
             with Bars() as bars:
-                path = export_engine(folder, precision, chosen, options, bars, calibration)
+                path = export_engine(folder, precision, chosen, options, bars, made.get(precision))
             manifests.append(_exported(path))
     return manifests
 
@@ -278,12 +296,15 @@ def _exported(path: Path) -> store.Json:
     if "build_seconds" in manifest:
         said += f", built in {manifest['build_seconds']:.1f} s"
     if calibration := manifest.get("calibration"):
-        images = f"{calibration['images']:,} training images"
-        said += f", calibrated on {images} of {calibration['data']}"
+        others = "training images"
+        if "images" in calibration:
+            images = f"{calibration['images']:,} training images"
+            said += f", calibrated on {images} of {calibration['data']}"
+            others = "others"
         kept = calibration.get("kept_fp32", [])
         if drop := calibration.get("drop"):
             most = drop["upper_bound_of_loss_points"]
-            said += f", a loss of at most {most:.2f} points on {drop['images']:,} others"
+            said += f", a loss of at most {most:.2f} points on {drop['images']:,} {others}"
             said += f", {len(kept)} of {drop['layers']} layers in fp32{': ' if kept else ''}"
             said += ", ".join(kept)
         elif kept:

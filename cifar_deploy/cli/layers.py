@@ -47,8 +47,10 @@ def layers(
 ) -> None:
     """Show which layers of an ONNX file lose accuracy: the noise in each, against the fp32 file.
 
-    `export --precision int8 --keep-fp32 NODE` leaves a convolution or linear layer in fp32.
+    `export --precision int8 --keep-fp32 NODE` leaves a convolution or linear layer in fp32, and so
+    it does in fp16.
     """
+    from cifar_deploy.runtimes.half import LARGEST
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.validate.layers import compare, exact_beside
 
@@ -85,6 +87,13 @@ def layers(
     if any(layer.snr is None for layer in found):
         note += (
             " Not there: no tensor of that name and shape, as of a layer that is one with the next."
+        )
+    lost = [layer.node for layer in found if _state(layer.snr) == "no number"]
+    if lost:
+        note += (
+            f" No number: {lost[0]} is the first to give NaN or infinity. What is beyond "
+            f"{LARGEST:,}, where fp16 ends, wants its layer in fp32 and the next one: `export "
+            "--keep-fp32`, or --max-drop, which finds out."
         )
     show(_table(found), [note], value, json_file, 100)
 

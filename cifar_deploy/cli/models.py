@@ -202,6 +202,7 @@ def _facts(path: Path) -> store.Json:
         "manifest": manifest is not None,
         "model": (manifest or {}).get("model"),
         "weights_sha256": (manifest or {}).get("weights_sha256"),
+        "kept_fp32": (manifest or {}).get("calibration", {}).get("kept_fp32", []),
         "stale": store.stale(path, store.card_of(store.ModelFolder(path.absolute().parent))),
         "proofs": proofs,
     }
@@ -220,6 +221,8 @@ def _show_file(facts: store.Json) -> None:
         typer.echo(f"runs on    {facts['runs_on']}")
     if counted := facts.get("operators"):
         typer.echo(f"operators  {', '.join(f'{kind} {n}' for kind, n in counted.items())}")
+    if kept := facts["kept_fp32"]:
+        typer.echo(f"in fp32    {', '.join(kept)}")
     origin = "no manifest: it is from elsewhere, or was moved without it"
     if facts["manifest"]:
         origin = f"{facts['model']}, weights {facts['weights_sha256']}"

@@ -14,7 +14,7 @@ from cifar_deploy.engines.load import deserialise, gpu_of
 from cifar_deploy.engines.manifest import Gpu
 from cifar_deploy.engines.options import Options, check, default_targets
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.onnx_file import export_onnx, recorded
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import (
     Json,
@@ -50,8 +50,8 @@ def export_engine(
 ) -> Path:
     """Build `<name>.<precision>.<flavour>.engine` and write its manifest. Returns the path.
 
-    The ONNX file of that precision is exported first where it is missing or of other weights; in
-    int8, which needs a `calibration`, also where it is of another one.
+    The ONNX file of that precision is exported first where it is missing or of other weights; also
+    where it is of another `calibration`, which int8 needs, or keeps other layers in fp32.
     Nothing is written before the engine is whole. Raises UserError without trained weights, for
     options that the flavour does not have (`options.check`), and where the build fails
     (`build.build`).
@@ -61,7 +61,6 @@ def export_engine(
     onnx = _onnx(folder, precision, calibration)
     source = read_manifest(onnx)
     assert source
-    inherited = (*INHERITED, "calibration") if precision == "int8" else INHERITED
     timing_cache = options.timing_cache
     if timing_cache is not None:
         cache.check(timing_cache)
@@ -74,7 +73,8 @@ def export_engine(
         "flavour": flavour.name,
         "tensorrt": flavour.version,
         "cuda": flavour.cuda,
-        **{key: source[key] for key in inherited},
+        **{key: source[key] for key in INHERITED},
+        **recorded(precision, calibration),
         "onnx": {"file": onnx.name, "sha256": source["sha256"]},
         "inputs": built.inputs,
         "outputs": built.outputs,
@@ -136,7 +136,7 @@ def _onnx(folder: ModelFolder, precision: str, calibration: Calibration | None) 
     """
     weights = read_card(folder)["weights"]["sha256"]
     path = folder.onnx(precision, engine=True)
-    facts = calibration.facts if calibration and precision == "int8" else None
+    facts = recorded(precision, calibration).get("calibration")
     if path.exists() and manifest_path(path).exists():
         try:
             manifest = read_manifest(path)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import nn
 
 from cifar_deploy import __version__, device
 from cifar_deploy.architectures import weights
@@ -18,8 +17,9 @@ from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.fold import fold_batch_norms
+from cifar_deploy.export.mixed import infer_shapes, mixed, wide
 from cifar_deploy.export.pools import plain_pools
-from cifar_deploy.export.quantise import Calibration, quantise
+from cifar_deploy.export.quantise import Calibration, layers, quantise
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import Json, ModelFolder, atomic_path, manifest_path, write_manifest
 
@@ -43,13 +43,15 @@ def export_onnx(
     The graph takes `images`, uint8 [batch, 32, 32, 3] RGB, and gives `logits`, float32
     [batch, classes]; between them the network runs in `precision` ("fp32", "fp16" or "int8"), its
     batch norms folded. "int8" needs a `calibration`, and is for CPUs; for an `engine` it is
-    `<name>.int8.trt.onnx` (`quantise.quantise` tells how they differ). The same weights and
-    libraries give the same bytes; in int8 on the same kind of processor. With `batch` the graph
-    takes just so many images, and is `<name>.<precision>.batch<N>.onnx`. Nothing appears under the
-    final name before onnx's checker with full shape inference has passed. Returns the path.
+    `<name>.int8.trt.onnx` (`quantise.quantise` tells how they differ). In "fp16" a `calibration`
+    says which layers stay in fp32 (`mixed.mixed` tells how), if any. The same weights and libraries
+    give the same bytes; in int8 on the same kind of processor. With `batch` the graph takes just so
+    many images, and is `<name>.<precision>.batch<N>.onnx`. Nothing appears under the final name
+    before onnx's checker with full shape inference has passed. Returns the path.
 
     Raises UserError for another precision, without trained weights, where a weight does not fit
-    the precision, where another program's file has that name, and where the disk refuses.
+    the precision, for a kept layer that is none, where another program's file has that name, and
+    where the disk refuses.
     """
     if precision not in DTYPES:
         raise UserError(f"--precision {precision}: it can be {' or '.join(PRECISIONS)}")
@@ -57,12 +59,15 @@ def export_onnx(
     _keep_foreign(path)
     trained = weights.load(folder)
     model = deployment_graph(trained, precision, folder.weights)
-    calibrated: Json = {}
     if precision == "int8":
         assert calibration, "int8 is calibrated on images"
         model = quantise(model, calibration, symmetric=engine)
         _strip(model)
-        calibrated = {"calibration": calibration.facts}
+    elif precision == "fp16":
+        if calibration and calibration.keep:
+            exact = deployment_graph(trained, "fp32", folder.weights)
+            model = mixed(model, exact, calibration.keep)
+        _check_range(model, trained, folder.weights)
     if batch:
         _fix(model, batch)
     facts: Json = {
@@ -88,7 +93,7 @@ def export_onnx(
         "inputs": found["inputs"],
         "outputs": found["outputs"],
         **facts,
-        **calibrated,
+        **recorded(precision, calibration),
         "versions": device.versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -96,14 +101,25 @@ def export_onnx(
     return path
 
 
+def recorded(precision: str, calibration: Calibration | None) -> Json:
+    """What a file's manifest has of its `calibration`; in fp16 only what was kept, if anything."""
+    facts = dict(calibration.facts) if calibration and precision != "fp32" else {}
+    if precision == "fp16":
+        facts = {key: facts[key] for key in ("kept_fp32", "drop") if key in facts}
+    return {"calibration": facts} if facts else {}
+
+
 def deployment_graph(trained: Trained, precision: str, source: Path) -> onnx.ModelProto:
     """The graph of a trained network, its batch norms folded; for "int8" what is quantised.
 
-    Raises UserError, which names `source`, where a weight does not fit the precision.
+    In "fp16" a weight that does not fit is infinite. Raises UserError, which names `source`, where
+    one is not finite to begin with.
     """
     network = fold_batch_norms(trained.network)
     plain_pools(network)
-    _check_range(network, precision, source)
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(f"{source}: {name} is not finite; the training diverged, train again")
     model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
     _strip(model)
     return model
@@ -123,18 +139,21 @@ def _keep_foreign(path: Path) -> None:
         )
 
 
-def _check_range(network: nn.Module, precision: str, source: Path) -> None:
-    """Raise UserError where a weight is, or in `precision` becomes, infinite or no number."""
-    for name, tensor in network.state_dict().items():
-        if not tensor.is_floating_point():
+def _check_range(model: onnx.ModelProto, trained: Trained, source: Path) -> None:
+    """Raise UserError, which names `source`, where a weight has become infinite in fp16."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for key, tensor in fold_batch_norms(trained.network).state_dict().items():
+        name = f"network.{key}"
+        in_fp32 = wide(name) in stored and name not in stored
+        if in_fp32 or not tensor.is_floating_point() or bool(tensor.half().isfinite().all()):
             continue
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{source}: {name} is not finite; the training diverged, train again")
-        if not bool(tensor.to(DTYPES[precision]).isfinite().all()):
-            raise UserError(
-                f"{source}: {name} holds {tensor.abs().max():.3g} once batch norms are folded, too "
-                f"large for {precision}; export with --precision fp32"
-            )
+        free = layers(model.graph, ())
+        taking = [n.name for n in model.graph.node if name in n.input and n.name in free]
+        fp16 = "".join(f"--precision fp16 --keep-fp32 {node} or " for node in taking[:1])
+        raise UserError(
+            f"{source}: {key} holds {tensor.abs().max():.3g} once batch norms are folded, too "
+            f"large for fp16; export with {fp16}--precision fp32"
+        )
 
 
 def _translate(graph: DeploymentGraph) -> onnx.ModelProto:
@@ -162,9 +181,7 @@ def _fix(model: onnx.ModelProto, batch: int) -> None:
     """Let `model` take `batch` images and no other number: every shape in it is then known."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
-    del model.graph.value_info[:]  # those of any batch
-    inferred = onnx.shape_inference.infer_shapes(model)
-    model.graph.value_info.extend(inferred.graph.value_info)
+    infer_shapes(model)  # those noted are of any batch
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
-from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.data.dataset import SIZE, Dataset, Images
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json
 
@@ -30,7 +31,10 @@ PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training images, uint8 [n, 32, 32, 3], whose they are, and the nodes that stay in fp32."""
+    """Training images, uint8 [n, 32, 32, 3], whose they are, and the nodes that stay in fp32.
+
+    fp16 has no images, since it has no ranges, and of the facts what was kept.
+    """
 
     images: Images
     facts: Json
@@ -49,9 +53,17 @@ class Calibration:
             "data": dataset.name,
             "data_sha256": dataset.sha256(),
         }
-        if keep:
-            facts["kept_fp32"] = list(keep)
-        return cls(chosen, facts, tuple(keep))
+        return cls(chosen, facts).keeping(keep)
+
+    @classmethod
+    def of_none(cls, keep: Sequence[str] = ()) -> "Calibration":
+        """That of fp16."""
+        return cls(np.zeros((0, SIZE, SIZE, 3), np.uint8), {}).keeping(keep)
+
+    def keeping(self, keep: Sequence[str]) -> "Calibration":
+        """The same with just these nodes in fp32."""
+        facts = self.facts | ({"kept_fp32": list(keep)} if keep else {})
+        return Calibration(self.images, facts, tuple(keep))
 
 
 class _Reader:
@@ -87,21 +99,21 @@ def kept(graph: onnx.GraphProto) -> list[str]:
 
 
 def layers(graph: onnx.GraphProto, in_fp32: Sequence[str]) -> list[str]:
-    """The convolutions and linear layers but for those `in_fp32`: what `keep` may name.
+    """The convolutions and linear layers but for those `in_fp32`: what may be kept besides.
 
     A ReLU alone is none: left out of 8 bits it takes its layer's rounding along.
     """
     return [n.name for n in graph.node if n.op_type in LAYERS and n.name not in in_fp32]
 
 
-def check_kept(names: Sequence[str], known: list[str]) -> None:
-    """Raise UserError for a name that is none of the `known` ones."""
+def check_kept(names: Sequence[str], known: list[str], what: str = "8 bits") -> None:
+    """Raise UserError for a name that is none of the `known` ones, which would be in `what`."""
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             rest = f" and {len(known) - 3} more" if len(known) > 3 else ""
             way = f"did you mean {near[0]}?" if near else f"those are {', '.join(known[:3])}{rest}"
-            none = "is no convolution or linear layer that would be in 8 bits"
+            none = f"is no convolution or linear layer that would be in {what}"
             raise UserError(f"--keep-fp32 {name} {none}; {way}")
 
 

@@ -75,7 +75,7 @@ def graph(path: Path, pixels: Pixels | None = None) -> Graph:
 def inspect(path: Path, foreign: bool = False) -> Json:
     """What an ONNX file takes and gives, read from its bytes alone.
 
-    `opset`; `precision` ("fp32", "fp16", ... as most of its numbers are stored); `inputs` and
+    `opset`; `precision` ("fp32", "fp16", ...: the lowest that weights are stored in); `inputs` and
     `outputs`, each with name, dtype and shape (a dynamic size is its name, or "?" without one);
     `metadata`, the file's own properties as text.
 
@@ -310,23 +310,20 @@ def _node_tensors(nodes: "Iterable[onnx.NodeProto]") -> Iterator["onnx.TensorPro
 
 
 def _precision(tensors: "Iterable[onnx.TensorProto]") -> str:
-    from math import prod
-
+    """Of filters and matrices where there are any: what else is stored may be finer."""
     import onnx
 
-    numbers: Counter[int] = Counter()
-    for tensor in tensors:
-        numbers[tensor.data_type] += prod(tensor.dims)
+    stored = list(tensors)
+    weights = [tensor for tensor in stored if len(tensor.dims) > 1] or stored
+    there = {tensor.data_type for tensor in weights}
     kinds = onnx.TensorProto
     names: dict[int, str] = {
-        kinds.FLOAT: "fp32",
-        kinds.FLOAT16: "fp16",
-        kinds.BFLOAT16: "bf16",
         kinds.INT8: "int8",
         kinds.UINT8: "int8",
+        kinds.FLOAT16: "fp16",
+        kinds.BFLOAT16: "bf16",
     }
-    known = [kind for kind, _ in numbers.most_common() if kind in names]
-    return names[known[0]] if known else "fp32"
+    return next((name for kind, name in names.items() if kind in there), "fp32")
 
 
 def _describe(value: "onnx.ValueInfoProto") -> Json:

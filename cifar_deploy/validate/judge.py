@@ -348,12 +348,12 @@ def _said(file: Path) -> tuple[str | None, str | None]:
     return runtime, str(precision) if precision else None
 
 
-def unanswered(logits: Logits) -> int:
-    """For how many images a logit is NaN or infinity, of which no top-1 can be taken.
+def unanswered(logits: Logits) -> npt.NDArray[np.bool_]:
+    """For which images a logit is NaN or infinity, of which no top-1 can be taken.
 
     Minus infinity is a class that is ruled out, as a log-softmax in fp16 may say.
     """
-    return int((np.isnan(logits) | np.isposinf(logits)).any(1).sum())
+    return np.asarray((np.isnan(logits) | np.isposinf(logits)).any(1))
 
 
 def _row(
@@ -372,10 +372,13 @@ def _row(
             f"{file} gives {len(logits):,} answers for {len(split):,} images; export it with an "
             "open batch, or one that is fixed throughout"
         )
-    if lost := unanswered(logits):
+    if lost := int(unanswered(logits).sum()):
+        way = ""
+        if runtime.precision == "fp16":
+            way = "; `export --precision fp16 --max-drop 0.1` keeps layers in fp32 that need it"
         raise NoAnswer(
             f"{file} has no number for an answer to {lost:,} of {len(split):,} images (NaN or "
-            "infinity): its weights, or the mean and std, are too large or too small"
+            f"infinity): its weights, or the mean and std, are too large or too small{way}"
         )
     if logits.shape != reference_logits.shape:
         raise NoAnswer(

@@ -12,6 +12,7 @@ import torch
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes import onnx_interface
+from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.onnx_interface import OURS, Pixels
 from cifar_deploy.runtimes.onnx_runtime import CPU, FATAL
 from cifar_deploy.store import Json, ModelFolder
@@ -58,8 +59,9 @@ def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tupl
 
     Over all numbers of a tensor and all `images`, uint8 [n, 32, 32, 3]: 10 log10 of the reference's
     power over that of the difference, as onnxruntime.quantization.qdq_loss_debug has it. Both run
-    in ONNX Runtime on the CPU; int8 layers are computed in fp32 between their roundings, as the
-    file says. Returns with them how many images went in: of a file of a fixed batch, whole ones.
+    in ONNX Runtime on the CPU; int8 and fp16 layers are computed in fp32 between their roundings,
+    as the file says. Returns with them how many images went in: of a file of a fixed batch, whole
+    ones.
 
     Raises UserError for a file that is damaged or cannot run, for too few images, and where the
     files have no layer with weights in common.
@@ -67,6 +69,7 @@ def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tupl
     (facts, first, _), (other_facts, second, _) = (
         onnx_interface.adapted_model(path, pixels) for path in (reference, file)
     )
+    first, second = rounded(first), rounded(second)
     fixed = _fixed_batch({reference: facts, file: other_facts})
     batch = fixed or BATCH
     count = len(images) // fixed * fixed if fixed else len(images)
@@ -75,8 +78,8 @@ def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tupl
     made = {name for node in second.graph.node for name in node.output}
     nodes = [node for node in first.graph.node if not _added(node)]
     shared = [name for node in nodes for name in node.output if name and name in made]
-    rounded = _rounded(second.graph)
-    theirs = [rounded.get(name, name) for name in shared]
+    behind = _behind(second.graph)
+    theirs = [behind.get(name, name) for name in shared]
     power = {name: [0.0, 0.0] for name in shared}  # of the signal, and of the noise
     answers = (
         _run(reference, first, facts, shared, images[:count], batch),
@@ -117,7 +120,7 @@ def _added(node: "onnx.NodeProto") -> bool:
     return any(name.startswith(OURS) for name in (*node.input, *node.output))
 
 
-def _rounded(graph: "onnx.GraphProto") -> dict[str, str]:
+def _behind(graph: "onnx.GraphProto") -> dict[str, str]:
     """What stands for a tensor that is quantised: the same after its way through 8 bits.
 
     Before it, it may be no more than what the quantisation's range makes a ReLU of.

@@ -73,16 +73,29 @@ def trained_like(data: Dataset) -> Callable[[str], nn.Module]:
     return lambda name: copy.deepcopy(build(name))
 
 
-def save(folder: ModelFolder, name: str, network: nn.Module) -> None:
+def save(folder: ModelFolder, name: str, network: nn.Module, storage: str = "fp16") -> None:
     """Write weights and a card as the training does."""
     facts = weights.header(name, "cifar", cifar10.CLASSES, MEAN, STD)
-    weights.save(folder.weights, weights.stored(network, "fp16"), facts)
+    weights.save(folder.weights, weights.stored(network, storage), facts)
     card = {
         "network": name,
         "test_accuracy": ACCURACY,
         "weights": {"file": folder.weights.name, "sha256": sha256_of(folder.weights)},
     }
     write_json(folder.card, card)
+
+
+@pytest.fixture(scope="session")
+def saved() -> Callable[[Path, str, nn.Module], ModelFolder]:
+    """A new folder with such a network, its weights in fp32."""
+
+    def write(path: Path, name: str, network: nn.Module) -> ModelFolder:
+        folder = ModelFolder(path)
+        folder.path.mkdir()
+        save(folder, name, network, "fp32")
+        return folder
+
+    return write
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
-from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.data.dataset import Dataset, Images, Split
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
@@ -27,6 +27,7 @@ from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
 from cifar_deploy.store import Json, manifest_path, read_json, sha256_of
 from cifar_deploy.validate.latency import Speed, measure
+from cifar_deploy.validate.layers import in_half
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
 from cifar_deploy.watch import Watch, describe, summary
 
@@ -35,6 +36,7 @@ MARGINS = {"fp32": 0.05, "fp16": 0.10, "int8": 0.50}
 REFERENCE = "REFERENCE"
 PYTORCH = "PyTorch (reference)"  # stands for a file where a model is the reference
 UNUSABLE = "UNUSABLE"
+HALF = 128  # images on which a CPU computes fp16 as a GPU does
 ALONE = 32  # images that are also run in the smallest batches that a file takes
 # Of the largest logit: kernels for another batch round otherwise, by less.
 OTHERWISE = 0.05
@@ -278,6 +280,8 @@ def judge(
                 if isinstance(opened, Served):
                     opened.expect(reference.classes, reference.facts.get("weights_sha256"))
                 size = None if isinstance(file, Address) else file.stat().st_size
+                if isinstance(file, Path) and opened.precision == "fp16" and opened.device == "cpu":
+                    _check_half(file, split.images[:HALF], pixels)
                 rows.append(_row(str(file), opened, size, split, first, options, watch))
             except UserError as error:
                 unusable.append(_unusable(file, error, opened))
@@ -416,6 +420,17 @@ def _row(
         untimed=untimed,
         addition=runtime.addition,
     )
+
+
+def _check_half(file: Path, images: Images, pixels: Pixels) -> None:
+    """Raise NoAnswer where fp16 does not hold what a file computes: a CPU does not show it."""
+    logits = in_half(file, images, pixels)
+    if logits is not None and (lost := int(unanswered(logits).sum())):
+        raise NoAnswer(
+            f"{file} has no number for an answer to {lost:,} of {len(logits):,} images where fp16 "
+            "is computed as such, on a GPU; here it is not, which hides it. `export --precision "
+            "fp16 --max-drop 0.1` keeps layers in fp32 that need it"
+        )
 
 
 def _check_batches(file: str, runtime: Runtime, split: Split, logits: Logits) -> None:

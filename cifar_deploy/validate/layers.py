@@ -15,6 +15,7 @@ from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.onnx_interface import OURS, Pixels
 from cifar_deploy.runtimes.onnx_runtime import CPU, FATAL
+from cifar_deploy.runtimes.protocol import Logits
 from cifar_deploy.store import Json, ModelFolder
 
 if TYPE_CHECKING:
@@ -103,6 +104,23 @@ def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tupl
             "that were made of each other"
         )
     return list(_layers(nodes, ratios)), count
+
+
+def in_half(file: Path, images: Images, pixels: Pixels) -> Logits | None:
+    """The logits of an ONNX file on `images`, uint8 [n, 32, 32, 3], with fp16 as on a GPU.
+
+    In ONNX Runtime on the CPU, which by itself computes it in fp32. None where the file has nothing
+    in fp16, and where the images do not fill its batch. Raises UserError for one that cannot run.
+    """
+    facts, model, _ = onnx_interface.adapted_model(file, pixels)
+    batch = _fixed_batch({file: facts}) or BATCH
+    whole = images[: len(images) // batch * batch] if batch != BATCH else images
+    wide = rounded(model)
+    if wide is model or not len(whole):
+        return None
+    name = facts["outputs"][0]["name"]
+    answers = [answer for (answer,) in _run(file, wide, facts, [name], whole, batch)]
+    return np.concatenate(answers)
 
 
 def _fixed_batch(facts: dict[Path, Json]) -> int | None:

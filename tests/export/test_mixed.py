@@ -13,7 +13,8 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from cifar_deploy.data.dataset import Images
+from cifar_deploy.architectures import weights
+from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options
 from cifar_deploy.errors import UserError
@@ -22,8 +23,10 @@ from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.half import element_types, rounded
+from cifar_deploy.runtimes.load import ONNXRUNTIME, OPENVINO
 from cifar_deploy.runtimes.protocol import Logits
 from cifar_deploy.store import ModelFolder, read_manifest
+from cifar_deploy.validate import judge
 
 if TYPE_CHECKING:
     from conftest import Shelf
@@ -124,6 +127,22 @@ def test_what_is_beyond_fp16_wants_its_layer_and_the_next_in_fp32(
     assert manifest["calibration"] == {"kept_fp32": ["node_conv2d_1", "node_linear"]}
     # Most of its numbers are in fp32; it is judged as an fp16 file.
     assert onnx_interface.inspect(loud.onnx("fp16"))["precision"] == "fp16"
+
+
+@pytest.mark.parametrize("runtime", [ONNXRUNTIME, OPENVINO])
+def test_a_verdict_from_a_cpu_knows_of_it(runtime: str, loud: ModelFolder, data: Dataset) -> None:
+    pytest.importorskip(runtime)
+    options = judge.Options(seconds=0, max_drop=50.0, onnx=runtime)
+    reference = judge.Reference.of_model(weights.load(loud))
+    for keep in ((), ("node_conv2d_1", "node_linear")):
+        for batch in (None, 48):
+            export_onnx(loud, "fp16", Calibration.of_none(keep), batch=batch)
+            file = loud.onnx("fp16", batch=batch)
+            found = judge.judge(reference, [file], data, torch.device("cpu"), options, images=96)
+            assert len(found.rows) == (2 if keep else 1)
+            for lost in found.unusable:
+                assert lost.ran
+                assert "no number for an answer to 96 of 96 images where fp16 is" in lost.reason
 
 
 def test_a_sum_stays_in_fp32_with_the_layer_before_it(

@@ -279,6 +279,69 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def _lock(number: int) -> bool | None:
+    """Take the lock of an open file or folder, for as long as it is open in a process that lives.
+
+    False where another has it, None where the disk, or the system, knows no locks.
+    """
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _is_still(path: Path, number: int) -> bool:
+    """Whether `path` names what is open as `number`: it may have been removed meanwhile."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(number))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Let no other run write to a model's `folder`, which is made where it is missing.
+
+    The folder itself is locked, so that nothing is left behind, whatever ends the process; one that
+    was made and got nothing is removed again. Raises UserError where another run is at work there,
+    and where the folder cannot be made. On a disk without locks nobody is kept out.
+    """
+    with disk_errors(folder, "make"):
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    number = -1
+    while number < 0:
+        with disk_errors(folder, "make"):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            number = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed by another run, which ended
+            continue
+        except OSError:  # a folder that cannot be read, or on Windows
+            break
+        if _lock(number) is False:
+            os.close(number)
+            raise UserError(
+                f"another run is writing to {folder}; wait until it has ended, or write elsewhere "
+                "with --out FOLDER"
+            )
+        if not _is_still(folder, number):
+            os.close(number)
+            number = -1
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for place in missing:
+                place.rmdir()
+        if number >= 0:
+            os.close(number)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_path(path) as part:
@@ -316,6 +379,11 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of the file's bytes, in hexadecimal."""
     with disk_errors(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_and_sha256(data: bytes) -> Json:
+    """`bytes`, their number, and their `sha256`, as manifests and cards have them."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def manifest_path(file: Path) -> Path:

@@ -17,7 +17,7 @@ from torch import nn
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.errors import UserError, one_line
-from cifar_deploy.store import Json, ModelFolder, read_card, write_bytes
+from cifar_deploy.store import Json, ModelFolder, read_card, size_and_sha256, write_bytes
 
 HEADER = "cifar_deploy"
 # Where training programs put the state dict in their checkpoints.
@@ -65,11 +65,16 @@ def header(
     return {"network": network, "stem": stem, "classes": list(classes), "mean": mean, "std": std}
 
 
-def save(path: Path, state: dict[str, torch.Tensor], facts: Json) -> None:
-    """Write `state` to `path` with `facts` (`header`'s, and more) in the header."""
+def save(path: Path, state: dict[str, torch.Tensor], facts: Json) -> Json:
+    """Write `state` to `path` with `facts` (`header`'s, and more) in the header.
+
+    Returns the `bytes` and the `sha256` of what was written, whatever stands there by then.
+    """
     metadata = {HEADER: json.dumps({**facts, "version": __version__})}
     # Written here and not by safetensors, whose errors do not say what the disk objects to.
-    write_bytes(path, serialised(state, metadata=metadata))
+    data = serialised(state, metadata=metadata)
+    write_bytes(path, data)
+    return size_and_sha256(data)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:

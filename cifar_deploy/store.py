@@ -429,9 +429,13 @@ def _whole(proof: Any) -> bool:
     )
 
 
-def write_manifest(file: Path, facts: Json) -> Json:
-    """Write the manifest of `file`: its size and sha256, then `facts`. Returns what was written."""
-    manifest = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file), **facts}
+def write_manifest(file: Path, facts: Json, raw: bytes | None = None) -> Json:
+    """Write the manifest of `file`: its size and sha256, then `facts`. Returns what was written.
+
+    `raw`: the bytes that were written there, where another process may write there, too.
+    """
+    size = size_and_sha256(file.read_bytes() if raw is None else raw)
+    manifest = {"file": file.name, **size, **facts}
     write_json(manifest_path(file), manifest)
     return manifest
 

@@ -379,6 +379,8 @@ def test_a_manifest_says_what_the_file_is(tmp_path: Path) -> None:
     }
     assert store.read_manifest(file) == written
     assert store.manifest_path(file) == tmp_path / "a.onnx.json"
+    file.write_bytes(b"by another process since")
+    assert store.write_manifest(file, {"format": "onnx"}, b"abc") == written
 
 
 @pytest.mark.parametrize("raw", [b"ab", b"abd", b"abcd", b""])

@@ -544,20 +544,22 @@ def named_weights(card: Json) -> Any:
     return named.get("sha256") if isinstance(named, dict) else None
 
 
-def read_card(folder: ModelFolder) -> Json:
+def read_card(folder: ModelFolder, raw: bytes | None = None) -> Json:
     """The card of a trained model, whose `weights` have the sha256 and the bytes of the file.
 
-    Raises UserError where the file is not the one that it names.
+    `raw`: the file's bytes, where they have been read and will be used. Raises UserError where the
+    file is not the one that it names.
     """
-    if not folder.weights.exists():
+    if raw is None and not folder.weights.exists():
         raise UserError(f"{folder.path} has no trained weights; {way_to_weights(folder)}")
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = card_of(folder)
-    if named_weights(card) != sha256_of(folder.weights):
+    found = sha256_of(folder.weights) if raw is None else hashlib.sha256(raw).hexdigest()
+    if named_weights(card) != found:
         raise UserError(
             f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
             "the weights were changed or cut short; train again or restore them"
         )
-    card["weights"]["bytes"] = folder.weights.stat().st_size
+    card["weights"]["bytes"] = folder.weights.stat().st_size if raw is None else len(raw)
     return card

@@ -27,7 +27,7 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.device import pick
 from cifar_deploy.engines.flavour import AUTO, choose
 from cifar_deploy.errors import UserError
-from cifar_deploy.package import write
+from cifar_deploy.package import source, vectors, write
 from cifar_deploy.runtimes import load as runtimes_load
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.store import (
@@ -135,6 +135,17 @@ def test_the_vectors_are_test_images_and_what_the_file_answers(run: Run, dataset
     assert np.abs(logits - session.run(["logits"], {"images": images})[0]).max() < 2e-3
     assert np.ptp(logits, axis=0).min() > 0
     assert dict(entries(package))["precision"] == "fp16"
+
+
+def test_vectors_of_a_file_that_was_replaced_meanwhile_are_refused(
+    run: Run, model: ModelFolder, dataset: Dataset
+) -> None:
+    path = model.onnx("fp32")
+    found = source.find(model, path)
+    write_model(model, dataset, seed=2)
+    assert run("export", NAME).status == 0
+    with pytest.raises(UserError, match=r"fp32\.onnx was changed while it was read; try again"):
+        vectors.make(found, dataset)
 
 
 def test_the_texts_say_what_is_proved_and_where_things_come_from(run: Run) -> None:

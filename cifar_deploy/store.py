@@ -279,15 +279,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _lock(number: int) -> bool | None:
+def _lock(number: int, wait: bool = False) -> bool | None:
     """Take the lock of an open file or folder, for as long as it is open in a process that lives.
 
-    False where another has it, None where the disk, or the system, knows no locks.
+    False where another has it, unless it is to `wait`; None where the disk, or the system, knows no
+    locks.
     """
     try:
         import fcntl  # not on Windows
 
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except (ImportError, OSError):
@@ -340,6 +341,21 @@ def only_writer(folder: Path) -> Iterator[None]:
                 place.rmdir()
         if number >= 0:
             os.close(number)
+
+
+@contextlib.contextmanager
+def in_turn(file: Path) -> Iterator[None]:
+    """Let one process after another read and write anew what stands beside `file`.
+
+    The file is locked and not its folder, which a training holds for hours.
+    """
+    with disk_errors(file, "read"):
+        number = os.open(file, os.O_RDONLY)
+    try:
+        _lock(number, wait=True)
+        yield
+    finally:
+        os.close(number)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -82,8 +82,8 @@ def check_file(path: Path, weights_sha256: str | None = None, trust: bool = Fals
     if path.suffix == ".engine":
         manifest: Json | None = engine_manifest.read(path, trust)
     else:
-        facts = onnx_interface.inspect(path, foreign=True)
         manifest = read_manifest(path)
+        facts = onnx_interface.inspect(path, foreign=True)
         if manifest is None and "weights_sha256" in facts["metadata"]:  # the file says it itself
             manifest = facts["metadata"]
     if weights_sha256 and manifest and not (trust and manifest.get("weights_sha256") is None):

@@ -157,7 +157,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/ablate"))
     options = parser.parse_args()
     prepare(machine.pick(options.device))
-    print(table(run(options, find.load(options.data, options.data_dir))))
+    with store.only_writer(options.out / options.network):
+        print(table(run(options, find.load(options.data, options.data_dir))))
 
 
 if __name__ == "__main__":

@@ -279,6 +279,85 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def _lock(number: int, wait: bool = False) -> bool | None:
+    """Take the lock of an open file or folder, for as long as it is open in a process that lives.
+
+    False where another has it, unless it is to `wait`; None where the disk, or the system, knows no
+    locks.
+    """
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _is_still(path: Path, number: int) -> bool:
+    """Whether `path` names what is open as `number`: it may have been removed meanwhile."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(number))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Let no other run write to a model's `folder`, which is made where it is missing.
+
+    The folder itself is locked, so that nothing is left behind, whatever ends the process; one that
+    was made and got nothing is removed again. Raises UserError where another run is at work there,
+    and where the folder cannot be made. On a disk without locks nobody is kept out.
+    """
+    with disk_errors(folder, "make"):
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    number = -1
+    while number < 0:
+        with disk_errors(folder, "make"):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            number = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed by another run, which ended
+            continue
+        except OSError:  # a folder that cannot be read, or on Windows
+            break
+        if _lock(number) is False:
+            os.close(number)
+            raise UserError(
+                f"another run is writing to {folder}; wait until it has ended, or write elsewhere "
+                "with --out FOLDER"
+            )
+        if not _is_still(folder, number):
+            os.close(number)
+            number = -1
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for place in missing:
+                place.rmdir()
+        if number >= 0:
+            os.close(number)
+
+
+@contextlib.contextmanager
+def in_turn(file: Path) -> Iterator[None]:
+    """Let one process after another read and write anew what stands beside `file`.
+
+    The file is locked and not its folder, which a training holds for hours.
+    """
+    with disk_errors(file, "read"):
+        number = os.open(file, os.O_RDONLY)
+    try:
+        _lock(number, wait=True)
+        yield
+    finally:
+        os.close(number)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_path(path) as part:
@@ -316,6 +395,11 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of the file's bytes, in hexadecimal."""
     with disk_errors(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_and_sha256(data: bytes) -> Json:
+    """`bytes`, their number, and their `sha256`, as manifests and cards have them."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def manifest_path(file: Path) -> Path:
@@ -361,9 +445,13 @@ def _whole(proof: Any) -> bool:
     )
 
 
-def write_manifest(file: Path, facts: Json) -> Json:
-    """Write the manifest of `file`: its size and sha256, then `facts`. Returns what was written."""
-    manifest = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file), **facts}
+def write_manifest(file: Path, facts: Json, raw: bytes | None = None) -> Json:
+    """Write the manifest of `file`: its size and sha256, then `facts`. Returns what was written.
+
+    `raw`: the bytes that were written there, where another process may write there, too.
+    """
+    size = size_and_sha256(file.read_bytes() if raw is None else raw)
+    manifest = {"file": file.name, **size, **facts}
     write_json(manifest_path(file), manifest)
     return manifest
 
@@ -472,20 +560,22 @@ def named_weights(card: Json) -> Any:
     return named.get("sha256") if isinstance(named, dict) else None
 
 
-def read_card(folder: ModelFolder) -> Json:
+def read_card(folder: ModelFolder, raw: bytes | None = None) -> Json:
     """The card of a trained model, whose `weights` have the sha256 and the bytes of the file.
 
-    Raises UserError where the file is not the one that it names.
+    `raw`: the file's bytes, where they have been read and will be used. Raises UserError where the
+    file is not the one that it names.
     """
-    if not folder.weights.exists():
+    if raw is None and not folder.weights.exists():
         raise UserError(f"{folder.path} has no trained weights; {way_to_weights(folder)}")
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = card_of(folder)
-    if named_weights(card) != sha256_of(folder.weights):
+    found = sha256_of(folder.weights) if raw is None else hashlib.sha256(raw).hexdigest()
+    if named_weights(card) != found:
         raise UserError(
             f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
             "the weights were changed or cut short; train again or restore them"
         )
-    card["weights"]["bytes"] = folder.weights.stat().st_size
+    card["weights"]["bytes"] = folder.weights.stat().st_size if raw is None else len(raw)
     return card

@@ -1,8 +1,12 @@
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,6 +168,82 @@ def test_a_place_where_a_file_can_be_made_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["old.txt"]
 
 
+# --- one run a folder ---------------------------------------------------------------------------
+
+HOLDING = """
+import sys
+from pathlib import Path
+from cifar_deploy import store
+
+with store.only_writer(Path(sys.argv[1])):
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that is the only writer of `folder`."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "holding\n"
+        yield other
+        other.kill()
+
+
+def test_a_folder_has_one_writer_until_it_ends_or_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "m"
+    for _ in range(2):
+        with holding(folder) as other:
+            told = f"another run is writing to {re.escape(str(folder))}; .* --out FOLDER$"
+            for _ in range(2):
+                with pytest.raises(UserError, match=told), store.only_writer(folder):
+                    pass
+            with store.only_writer(tmp_path / "models" / "n"):
+                pass
+            assert names(tmp_path / "models") == ["m"]
+            other.kill()
+            other.wait()
+            with store.only_writer(folder):
+                (folder / "card.json").touch()
+    assert names(folder) == ["card.json"]
+
+
+def test_a_folder_that_gets_nothing_is_not_left(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "down" / "m"
+    with store.only_writer(folder):
+        assert folder.is_dir()
+    assert names(tmp_path) == []
+    folder.mkdir(parents=True)
+    with store.only_writer(folder):
+        pass
+    assert folder.is_dir()  # somebody else's
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"cannot make .*/file"),
+        store.only_writer(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_a_disk_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with store.only_writer(tmp_path / "m"), store.only_writer(tmp_path / "m"):
+        (tmp_path / "m" / "card.json").touch()
+    assert names(tmp_path / "m") == ["card.json"]
+
+
 # --- a disk that refuses ------------------------------------------------------------------------
 
 # Works in the folder given, on the kind of disk given, and prints what came of each write and what
@@ -299,6 +379,8 @@ def test_a_manifest_says_what_the_file_is(tmp_path: Path) -> None:
     }
     assert store.read_manifest(file) == written
     assert store.manifest_path(file) == tmp_path / "a.onnx.json"
+    file.write_bytes(b"by another process since")
+    assert store.write_manifest(file, {"format": "onnx"}, b"abc") == written
 
 
 @pytest.mark.parametrize("raw", [b"ab", b"abd", b"abcd", b""])

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialised
 from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 from torch import nn
 
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
-from cifar_deploy.errors import UserError, one_line
-from cifar_deploy.store import Json, ModelFolder, read_card, write_bytes
+from cifar_deploy.errors import UserError, disk_errors, one_line
+from cifar_deploy.store import Json, ModelFolder, read_card, size_and_sha256, write_bytes
 
 HEADER = "cifar_deploy"
 # Where training programs put the state dict in their checkpoints.
@@ -65,22 +66,33 @@ def header(
     return {"network": network, "stem": stem, "classes": list(classes), "mean": mean, "std": std}
 
 
-def save(path: Path, state: dict[str, torch.Tensor], facts: Json) -> None:
-    """Write `state` to `path` with `facts` (`header`'s, and more) in the header."""
+def save(path: Path, state: dict[str, torch.Tensor], facts: Json) -> Json:
+    """Write `state` to `path` with `facts` (`header`'s, and more) in the header.
+
+    Returns the `bytes` and the `sha256` of what was written, whatever stands there by then.
+    """
     metadata = {HEADER: json.dumps({**facts, "version": __version__})}
     # Written here and not by safetensors, whose errors do not say what the disk objects to.
-    write_bytes(path, serialised(state, metadata=metadata))
+    data = serialised(state, metadata=metadata)
+    write_bytes(path, data)
+    return size_and_sha256(data)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Json]:
+def read_tensors(path: Path, raw: bytes | None = None) -> tuple[dict[str, torch.Tensor], Json]:
     """All tensors of a safetensors file written here, and its header's facts.
 
-    Raises UserError where the file is missing, truncated, or from another program.
+    `raw`: the file's bytes, where they have been read. Raises UserError where the file is missing,
+    truncated, or from another program.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts = json.loads((file.metadata() or {})[HEADER])
+        if raw is None:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        else:  # safetensors gives no metadata then: JSON behind its length in eight bytes
+            tensors = deserialised(raw)
+            metadata = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
+        facts = json.loads(metadata[HEADER])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -198,8 +210,12 @@ def load(folder: ModelFolder) -> Trained:
     Raises UserError where there is none, where weights and card do not belong together, and where
     the weights are another network's.
     """
-    card = read_card(folder)
-    tensors, facts = read_tensors(folder.weights)
+    raw = None  # read once: what is used is what the card was compared with
+    if folder.weights.exists():
+        with disk_errors(folder.weights, "read"):
+            raw = folder.weights.read_bytes()
+    card = read_card(folder, raw)
+    tensors, facts = read_tensors(folder.weights, raw)
     try:
         name: str = facts["network"]
         classes: list[str] = facts["classes"]

@@ -28,7 +28,8 @@ def demo(
             say(f"{error}\nGoing on with the generated data set.")
             source = "synthetic"
     model = store.ModelFolder(folder / "simple_cnn")
-    train.run("simple_cnn", model, [f"train.epochs={epochs}"], source=source, data_dir=data_dir)
+    with train.only_run(model):
+        train.run("simple_cnn", model, [f"train.epochs={epochs}"], source=source, data_dir=data_dir)
     export.write_onnx([model], ["fp32", "fp16"])
     judgements = validate.prove([(model, model.exported())], source=source, data_dir=data_dir)
     validate.publish(judgements, folder / "validation.json", [folder / "report.html"])

@@ -40,17 +40,20 @@ def import_weights(
     """
     name = architectures.canonical(network)
     folder = store.ModelFolder(out or store.models_root() / name)
-    for there in (folder.weights, folder.checkpoint, folder.card):
-        if there.exists():
-            raise UserError(f"{there} is there already; write elsewhere with --out, or remove it")
     given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
     from cifar_deploy.train.foreign import bring, listed
 
     command = f"cifar-deploy {shlex.join(a for a in sys.argv[1:] if a != '--json')}"
-    where, dataset = pick(device), find.load(data.value, data_dir)
-    card = bring(name, file, dataset, where, folder, *given, command=command)
+    with store.only_writer(folder.path):
+        for there in (folder.weights, folder.checkpoint, folder.card):
+            if there.exists():
+                raise UserError(
+                    f"{there} is there already; write elsewhere with --out, or remove it"
+                )
+        where, dataset = pick(device), find.load(data.value, data_dir)
+        card = bring(name, file, dataset, where, folder, *given, command=command)
     right, facts = card["test_accuracy"], card["data"]
     chance = 1 / len(dataset.classes)
     if right < chance + 0.1 * (1 - chance):

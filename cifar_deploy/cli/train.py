@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,15 +85,16 @@ def train(
     overrides += set_ or []
     name = architectures.canonical(model)
     folder = store.ModelFolder(out) if out else home(name, recipe)
-    if not resume:
-        _keep_unfinished(folder, init)
-    card = run(
-        *(name, folder, overrides, recipe, device, data.value, data_dir, resume),
-        init=init,
-        weights_file=weights_file,
-        seeds=seeds,
-        profile=profile,
-    )
+    with only_run(folder) as first:
+        if first and not resume:
+            _keep_unfinished(folder, init)
+        card = run(
+            *(name, folder, overrides, recipe, device, data.value, data_dir, resume),
+            init=init,
+            weights_file=weights_file,
+            seeds=seeds,
+            profile=profile,
+        )
     if card is None:
         return
     if as_json:
@@ -108,6 +110,16 @@ def home(name: str, recipe: str | None) -> store.ModelFolder:
 
     second = f"-{recipe}" if recipe and is_word(recipe) else ""
     return store.ModelFolder(store.models_root() / f"{name}{second}")
+
+
+@contextlib.contextmanager
+def only_run(folder: store.ModelFolder) -> Iterator[bool]:
+    """Let no other run write there; of several processes the first sees to it. Yields if it is."""
+    from cifar_deploy.train.ranks import is_first
+
+    first = is_first()
+    with store.only_writer(folder.path) if first else contextlib.nullcontext():
+        yield first
 
 
 def _keep_unfinished(folder: store.ModelFolder, init: str | None) -> None:

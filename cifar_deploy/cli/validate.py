@@ -214,12 +214,14 @@ def prove(
     where = pick(device, threads)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
     unfit: dict[Path, UserError] = {}  # damaged, or of other weights
+    checked: dict[Path, str] = {}  # the weights of each model, by its folder
     for owner, files in work:  # what is damaged is told before anything runs
         exported_from = None
         if isinstance(owner, Path):
             check_file(owner)
         else:
             exported_from = store.read_card(owner)["weights"]["sha256"]
+            checked[owner.path] = exported_from
         for file in files:
             if isinstance(file, Address):
                 continue
@@ -251,6 +253,11 @@ def prove(
                 reference = Reference.of_file(owner, dataset)
             else:
                 trained = weights.load(owner)
+                if trained.card["weights"]["sha256"] != checked[owner.path]:
+                    raise UserError(
+                        f"{owner.weights} was replaced since its files were checked; export them "
+                        "again"
+                    )
                 dataset = data_of(find.trained_on(trained.card, source, data_dir))
                 reference = Reference.of_model(trained, owner.name)
             dataset.expect_classes(reference.model, reference.classes)

@@ -57,4 +57,4 @@ def write(path: Path, data: bytes) -> None:
     with disk_errors(path, "write"):  # never one of the old with the other of the new
         manifest_path(path).unlink(missing_ok=True)
     write_bytes(path, data)
-    write_manifest(path, {"kind": KIND})
+    write_manifest(path, {"kind": KIND}, data)

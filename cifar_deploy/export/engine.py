@@ -59,14 +59,16 @@ def export_engine(
     gpu = cuda_device()
     check(options, flavour, gpu is not None)
     onnx = _onnx(folder, precision, calibration)
-    source = read_manifest(onnx)
+    with disk_errors(onnx, "read"):
+        raw = onnx.read_bytes()
+    source = read_manifest(onnx, raw)
     assert source
     timing_cache = options.timing_cache
     if timing_cache is not None:
         cache.check(timing_cache)
     elif flavour.name == TENSORRT and gpu:
         timing_cache = cache.path("timing", flavour.version, gpu.name)
-    built = builder.build(flavour, onnx.read_bytes(), onnx, options, watch, timing_cache)
+    built = builder.build(flavour, raw, onnx, options, watch, timing_cache)
     path = folder.engine(precision, flavour.name)
     facts: Json = {
         "format": "tensorrt",
@@ -99,7 +101,7 @@ def export_engine(
         opened = deserialise(flavour, built.engine, path, facts, gpu)
         layers = builder.layer_information(flavour, opened.engine)
     write_bytes(path, built.engine)
-    manifest = write_manifest(path, facts)
+    manifest = write_manifest(path, facts, built.engine)
     if layers is None:
         with disk_errors(layers_path(path), "remove"):  # it is of the engine that was there before
             layers_path(path).unlink(missing_ok=True)

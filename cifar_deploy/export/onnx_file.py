@@ -83,8 +83,9 @@ def export_onnx(
     }
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     onnx.helper.set_model_props(model, texts)
+    raw = model.SerializeToString(deterministic=True)
     with atomic_path(path) as part:
-        part.write_bytes(model.SerializeToString(deterministic=True))
+        part.write_bytes(raw)
         onnx.checker.check_model(part, full_check=True)
         found = onnx_interface.inspect(part)
     manifest: Json = {
@@ -97,7 +98,7 @@ def export_onnx(
         "versions": device.versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    write_manifest(path, manifest)
+    write_manifest(path, manifest, raw)
     return path
 
 

@@ -160,7 +160,11 @@ def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json, target
         path=path,
         data=data,
         manifest=manifest,
-        proofs=tuple(read_proofs(path, manifest["sha256"])),
+        proofs=tuple(
+            proof
+            for proof in read_proofs(path, manifest["sha256"])
+            if proof.get("weights_sha256") == manifest["weights_sha256"]
+        ),
         backend=backend,
         network=str(manifest["network"]),
         precision=str(manifest["precision"]),

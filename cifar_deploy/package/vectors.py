@@ -10,6 +10,7 @@ from cifar_deploy.package.source import Source
 from cifar_deploy.runtimes.load import open_runtime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
+from cifar_deploy.store import check_weights, sha256_of
 
 COUNT = 64
 
@@ -29,7 +30,8 @@ def make(source: Source, dataset: Dataset) -> Vectors:
 
     They come from the file in the runtime that `validate` uses: an ONNX file in ONNX Runtime on
     the CPU, where the same file gives the same bits, an engine on the GPU. Where the engine cannot
-    run here they are those of the PyTorch reference.
+    run here they are those of the PyTorch reference. Raises UserError where the file is another
+    one by then, or the weights are.
     """
     images = dataset.test.spread(COUNT).images
     runtime: Runtime
@@ -39,7 +41,11 @@ def make(source: Source, dataset: Dataset) -> Vectors:
     except UserError:
         if source.backend == "onnx":
             raise
-        runtime = PyTorch(weights.load(source.folder), pick("cpu"))
+        trained = weights.load(source.folder)
+        check_weights(source.path, source.manifest, trained.card["weights"]["sha256"])
+        runtime = PyTorch(trained, pick("cpu"))
         logits = runtime.logits(images)
+    if sha256_of(source.path) != source.sha256:
+        raise UserError(f"{source.path} was changed while it was read; try again")
     made_by = f"{runtime.runtime} {runtime.provider}"
     return Vectors(images, logits, made_by, dataset.name)

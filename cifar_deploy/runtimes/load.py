@@ -104,7 +104,9 @@ def check_file(path: Path, weights_sha256: str | None = None, trust: bool = Fals
         manifest: Json | None = engine_manifest.read(path, trust)
     else:
         manifest = read_manifest(path)
-        onnx_interface.inspect(path, foreign=True)
+        facts = onnx_interface.inspect(path, foreign=True)
+        if manifest is None and "weights_sha256" in facts["metadata"]:  # the file says it itself
+            manifest = facts["metadata"]
     if weights_sha256 and manifest and not (trust and manifest.get("weights_sha256") is None):
         check_weights(path, manifest, weights_sha256)
 

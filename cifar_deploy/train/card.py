@@ -29,8 +29,11 @@ JUDGED = (
 OF_INIT = ("command", "epochs", "wall_seconds", "device", "test_accuracy", "init")
 
 
-def make(trainer: "Trainer", accuracies: Json) -> Json:
-    """The card of a finished run whose weights are written. `accuracies`, JUDGED, come first."""
+def make(trainer: "Trainer", accuracies: Json, written: Json) -> Json:
+    """The card of a finished run. `accuracies`, JUDGED, come first.
+
+    `written`: what `weights.save` said of its weights.
+    """
     job, recipe, state = trainer.job, trainer.job.recipe, trainer.state
     start = trainer.start
     dataset = job.dataset
@@ -52,7 +55,7 @@ def make(trainer: "Trainer", accuracies: Json) -> Json:
         "processes": job.ranks.world,
         "precision": "bf16" if trainer.bf16 else "fp32",
         "compiled": trainer.compiled,
-        "weights": _weights(job.folder, recipe.train.storage),
+        "weights": _weights(job.folder, written, recipe.train.storage),
         "data": {
             **_data(dataset, trainer.data_sha256, trainer.mean, trainer.std),
             "train_images": len(trainer.train_split),
@@ -82,12 +85,16 @@ def imported(
     stem: str,
     source: Path,
     folder: ModelFolder,
+    written: Json,
     dataset: Dataset,
     accuracy: float,
     command: str,
     device: torch.device,
 ) -> Json:
-    """The card of weights from `source` that another program trained and `folder` now has."""
+    """The card of weights from `source` that another program trained and `folder` now has.
+
+    `written`: what `weights.save` said of them.
+    """
     return {
         "network": trained.name,
         "stem": stem,
@@ -97,7 +104,7 @@ def imported(
         "imported": {"from": source.name, "sha256": sha256_of(source)},
         "command": command,
         "device": machine.describe(device),
-        "weights": _weights(folder, "fp32"),
+        "weights": _weights(folder, written, "fp32"),
         "data": _data(dataset, dataset.sha256(), trained.mean, trained.std),
         **_made(),
     }
@@ -127,13 +134,8 @@ def with_seeds(card: Json, others: list[Json]) -> Json:
     return result
 
 
-def _weights(folder: ModelFolder, storage: str) -> Json:
-    return {
-        "file": folder.weights.name,
-        "sha256": sha256_of(folder.weights),
-        "bytes": folder.weights.stat().st_size,
-        "storage": storage,
-    }
+def _weights(folder: ModelFolder, written: Json, storage: str) -> Json:
+    return {"file": folder.weights.name, **written, "storage": storage}
 
 
 def _data(dataset: Dataset, sha256: str, mean: list[float], std: list[float]) -> Json:

@@ -91,8 +91,10 @@ def bring(
     if not (mean or std or facts) and (hint := _hint(trained, dataset.train.spread(TRIED), device)):
         print(hint, file=sys.stderr)
     header = weights.header(name, stem, dataset.classes, *given)
-    weights.save(folder.weights, weights.stored(network, "fp32"), header)
-    made = card.imported(trained, stem, source, folder, dataset, accuracy, command, device)
+    written = weights.save(folder.weights, weights.stored(network, "fp32"), header)
+    made = card.imported(
+        *(trained, stem, source, folder, written, dataset, accuracy, command, device)
+    )
     write_json(folder.card, made)
     return made
 

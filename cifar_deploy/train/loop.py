@@ -635,8 +635,8 @@ class Trainer:
         if not self.ranks.main:
             self.ranks.wait()
             return accuracies
-        weights.save(job.folder.weights, state, self._facts())
-        made = card.make(self, accuracies)
+        written = weights.save(job.folder.weights, state, self._facts())
+        made = card.make(self, accuracies, written)
         curves.draw(job.folder.curves, job.network, self.state.history, accuracies["test_accuracy"])
         write_json(job.folder.card, made)
         # The last to go: until the card is written, --resume can finish the run again.

@@ -77,6 +77,11 @@ def launched() -> bool:
     return all(name in os.environ for name in VARIABLES)
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks: asked before all have joined."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
 def own_device(wish: str) -> str:
     """The device of this process for `--device wish`: a GPU each, by its number on the machine.
 

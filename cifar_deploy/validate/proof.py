@@ -8,7 +8,7 @@ from pathlib import Path
 from cifar_deploy.device import any_threads
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes.protocol import unversioned
-from cifar_deploy.store import Json, proof_path, read_proofs, sha256_of, write_json
+from cifar_deploy.store import Json, in_turn, proof_path, read_proofs, sha256_of, write_json
 from cifar_deploy.validate.judge import Judged, Judgement
 
 
@@ -37,7 +37,11 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
     written = []
     for row in judgement.rows[1:]:
         file = Path(row.file)
-        if file in judged and not row.addition and sha256_of(file) == judged[file]:
+        if file not in judged or row.addition:
+            continue
+        with in_turn(file):
+            if sha256_of(file) != judged[file]:
+                continue
             found = _proof(judgement, row, judged[file])
             earlier: list[Json] = []
             with contextlib.suppress(UserError):  # damaged: it is written anew

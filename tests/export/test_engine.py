@@ -229,3 +229,18 @@ def test_the_gpu_is_named() -> None:
     gpu = cuda_device()
     assert gpu
     assert float(gpu.compute_capability) >= 7
+
+
+def test_a_manifest_is_of_what_its_own_export_wrote(
+    small: ModelFolder, rtx: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes = engine.write_bytes
+
+    def before_another(path: Path, data: bytes) -> None:
+        write_bytes(path, data)
+        path.write_bytes(b"another export's")
+
+    monkeypatch.setattr(engine, "write_bytes", before_another)
+    path = export_engine(small, "fp32", rtx, Options())
+    with pytest.raises(UserError, match="does not match its manifest"):
+        read_manifest(path)

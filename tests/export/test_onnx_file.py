@@ -290,3 +290,19 @@ def test_full_disk_keeps_the_old_file(shelf: "Shelf", tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p.name: sha256_of(p) for p in folder.path.iterdir()} == before
     assert manifest_path(path).exists()
+
+
+def test_a_manifest_is_of_what_its_own_export_wrote(
+    shelf: "Shelf", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
+    path, versions = folder.onnx("fp32"), device.versions
+
+    def while_another_exports() -> dict[str, str]:
+        path.write_bytes(b"another export's")
+        return versions()
+
+    monkeypatch.setattr(device, "versions", while_another_exports)
+    export_onnx(folder, "fp32")
+    with pytest.raises(UserError, match="does not match its manifest"):
+        read_manifest(path)

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,8 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.device import pick
 from cifar_deploy.engines.flavour import AUTO, choose
 from cifar_deploy.errors import UserError
-from cifar_deploy.package import write
+from cifar_deploy.package import source, vectors, write
+from cifar_deploy.runtimes import load as runtimes_load
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.store import (
     Json,
@@ -133,6 +135,17 @@ def test_the_vectors_are_test_images_and_what_the_file_answers(run: Run, dataset
     assert np.abs(logits - session.run(["logits"], {"images": images})[0]).max() < 2e-3
     assert np.ptp(logits, axis=0).min() > 0
     assert dict(entries(package))["precision"] == "fp16"
+
+
+def test_vectors_of_a_file_that_was_replaced_meanwhile_are_refused(
+    run: Run, model: ModelFolder, dataset: Dataset
+) -> None:
+    path = model.onnx("fp32")
+    found = source.find(model, path)
+    write_model(model, dataset, seed=2)
+    assert run("export", NAME).status == 0
+    with pytest.raises(UserError, match=r"fp32\.onnx was changed while it was read; try again"):
+        vectors.make(found, dataset)
 
 
 def test_the_texts_say_what_is_proved_and_where_things_come_from(run: Run) -> None:
@@ -308,6 +321,50 @@ def test_a_file_that_gives_no_answers_loses_its_proof(
     assert answer.status == 1
     assert "no number for an answer to 500 of 500 images" in answer.out
     assert not path.exists()
+
+
+def test_weights_that_are_replaced_while_files_are_checked_judge_nothing(
+    run: Run, model: ModelFolder, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(path: Path, *more: Any) -> None:
+        checked(path, *more)
+        write_model(model, dataset, seed=2)
+
+    checked = runtimes_load.check_file
+    monkeypatch.setattr(runtimes_load, "check_file", check)
+    answer = run("validate", model.onnx("fp32"), "--no-latency", "--device", "cpu")
+    assert answer.status == 2
+    assert f"error: {model.weights} was replaced since its files were checked" in answer.err
+
+
+def test_a_file_without_its_manifest_says_itself_of_which_weights_it_is(
+    refused: Refused, model: ModelFolder, dataset: Dataset
+) -> None:
+    path = model.onnx("fp32")
+    manifest_path(path).unlink()
+    write_model(model, dataset, seed=2)
+    assert "was exported from other weights" in refused("validate", path, "--device", "cpu")
+
+
+def test_a_proof_against_other_weights_is_none(refused: Refused, model: ModelFolder) -> None:
+    path = model.onnx("fp32")
+    write_proofs(path, {**proof_of(path), "weights_sha256": "0" * 64})
+    assert f"run: cifar-deploy validate {path}" in refused("package", path)
+
+
+def test_the_weights_that_are_loaded_are_those_that_the_card_names(
+    model: ModelFolder, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, read_card = weights.load(model).network.state_dict(), weights.read_card
+
+    def read_before_another(folder: ModelFolder, *raw: bytes) -> Json:
+        card = read_card(folder, *raw)
+        write_model(folder, dataset, seed=2)
+        return card
+
+    monkeypatch.setattr(weights, "read_card", read_before_another)
+    found = weights.load(model).network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in before.items())
 
 
 def test_a_reference_that_is_not_what_was_trained_proves_nothing(

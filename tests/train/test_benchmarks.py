@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import cifar_deploy
+from cifar_deploy import store
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import export_onnx
@@ -93,6 +94,8 @@ def test_ablations_go_on_and_end_in_a_table(call: Any, pictures: Path, tmp_path:
         share = 100 * result["holdout_accuracy"] / 2
         means[result["variation"]] = means.get(result["variation"], 0.0) + share
     assert [row[1].split(" ±")[0] for row in rows] == [f"{mean:.2f}" for mean in means.values()]
+    with store.only_writer(place.with_suffix("")), pytest.raises(UserError, match="another run is"):
+        call("ablate", "simple_cnn", *options, *basis)
     with pytest.raises(UserError, match="no network is called 'resnet19x'"):
         call("ablate", "resnet19x")
     for none in (("--hold-out", "0"), ("--seeds", "0")):

@@ -16,10 +16,12 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
 import cifar_deploy
+from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder, sha256_of
@@ -378,6 +380,42 @@ def test_signals_stop_the_command_and_resume_goes_on(
         assert nursery.run(*command, folder.path, "--resume").code == 0
         assert files(folder.path)["model.safetensors"] == files(whole)["model.safetensors"]
         assert {path.name for path in folder.path.iterdir()} == TRAINED
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    nursery: Nursery, pictures: Path, tmp_path: Path
+) -> None:
+    folder = ModelFolder(tmp_path / "m")
+    options = ("--data-dir", str(pictures), "--device", "cpu", "--batch-size", "80", "--out")
+    command = ("train", "simple_cnn", *options, str(folder.path), "--epochs")
+    theirs = tmp_path / "their.pth"
+    torch.save(architectures.build("simple_cnn", 10).state_dict(), theirs)
+    running = [sys.executable, "-m", "cifar_deploy", *command, "5000"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(running, env=ENVIRONMENT, **quiet) as first:
+        try:
+            while not folder.log.exists():  # the first epoch has ended
+                assert first.poll() is None
+                time.sleep(0.005)
+            for second in (
+                (*command, "1", "--seed", "1"),
+                (*command, "1", "--seeds", "2"),
+                (*command, "5000", "--resume"),
+                ("import", "simple_cnn", theirs, "--data-dir", pictures, "--out", folder.path),
+            ):
+                ended = nursery.run(*second)
+                assert ended.code == 2
+                told = f"error: another run is writing to {folder.path}; wait until it has ended, "
+                assert ended.said == f"{told}or write elsewhere with --out FOLDER\n"
+            assert first.poll() is None
+            first.send_signal(signal.SIGTERM)
+            assert first.wait(60) == 128 + signal.SIGTERM
+        finally:
+            first.kill()
+    assert "go on with --resume" in nursery.run(*command, "1").said  # there is its checkpoint
+    folder.checkpoint.unlink()
+    assert nursery.run(*command, "1", "--seeds", "2").code == 0
+    assert {path.name for path in folder.path.iterdir()} == TRAINED
 
 
 def test_a_closed_terminal_leaves_a_checkpoint(pictures: Path, tmp_path: Path) -> None:

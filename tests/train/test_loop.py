@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from cifar_deploy import __version__, recipe, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.store import Json, ModelFolder, read_card
 from cifar_deploy.train import batches, loop
 from cifar_deploy.train.batches import split_holdout
 from cifar_deploy.train.interrupt import Interrupted
@@ -284,6 +285,28 @@ def test_the_seed_makes_the_run(make_job: MakeJob, recorder: Watching) -> None:
         raw.append(job.folder.weights.read_bytes())
     assert raw[0] == raw[1]
     assert raw[0] != raw[2]
+
+
+def test_a_card_names_what_its_own_run_wrote(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a disk without locks another run may write its weights there just then.
+    save, job = weights.save, make_job("train.epochs=1")
+    own: list[bytes] = []
+
+    def save_before_another(path: Path, *what: Any) -> Json:
+        written = save(path, *what)
+        if path == job.folder.weights:
+            own.append(path.read_bytes())
+            path.write_bytes(b"another run's weights")
+        return written
+
+    monkeypatch.setattr(weights, "save", save_before_another)
+    stored = Trainer(job).run(recorder)["weights"]
+    assert stored["sha256"] == hashlib.sha256(own[0]).hexdigest()
+    assert stored["bytes"] == len(own[0])
+    with pytest.raises(UserError, match=r"does not match card\.json"):
+        read_card(job.folder)
 
 
 # --- resuming -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.cli import app, train
 from cifar_deploy.errors import OwnError, UserError
-from cifar_deploy.store import ModelFolder, read_card
+from cifar_deploy.store import ModelFolder, only_writer, read_card
 from cifar_deploy.train import checkpoint
 from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.train.ranks import Ranks, own_device, together
@@ -166,6 +166,18 @@ def test_two_processes_do_what_one_does_also_after_one_was_killed(
     lines = [json.loads(line) for line in two.log.read_text().splitlines()]
     assert lines == second["history"]
     assert not two.checkpoint.exists()
+
+
+def test_processes_where_another_run_writes_are_refused_together(
+    pictures: Path, tmp_path: Path
+) -> None:
+    with only_writer(tmp_path / "m"):
+        quick = ("--data-dir", pictures, "--device", "cpu", "--epochs", "1", "--batch-size", "60")
+        ended = torchrun(
+            "-m", "cifar_deploy", "train", "simple_cnn", *quick, "--out", tmp_path / "m"
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.count("error: another run is writing to ") == 1
 
 
 def test_batch_norms_of_two_processes_are_those_of_one(tmp_path: Path) -> None:

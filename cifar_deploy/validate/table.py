@@ -45,7 +45,10 @@ def table(judgements: Sequence[Judgement]) -> Table:
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
         result.add_column(
-            heading, justify="right" if heading in NUMBERS else "left", overflow="fold"
+            heading,
+            justify="right" if heading in NUMBERS else "left",
+            overflow="fold",
+            no_wrap=heading not in TEXTS,
         )
     for judgement in judgements:
         rows: list[Judged | Unusable] = [*judgement.rows, *judgement.unusable]

@@ -2,15 +2,21 @@
 
 import dataclasses
 import io
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from judgements import MakeJudgement
+from processes import lines_in_terminal
 from rich.console import Console
 
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.cli.options import show
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import table
-from cifar_deploy.validate.judge import Judgement
+from cifar_deploy.validate.judge import Judgement, Options, Reference, judge, to_json
 from cifar_deploy.validate.latency import Speed
 from cifar_deploy.validate.noninferiority import INCONCLUSIVE
 
@@ -102,6 +108,32 @@ def test_nothing_is_cut(judgements: list[Judgement], width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     for word in ("INCONCLUSIVE", "CPUExecutionProvider", "10,000", "UNUSABLE", "99.40", "-0.60"):
         assert word in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_numbers_and_verdicts_are_whole_at_any_width(
+    trained: Trained,
+    folder: ModelFolder,
+    judged_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+) -> None:
+    reference, options = Reference.of_model(trained), Options(seconds=0.01)
+    cpu = torch.device("cpu")
+    judgement = judge(reference, folder.exported(), judged_data, cpu, options, images=300)
+    printing = partial(show, table.table([judgement]), [], {}, None, 140)
+    lines = lines_in_terminal(monkeypatch, capsys, width, printing)
+    for row in to_json(judgement)["rows"]:
+        first = row["latency"][0]["latency"]
+        words = [f"{100 * row['accuracy']:.2f}", row["verdict"]]
+        digits = 2 if first["p50"] >= 0.1 else 3
+        words += [f"{first[key]:.{digits}f}" for key in ("p50", "p99")]
+        if row["verdict"] != "REFERENCE":
+            words += [f"{row['difference_points']:+.2f}", f"{100 * row['same_top1']:.2f}"]
+            words.append(f"{row['largest_logit_difference']:.2g}")
+        speeds = [[f"{t['images_per_second']:,.0f}", f"({t['batch']})"] for t in row["latency"]]
+        assert any({*words, *speed} <= set(line) for speed in speeds for line in lines), lines
 
 
 def test_at_80_columns_names_are_folded_not_cut(judgements: list[Judgement]) -> None:

@@ -122,7 +122,6 @@ def scatter(groups: Sequence[Series], x: Axis, y: Axis, height: int, caption: st
         to_right = 1 - x.at(marks[-1].x) >= x.at(marks[0].x)
         sides.append((marks[-1] if to_right else marks[0], to_right))
     heights = [(1 - y.at(mark.y)) * height for mark, _ in sides]
-    parts += [_mark(mark, x, y, height) for group in groups for mark in group.marks]
     for group, (mark, to_right), own, level in zip(
         groups, sides, heights, spread(heights), strict=True
     ):
@@ -132,6 +131,8 @@ def scatter(groups: Sequence[Series], x: Axis, y: Axis, height: int, caption: st
         # A nested drawing counts in pixels from the point.
         line = _tag("line", x1=way * 6, y1=own, x2=way * 13, y2=level, class_="join")
         parts.append(_tag("svg", x=_percent(x.at(mark.x)), inside=line + text))
+    # Above the labels, whose halos would hide them.
+    parts += [_mark(mark, x, y, height) for group in groups for mark in group.marks]
     return _chart(parts, height, caption)
 
 

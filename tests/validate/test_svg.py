@@ -68,6 +68,13 @@ def test_a_scatter_places_marks_and_labels() -> None:
     ]
 
 
+def test_no_label_hides_a_point() -> None:
+    x, y = svg.log_axis([1.0, 1.1]), svg.linear_axis([90.0], least=1.0)
+    groups = [Series(f"file {i}", "s1", [Mark(1 + i / 10, 90.0, "s1", "")]) for i in range(2)]
+    drawn = svg.scatter(groups, x, y, 120, "caption")
+    assert drawn.rindex('class="label') < drawn.index("<circle")
+
+
 def test_bars_stand_on_their_side_of_zero() -> None:
     group = [Bar(1.0, "s1", "up"), Bar(-0.5, "s2", "down"), Bar(None, "s3", "none")]
     drawn = svg.bars([("cat", group)], least=0.5, caption="caption")

@@ -205,6 +205,7 @@ def _model(judgement: Judgement, styles: dict[str, str]) -> dict[str, Any]:
         "files": [(_label(judgement, row), row, table.evidence(judgement, row)) for row in files],
         "legend": {name: styles[name] for name in (_label(judgement, row) for row in files)},
         "classes": judgement.classes,
+        "room": svg.room(judgement.classes),
         "bars": _class_differences(judgement, styles) if files else None,
         "matrices": list(_matrices(judgement)),
         "mistakes": _mistakes(judgement),

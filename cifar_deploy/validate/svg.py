@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
+from rich.cells import cell_len
 
 LINE = 15  # pixels from one label to the next
 MOST_TICKS = 8
+LONGEST_NAME = 24  # letters beside a group of bars; wide ones, as Chinese, count twice
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -145,8 +147,25 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, height: int, caption: str)
     return _chart(parts, height, caption)
 
 
+def shortened(name: str) -> str:
+    """`name`; of one longer than LONGEST_NAME what it begins and ends with."""
+    text, keep = name, LONGEST_NAME
+    while cell_len(text) > LONGEST_NAME:
+        keep -= 1
+        text = f"{name[: keep // 2]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - keep + keep // 2 :]}"
+    return text
+
+
+def room(names: Iterable[str]) -> int:
+    """Pixels that `bars` needs to the left of the drawing for the `names` of its groups."""
+    return 15 + 7 * max(cell_len(shortened(name)) for name in names)
+
+
 def bars(groups: Sequence[tuple[str, Sequence[Bar]]], least: float, caption: str) -> Markup:
-    """Horizontal bars to both sides of zero, a group a row; the scale reaches at least `least`."""
+    """Horizontal bars to both sides of zero, a group a row; the scale reaches at least `least`.
+
+    The groups' names hang into the `room` at the left.
+    """
     values = [abs(bar.value) for _, group in groups for bar in group if bar.value is not None]
     reach = max([least, *values])
     thick, gap = 11, 9
@@ -154,7 +173,8 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], least: float, caption: str
     for name, group in groups:
         tall = thick * max(len(group), 1)
         middle = top + tall / 2
-        parts.append(_tag("text", x=0, dx=-8, y=middle, dy=4, class_="end", inside=escape(name)))
+        said = _tag("title", inside=escape(name)) + escape(shortened(name))
+        parts.append(_tag("text", x=0, dx=-8, y=middle, dy=4, class_="end", inside=said))
         for bar in group:
             parts.append(_bar(bar, top, thick, reach))
             top += thick

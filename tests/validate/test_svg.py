@@ -1,9 +1,11 @@
 """Where axes, labels and bars stand."""
 
+import html
 import itertools
 import re
 
 import pytest
+from rich.cells import cell_len
 
 from cifar_deploy.validate import svg
 from cifar_deploy.validate.svg import Bar, Mark, Series
@@ -83,6 +85,18 @@ def test_bars_stand_on_their_side_of_zero() -> None:
         ("30.00", "20.00"),
     ]
     assert "no images" in drawn
+
+
+def test_long_names_of_groups_lose_their_middle() -> None:
+    names = ("cat", "n02085620-Japanese_spaniel_puppy", "<\N{CJK UNIFIED IDEOGRAPH-72D7}>" * 9)
+    drawn = svg.bars([(name, []) for name in names], least=0.5, caption="caption")
+    shown = [html.unescape(name) for name in re.findall("<title>.*?</title>(.+?)</text>", drawn)]
+    dog = "n02085620-J\N{HORIZONTAL ELLIPSIS}paniel_puppy"
+    assert shown[:2] == ["cat", dog]
+    assert cell_len(shown[2]) <= svg.LONGEST_NAME
+    titles = re.findall("<title>(.+?)</title>", drawn)
+    assert tuple(map(html.unescape, titles)) == names
+    assert svg.room(["cat"]) < svg.room(names[:2]) == svg.room(["m" * svg.LONGEST_NAME])
 
 
 def test_small_differences_have_short_bars() -> None:

@@ -74,13 +74,21 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
         f"{data['images']:,} test images of {data['name']}"
         for data in (judgement.facts["data"] for judgement in judgements)
     )
-    timed = any(row.speed for judgement in judgements for row in judgement.rows)
-    latency = "p50, p99: latency of batch 1, copies to and from the device included. "
     conditions = (
         f"{', '.join(sets)}; {facts['device']}; {libraries}. "
-        f"{latency if timed else ''}diff in points."
+        f"{latency_terms(judgements)}diff in points."
     )
     return [conditions, *remarks(judgements)]
+
+
+def latency_terms(judgements: Sequence[Judgement]) -> str:
+    """A sentence on what p50 and p99 are, and a blank; nothing where there is no latency."""
+    rows = (row for judgement in judgements for row in judgement.rows)
+    batches = {row.speed.smallest.batch for row in rows if row.speed}
+    if not batches:
+        return ""
+    batch = "batch 1" if 1 in batches else "the batch in brackets"
+    return f"p50, p99: latency of {batch}, copies to and from the device included. "
 
 
 def remarks(judgements: Sequence[Judgement]) -> list[str]:

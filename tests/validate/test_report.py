@@ -288,9 +288,27 @@ def test_a_file_of_larger_batches_is_named_below_the_chart(judgement: Judgement)
     assert "Not shown" not in Page(rendered([judgement])).text
 
 
+def test_files_of_larger_batches_alone_have_their_chart(judgement: Judgement) -> None:
+    rows = []
+    for row in judgement.rows:
+        assert row.speed
+        later = row.speed.sweep[1:]
+        speed = dataclasses.replace(row.speed, smallest=later[0], sweep=later)
+        rows.append(dataclasses.replace(row, speed=speed))
+    text = Page(rendered([dataclasses.replace(judgement, rows=tuple(rows))])).text
+    assert "Latency was not measured." not in text
+    assert "Accuracy against latency" not in text
+    assert "Images a second" in text
+    assert "latency of batch 1" not in text
+    assert "p50, p99: latency of the batch in brackets" in text
+    assert "p50, p99: latency of batch 1," in Page(rendered([judgement])).text
+
+
 def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     html = rendered([make_judgement({"a.onnx": small_data.test.labels}, timed=False)])
     assert "Latency was not measured." in html
+    assert "Images a second" not in html
+    assert "latency of" not in html
     Page(html)
 
 

@@ -106,6 +106,13 @@ def test_the_page_needs_nothing_else(judgement: Judgement) -> None:
     assert {a["href"][1:] for a in page.all("a")} <= ids
 
 
+def test_headings_break_as_they_are_written(judgement: Judgement) -> None:
+    style = after(rendered([judgement]), "<style>", "</style>")
+    assert re.search(r"\.results th \{[^}]*white-space: pre;", style)
+    nowrap = re.findall(r"([^{}\n]*)\{[^}]*white-space: nowrap", style)
+    assert [rule.strip() for rule in nowrap if ".results" in rule] == [".results td.number"]
+
+
 def test_every_file_and_verdict(judgement: Judgement) -> None:
     html = rendered([judgement])
     table = after(html, '<table class="results">', "</table>")

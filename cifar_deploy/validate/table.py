@@ -150,7 +150,7 @@ def _best(judgement: Judgement) -> list[str]:
     sizes = [(row.bytes, judgement.label(row.file)) for row in proved if row.bytes is not None]
     said = (
         f"Of the proved files {quick} has the lowest latency, "
-        f"{least.smallest.latency.p50:.3g} ms of batch {least.smallest.batch}, {many} the "
+        f"{milliseconds(least.smallest.latency.p50)} of batch {least.smallest.batch}, {many} the "
         f"most images/s within 2 %, {most.best.images_per_second:,.0f} in batches of "
         f"{most.best.batch}"
     )
@@ -158,6 +158,11 @@ def _best(judgement: Judgement) -> list[str]:
         size, small = min(sizes)
         said += f", and {small} the fewest bytes, {size / 1e6:.3g} MB"
     return [f"{said}."]
+
+
+def milliseconds(value: float) -> str:
+    """Three digits of a time that count, from 100 ms on all before the point."""
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _worst_class(judgement: Judgement, row: Judged) -> list[str]:

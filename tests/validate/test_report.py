@@ -21,6 +21,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import report
 from cifar_deploy.validate.judge import Judgement, Options, Reference, judge
+from cifar_deploy.validate.latency import Speed
 
 TIME = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -279,6 +280,18 @@ def test_charts(judgement: Judgement) -> None:
     sweep = [title for title in titles if ", batch " in title]
     assert len(sweep) == 4 * 3
     assert sweep[0] == "PyTorch, batch 1: 2,000 images/s (0.5 ms a call)"
+
+
+def test_long_times_are_whole_numbers(judgement: Judgement) -> None:
+    reference, *others = judgement.rows
+    assert reference.speed
+    first = reference.speed.smallest
+    slow = dataclasses.replace(first, latency=dataclasses.replace(first.latency, p50=1_812.6))
+    rows = (dataclasses.replace(reference, speed=Speed(slow, slow, (slow,))), *others)
+    page = Page(rendered([dataclasses.replace(judgement, rows=rows)]))
+    titles = [text for tag, text in page.texts if tag == "title"]
+    assert "simple_cnn PyTorch: 100.00 %, 1,813 ms" in titles
+    assert "PyTorch, batch 1: 2,000 images/s (1,813 ms a call)" in titles
 
 
 def test_a_file_of_larger_batches_is_named_below_the_chart(judgement: Judgement) -> None:

@@ -209,6 +209,14 @@ def test_the_quickest_of_several_proved_files_is_named(
     assert not any("Of the proved files" in line for line in alone)
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "0.0123"), (2.5064, "2.51"), (99.94, "99.9"), (99.96, "100"), (1_812.6, "1,813")],
+)
+def test_milliseconds(value: float, text: str) -> None:
+    assert table.milliseconds(value) == f"{text} ms"
+
+
 def test_times_are_explained_only_where_there_are_some(
     make_judgement: MakeJudgement, small_data: Dataset
 ) -> None:

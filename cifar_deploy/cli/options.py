@@ -130,7 +130,7 @@ TrustFlag = Annotated[
     bool, typer.Option("--trust", help="Load engines without a matching manifest: they are code.")
 ]
 Models = Annotated[
-    list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or model folders.")
+    list[str] | None, typer.Argument(metavar="MODEL", help="Names or model folders.")
 ]
 BatchOption = Annotated[int | None, typer.Option(help="Images a step, of all processes.")]
 RecipeOption = Annotated[

@@ -1,6 +1,7 @@
 """The table that `validate` prints, and the words under it. The report has the same cells."""
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ LIBRARIES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
+PERCENTAGE = re.compile(r"(\d+) %")
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", UNUSABLE: "red"}
 # Columns at the left; then the numbers, then the verdict. Breaks keep the columns narrow.
 TEXTS = ("file", "runtime,\nprovider")
@@ -132,9 +134,19 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
     if any(row.normalised for judgement in judgements for row in judgement.rows):
         lines.append("--mean and --std name another normalisation.")
-    # Of several models one remark is enough.
-    disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}
-    lines += [f"{said}." for said in disturbed]
+    return lines + _disturbed(judgements)
+
+
+def _disturbed(judgements: Sequence[Judgement]) -> list[str]:
+    """What disturbed the times: once for several models, which differ in percentages alone."""
+    found: dict[str, list[str]] = {}
+    for judgement in judgements:
+        for said in judgement.facts["remarks"]:
+            found.setdefault(PERCENTAGE.sub("", said), []).append(said)
+    lines = []
+    for alike in found.values():
+        most = max(alike, key=lambda said: [int(n) for n in PERCENTAGE.findall(said)])
+        lines.append(f"{most}, with one of the models." if len(set(alike)) > 1 else f"{most}.")
     return lines
 
 

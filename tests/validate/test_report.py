@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import datetime
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -105,6 +106,15 @@ def test_the_page_needs_nothing_else(judgement: Judgement) -> None:
     assert not re.search(r"https?:|@import|url\(", html)
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert {a["href"][1:] for a in page.all("a")} <= ids
+
+
+def test_headings_skip_no_level_and_those_of_tables_say_what_they_head(
+    judgement: Judgement,
+) -> None:
+    page = Page(rendered([judgement]))
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert max(b - a for a, b in itertools.pairwise(levels)) == 1
+    assert {cell.get("scope") for cell in page.all("th")} == {"col", "row"}
 
 
 def test_headings_break_as_they_are_written(judgement: Judgement) -> None:

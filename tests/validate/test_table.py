@@ -240,6 +240,16 @@ def test_what_disturbed_the_times_is_told_once(judgements: list[Judgement]) -> N
     ]
 
 
+def test_what_disturbed_several_models_is_told_with_the_highest_percentage(
+    judgements: list[Judgement],
+) -> None:
+    busy = "the processor was busy: others used {} % of it"
+    for judgement, share in zip(judgements, (9, 34), strict=True):
+        judgement.facts["remarks"] += [busy.format(share), "the clocks were chosen"]
+    said = [line for line in table.notes(judgements) if "busy" in line or "clocks" in line]
+    assert said == [f"{busy.format(34)}, with one of the models.", "the clocks were chosen."]
+
+
 def test_a_pass_with_other_logits_is_told(
     make_judgement: MakeJudgement, small_data: Dataset
 ) -> None:

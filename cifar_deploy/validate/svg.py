@@ -128,7 +128,7 @@ def scatter(groups: Sequence[Series], x: Axis, y: Axis, height: int, caption: st
         groups, sides, heights, spread(heights), strict=True
     ):
         way, style = (1, "label") if to_right else (-1, "label end")
-        name = escape(group.label)
+        name = escape(shortened(group.label))  # the legend, or the page, has the whole one
         text = _tag("text", x=way * 15, y=level, dy=4, class_=style, inside=name)
         # A nested drawing counts in pixels from the point.
         line = _tag("line", x1=way * 6, y1=own, x2=way * 13, y2=level, class_="join")

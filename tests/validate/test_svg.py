@@ -99,6 +99,12 @@ def test_long_names_of_groups_lose_their_middle() -> None:
     assert svg.room(["cat"]) < svg.room(names[:2]) == svg.room(["m" * svg.LONGEST_NAME])
 
 
+def test_a_long_label_stays_in_a_scatter() -> None:
+    x, y = svg.log_axis([1.0]), svg.linear_axis([90.0], least=1.0)
+    drawn = svg.scatter([Series("m" * 90, "s1", [Mark(1.0, 90.0, "s1", "")])], x, y, 120, "caption")
+    assert f">{svg.shortened('m' * 90)}</text>" in drawn
+
+
 def test_small_differences_have_short_bars() -> None:
     drawn = svg.bars([("cat", [Bar(0.1, "s1", "")])], least=0.5, caption="caption")
     assert re.findall(r'width="([\d.]+)%"', drawn) == ["8.00"]

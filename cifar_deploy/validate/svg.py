@@ -158,7 +158,7 @@ def shortened(name: str) -> str:
 
 def room(names: Iterable[str]) -> int:
     """Pixels that `bars` needs to the left of the drawing for the `names` of its groups."""
-    return 15 + 7 * max(cell_len(shortened(name)) for name in names)
+    return 15 + 15 * max(cell_len(shortened(name)) for name in names) // 2
 
 
 def bars(groups: Sequence[tuple[str, Sequence[Bar]]], least: float, caption: str) -> Markup:

@@ -1,6 +1,7 @@
 """Python in a process of its own, and the command line in this one."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,21 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return Answer(status, *capsys.readouterr())
 
     return run
+
+
+def lines_in_terminal(
+    patch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+    printing: Callable[[], object],
+) -> list[list[str]]:
+    """The words of each line that `printing` prints in a terminal of `width` columns."""
+    for name, value in (("COLUMNS", str(width)), ("FORCE_COLOR", "1"), ("NO_COLOR", "1")):
+        patch.setenv(name, value)
+    capsys.readouterr()
+    printing()
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    return [line.split() for line in plain.splitlines()]
 
 
 def refusing(run: Run) -> Refused:

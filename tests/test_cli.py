@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from processes import Run, call, command_line, may_mount, refusing, snapshot
+from processes import (
+    Run,
+    call,
+    command_line,
+    lines_in_terminal,
+    may_mount,
+    refusing,
+    snapshot,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -523,6 +532,25 @@ def test_what_cannot_be_measured_on_training_images(refused: Callable[..., str])
     assert "those calibrated on: 0, which can show no less than 100" in said
     said = refused(*export, "1", "--keep-fp32", "node_conv")
     assert "did you mean node_conv2d_1?" in said
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_models_never_breaks_a_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(Path(__file__).parents[1] / "models"))
+    entries = json.loads(command_line(monkeypatch, capsys)("models", "--json").out)
+    assert any(entry["chain"] for entry in entries)
+    printing = partial(call, monkeypatch, "models")
+    lines = lines_in_terminal(monkeypatch, capsys, width, printing)
+    for entry in entries:
+        words = [f"{entry['parameters']:,}"]
+        if entry["wall_seconds"] is not None:
+            runs = entry["chain"] or [entry]
+            words += [f"{sum(run['wall_seconds'] for run in runs):,.0f}", "s", "%"]
+            accuracy = entry["test_accuracy_mean"] or entry["test_accuracy"]
+            words.append(f"{100 * accuracy:.2f}")
+        assert any(set(words) <= set(line) for line in lines), (words, lines)
 
 
 def test_models_shows_what_is_trained(run: Run) -> None:

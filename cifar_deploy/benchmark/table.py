@@ -37,8 +37,9 @@ def table(rows: Sequence[Row]) -> Table:
     """A line a contender and batch; those of one model and batch stand together."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in (*TEXTS, *NUMBERS):
+        number = heading in NUMBERS
         result.add_column(
-            heading, justify="right" if heading in NUMBERS else "left", overflow="fold"
+            heading, justify="right" if number else "left", overflow="fold", no_wrap=number
         )
     before: tuple[str, int] | None = None
     for row in rows:
@@ -192,8 +193,10 @@ def scenario_table(results: Sequence[Result]) -> Table:
     metric = "p90 ms\n(early stopping)" if single else "images/s"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("name", "runtime", metric, "queries", "top-1\n%", "LoadGen says"):
-        right = heading in (metric, "queries", "top-1\n%")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        number = heading in (metric, "queries", "top-1\n%")
+        table.add_column(
+            heading, justify="right" if number else "left", overflow="fold", no_wrap=number
+        )
     for result in results:
         measured = f"{result.images_per_second:,.0f}"
         if single:

@@ -53,7 +53,7 @@ def benchmark(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL|FILE|grpc://...]...",
+            metavar="MODEL|FILE|grpc://...",
             help="Models, files, or what a server has, as grpc://localhost:8001/MODEL.",
         ),
     ] = None,

@@ -59,7 +59,7 @@ def export(
         ),
     ] = None,
     workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="GPU memory a layer may use.")
+        int | None, typer.Option(metavar="MIB", help="GPU memory a layer may use. [default: all]")
     ] = None,
     timing_cache_file: Annotated[
         Path | None, typer.Option(help="tensorrt: kept between builds; else in the user's cache.")
@@ -74,7 +74,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="X.Y...", help="tensorrt-rtx: targets, as 8.6 8.9 12.0, or 8.6,8.9."),
     ] = None,
-    builder_optimization_level: Annotated[int | None, typer.Option(help="0 to 5.")] = None,
+    builder_optimization_level: Annotated[
+        int | None, typer.Option(help="0 to 5. [default: 3]")
+    ] = None,
     strip_weights: Annotated[
         bool, typer.Option("--strip-weights", help="Leave them to the ONNX file beside it.")
     ] = False,

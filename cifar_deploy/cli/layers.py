@@ -142,7 +142,10 @@ def _table(found: "list[Layer]") -> Any:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("layer", "operator", "SNR, dB", "lost, dB"):
-        table.add_column(heading, justify="right" if "dB" in heading else "left", overflow="fold")
+        number = "dB" in heading
+        table.add_column(
+            heading, justify="right" if number else "left", overflow="fold", no_wrap=number
+        )
     for layer in found:
         # Rounded first: -0.0 is told as 0.0.
         lost = "" if layer.lost is None else f"{round(layer.lost, 1) + 0.0:.1f}"

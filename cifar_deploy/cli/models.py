@@ -109,7 +109,7 @@ def _show_differences(found: store.Json) -> None:
         label = what.replace(SEEDS, ", mean").replace("holdout_", "held-out_")
         label = label.replace("_accuracy", " accuracy")
         table.add_row(*map(Text, (label, *(_value(what, value) for value in values))))
-    wide(120).print(table)
+    wide(120, table).print(table)
     for judgement in found["judgements"]:
         typer.echo(_judged(judgement))
     for judgement in found["judgements"]:
@@ -257,7 +257,12 @@ def _show(entries: list[store.Json]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("network", "alias", "parameters", "trained: test top-1", "time", "exported"):
         right = heading == "parameters"
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            heading,
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=right or heading == "time",
+        )
     for entry in entries:
         cells = (
             _name(entry),
@@ -268,7 +273,7 @@ def _show(entries: list[store.Json]) -> None:
             ", ".join(f + " (stale)" * (f in entry["stale"]) for f in entry["exported"]) or "-",
         )
         table.add_row(*map(Text, cells))  # a file's name may hold what rich takes for markup
-    wide(120).print(table)
+    wide(120, table).print(table)
     for entry in entries:
         if entry["command"]:
             gone = "" if entry["weights"] else "; its weights are not here"

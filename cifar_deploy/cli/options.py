@@ -1,6 +1,7 @@
 """What the commands share: options of the same name and meaning, and how they speak."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import itertools
@@ -18,8 +19,12 @@ from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from cifar_deploy.data.dataset import Dataset
+
+# Characters of a text's column that are left in a narrow terminal: a version or a sha256 is whole.
+LEAST_TEXT = 16
 
 
 class Source(StrEnum):
@@ -125,7 +130,7 @@ TrustFlag = Annotated[
     bool, typer.Option("--trust", help="Load engines without a matching manifest: they are code.")
 ]
 Models = Annotated[
-    list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names or model folders.")
+    list[str] | None, typer.Argument(metavar="MODEL", help="Names or model folders.")
 ]
 BatchOption = Annotated[int | None, typer.Option(help="Images a step, of all processes.")]
 RecipeOption = Annotated[
@@ -290,12 +295,29 @@ def print_card(card: store.Json, folder: store.ModelFolder) -> None:
     print_json({**card, "weights": {**card["weights"], "path": str(folder.weights)}})
 
 
-def wide(width: int) -> "Console":
-    """Where tables are printed: the terminal, or `width` columns where there is none."""
+def wide(width: int, table: "Table") -> "Console":
+    """Where `table` is printed: the terminal, or `width` columns where there is none.
+
+    In one that is narrower than its columns need, whole lines are wrapped by the terminal: half a
+    number would read as another.
+    """
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=width)
+    console.width = max(console.width if console.is_terminal else width, _least_width(table))
+    return console
+
+
+def _least_width(table: "Table") -> int:
+    """The columns of a terminal that `table` needs: texts are folded, what is `no_wrap` is not."""
+    from rich.console import Console
+
+    folded = copy.copy(table)
+    folded.columns = [
+        column if column.no_wrap else dataclasses.replace(column, max_width=LEAST_TEXT)
+        for column in table.columns
+    ]
+    return Console(width=10_000).measure(folded).maximum
 
 
 def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:
@@ -303,7 +325,7 @@ def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width
     if json_file and str(json_file) == "-":
         print_json(value)
         return
-    console = wide(width)
+    console = wide(width, table)
     console.print(table)
     for line in notes:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE|FOLDER...", help="Pictures, or folders of them and of such folders."
+            metavar="IMAGE|FOLDER", help="Pictures, or folders of them and of such folders."
         ),
     ],
     top: Annotated[int, typer.Option(help="So many of the likeliest classes.", min=1)] = 3,

@@ -83,7 +83,7 @@ def _table(found: "Profile") -> Any:
     for heading in ("layer", "operator", *(["kernel"] if kernels else [])):
         table.add_column(heading, overflow="fold")
     for heading in ("ms", "%"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for layer in found.layers:
         texts = [layer.name, layer.operator, *([layer.kernel] if kernels else [])]
         share = Text(f"{100 * layer.share:.1f}", "red" if layer.share >= MUCH else "")

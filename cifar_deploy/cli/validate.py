@@ -45,7 +45,7 @@ def validate(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL|FILE|grpc://...]...",
+            metavar="MODEL|FILE|grpc://...",
             help="Models, or files: of the model beside them, or with --reference; or what a "
             "server answers, as grpc://localhost:8001/MODEL.",
         ),

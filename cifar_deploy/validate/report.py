@@ -143,7 +143,7 @@ def _latency(judgements: Sequence[Judgement], styles: dict[str, str]) -> Markup 
             if row.speed and row.speed.smallest.batch == 1:
                 name = _label(judgement, row)
                 latency, accuracy = row.speed.smallest.latency.p50, 100 * row.accuracy
-                title = f"{judgement.model} {name}: {accuracy:.2f} %, {latency:.3g} ms"
+                title = f"{judgement.model} {name}: {accuracy:.2f} %, {table.milliseconds(latency)}"
                 marks.append((name, svg.Mark(latency, accuracy, styles[name], title)))
         if len(judgements) == 1:  # the model is clear: name the files
             groups += [svg.Series(name, styles[name], [mark]) for name, mark in marks]
@@ -184,7 +184,7 @@ def _sweeps(judgements: Sequence[Judgement], styles: dict[str, str]) -> list[tup
                     timing.images_per_second,
                     styles[name],
                     f"{name}, batch {timing.batch}: {timing.images_per_second:,.0f} images/s "
-                    f"({timing.latency.p50:.3g} ms a call)",
+                    f"({table.milliseconds(timing.latency.p50)} a call)",
                 )
                 for timing in sweep
             ]
@@ -205,6 +205,7 @@ def _model(judgement: Judgement, styles: dict[str, str]) -> dict[str, Any]:
         "files": [(_label(judgement, row), row, table.evidence(judgement, row)) for row in files],
         "legend": {name: styles[name] for name in (_label(judgement, row) for row in files)},
         "classes": judgement.classes,
+        "room": svg.room(judgement.classes),
         "bars": _class_differences(judgement, styles) if files else None,
         "matrices": list(_matrices(judgement)),
         "mistakes": _mistakes(judgement),

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
+from rich.cells import cell_len
 
 LINE = 15  # pixels from one label to the next
 MOST_TICKS = 8
+LONGEST_NAME = 24  # letters beside a group of bars; wide ones, as Chinese, count twice
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -122,16 +124,17 @@ def scatter(groups: Sequence[Series], x: Axis, y: Axis, height: int, caption: st
         to_right = 1 - x.at(marks[-1].x) >= x.at(marks[0].x)
         sides.append((marks[-1] if to_right else marks[0], to_right))
     heights = [(1 - y.at(mark.y)) * height for mark, _ in sides]
-    parts += [_mark(mark, x, y, height) for group in groups for mark in group.marks]
     for group, (mark, to_right), own, level in zip(
         groups, sides, heights, spread(heights), strict=True
     ):
         way, style = (1, "label") if to_right else (-1, "label end")
-        name = escape(group.label)
+        name = escape(shortened(group.label))  # the legend, or the page, has the whole one
         text = _tag("text", x=way * 15, y=level, dy=4, class_=style, inside=name)
         # A nested drawing counts in pixels from the point.
         line = _tag("line", x1=way * 6, y1=own, x2=way * 13, y2=level, class_="join")
         parts.append(_tag("svg", x=_percent(x.at(mark.x)), inside=line + text))
+    # Above the labels, whose halos would hide them.
+    parts += [_mark(mark, x, y, height) for group in groups for mark in group.marks]
     return _chart(parts, height, caption)
 
 
@@ -144,8 +147,25 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, height: int, caption: str)
     return _chart(parts, height, caption)
 
 
+def shortened(name: str) -> str:
+    """`name`; of one longer than LONGEST_NAME what it begins and ends with."""
+    text, keep = name, LONGEST_NAME
+    while cell_len(text) > LONGEST_NAME:
+        keep -= 1
+        text = f"{name[: keep // 2]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - keep + keep // 2 :]}"
+    return text
+
+
+def room(names: Iterable[str]) -> int:
+    """Pixels that `bars` needs to the left of the drawing for the `names` of its groups."""
+    return 15 + 15 * max(cell_len(shortened(name)) for name in names) // 2
+
+
 def bars(groups: Sequence[tuple[str, Sequence[Bar]]], least: float, caption: str) -> Markup:
-    """Horizontal bars to both sides of zero, a group a row; the scale reaches at least `least`."""
+    """Horizontal bars to both sides of zero, a group a row; the scale reaches at least `least`.
+
+    The groups' names hang into the `room` at the left.
+    """
     values = [abs(bar.value) for _, group in groups for bar in group if bar.value is not None]
     reach = max([least, *values])
     thick, gap = 11, 9
@@ -153,7 +173,8 @@ def bars(groups: Sequence[tuple[str, Sequence[Bar]]], least: float, caption: str
     for name, group in groups:
         tall = thick * max(len(group), 1)
         middle = top + tall / 2
-        parts.append(_tag("text", x=0, dx=-8, y=middle, dy=4, class_="end", inside=escape(name)))
+        said = _tag("title", inside=escape(name)) + escape(shortened(name))
+        parts.append(_tag("text", x=0, dx=-8, y=middle, dy=4, class_="end", inside=said))
         for bar in group:
             parts.append(_bar(bar, top, thick, reach))
             top += thick

@@ -1,6 +1,7 @@
 """The table that `validate` prints, and the words under it. The report has the same cells."""
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ LIBRARIES = {
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
 }
+PERCENTAGE = re.compile(r"(\d+) %")
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", UNUSABLE: "red"}
 # Columns at the left; then the numbers, then the verdict. Breaks keep the columns narrow.
 TEXTS = ("file", "runtime,\nprovider")
@@ -45,7 +47,10 @@ def table(judgements: Sequence[Judgement]) -> Table:
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
         result.add_column(
-            heading, justify="right" if heading in NUMBERS else "left", overflow="fold"
+            heading,
+            justify="right" if heading in NUMBERS else "left",
+            overflow="fold",
+            no_wrap=heading not in TEXTS,
         )
     for judgement in judgements:
         rows: list[Judged | Unusable] = [*judgement.rows, *judgement.unusable]
@@ -71,13 +76,21 @@ def notes(judgements: Sequence[Judgement]) -> list[str]:
         f"{data['images']:,} test images of {data['name']}"
         for data in (judgement.facts["data"] for judgement in judgements)
     )
-    timed = any(row.speed for judgement in judgements for row in judgement.rows)
-    latency = "p50, p99: latency of batch 1, copies to and from the device included. "
     conditions = (
         f"{', '.join(sets)}; {facts['device']}; {libraries}. "
-        f"{latency if timed else ''}diff in points."
+        f"{latency_terms(judgements)}diff in points."
     )
     return [conditions, *remarks(judgements)]
+
+
+def latency_terms(judgements: Sequence[Judgement]) -> str:
+    """A sentence on what p50 and p99 are, and a blank; nothing where there is no latency."""
+    rows = (row for judgement in judgements for row in judgement.rows)
+    batches = {row.speed.smallest.batch for row in rows if row.speed}
+    if not batches:
+        return ""
+    batch = "batch 1" if 1 in batches else "the batch in brackets"
+    return f"p50, p99: latency of {batch}, copies to and from the device included. "
 
 
 def remarks(judgements: Sequence[Judgement]) -> list[str]:
@@ -121,9 +134,19 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
     if any(row.normalised for judgement in judgements for row in judgement.rows):
         lines.append("--mean and --std name another normalisation.")
-    # Of several models one remark is enough.
-    disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}
-    lines += [f"{said}." for said in disturbed]
+    return lines + _disturbed(judgements)
+
+
+def _disturbed(judgements: Sequence[Judgement]) -> list[str]:
+    """What disturbed the times: once for several models, which differ in percentages alone."""
+    found: dict[str, list[str]] = {}
+    for judgement in judgements:
+        for said in judgement.facts["remarks"]:
+            found.setdefault(PERCENTAGE.sub("", said), []).append(said)
+    lines = []
+    for alike in found.values():
+        most = max(alike, key=lambda said: [int(n) for n in PERCENTAGE.findall(said)])
+        lines.append(f"{most}, with one of the models." if len(set(alike)) > 1 else f"{most}.")
     return lines
 
 
@@ -139,7 +162,7 @@ def _best(judgement: Judgement) -> list[str]:
     sizes = [(row.bytes, judgement.label(row.file)) for row in proved if row.bytes is not None]
     said = (
         f"Of the proved files {quick} has the lowest latency, "
-        f"{least.smallest.latency.p50:.3g} ms of batch {least.smallest.batch}, {many} the "
+        f"{milliseconds(least.smallest.latency.p50)} of batch {least.smallest.batch}, {many} the "
         f"most images/s within 2 %, {most.best.images_per_second:,.0f} in batches of "
         f"{most.best.batch}"
     )
@@ -147,6 +170,11 @@ def _best(judgement: Judgement) -> list[str]:
         size, small = min(sizes)
         said += f", and {small} the fewest bytes, {size / 1e6:.3g} MB"
     return [f"{said}."]
+
+
+def milliseconds(value: float) -> str:
+    """Three digits of a time that count, from 100 ms on all before the point."""
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _worst_class(judgement: Judgement, row: Judged) -> list[str]:

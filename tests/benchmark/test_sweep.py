@@ -9,6 +9,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from processes import lines_in_terminal
 from sleepers import Sleeper
 
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark import sweep, table
 from cifar_deploy.benchmark.sweep import Contender, Settings
+from cifar_deploy.cli.options import show
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import ONNX, ONNXRUNTIME, OPENVINO
@@ -77,6 +80,24 @@ def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
         assert len(cells) == len(table.TEXTS) + len(table.NUMBERS)
         # H2D, D2H and enqueue: there is no copy on a CPU.
         assert [cells[3], cells[5], cells[6]] == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_numbers_are_whole_at_any_width(
+    measured: ModelFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+) -> None:
+    entered, _ = sweep.contenders([(measured, measured.exported(), True)], CPU, False)
+    result = sweep.run([entered], Settings((8,), 0.01, 2), CPU)
+    printing = partial(show, table.table(result.rows), [], {}, None, 160)
+    lines = lines_in_terminal(monkeypatch, capsys, width, printing)
+    for row in sweep.to_json(result, "")["rows"]:
+        times = [row["compute"]["p50"], *(row["latency"][q] for q in ("min", "p50", "p90", "p99"))]
+        speeds = (row["images_per_second"], row["throughput"]["images_per_second"])
+        words = {"8", *map(table.milliseconds, times), *(f"{speed:,.0f}" for speed in speeds)}
+        assert any(words <= set(line) for line in lines), (words, lines)
 
 
 def cold(rows: Sequence[sweep.Row]) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import datetime
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -21,6 +22,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import report
 from cifar_deploy.validate.judge import Judgement, Options, Reference, judge
+from cifar_deploy.validate.latency import Speed
 
 TIME = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -104,6 +106,22 @@ def test_the_page_needs_nothing_else(judgement: Judgement) -> None:
     assert not re.search(r"https?:|@import|url\(", html)
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert {a["href"][1:] for a in page.all("a")} <= ids
+
+
+def test_headings_skip_no_level_and_those_of_tables_say_what_they_head(
+    judgement: Judgement,
+) -> None:
+    page = Page(rendered([judgement]))
+    levels = [int(tag[1]) for tag, _ in page.tags if tag in ("h1", "h2", "h3", "h4")]
+    assert max(b - a for a, b in itertools.pairwise(levels)) == 1
+    assert {cell.get("scope") for cell in page.all("th")} == {"col", "row"}
+
+
+def test_headings_break_as_they_are_written(judgement: Judgement) -> None:
+    style = after(rendered([judgement]), "<style>", "</style>")
+    assert re.search(r"\.results th \{[^}]*white-space: pre;", style)
+    nowrap = re.findall(r"([^{}\n]*)\{[^}]*white-space: nowrap", style)
+    assert [rule.strip() for rule in nowrap if ".results" in rule] == [".results td.number"]
 
 
 def test_every_file_and_verdict(judgement: Judgement) -> None:
@@ -227,7 +245,7 @@ def test_no_mistake_is_said(judgement: Judgement) -> None:
 
 
 def test_differences_by_class(judgement: Judgement, small_data: Dataset) -> None:
-    chart = after(rendered([judgement]), '<div class="chart bars">', "</svg>")
+    chart = after(rendered([judgement]), '<div class="chart bars"', "</svg>")
     labels = small_data.test.labels
     lost = np.bincount(labels[7::50], minlength=10)
     titles = re.findall(r"<title>fp16\.onnx: (\d+) of 50 (\w+) right, the reference 50<", chart)
@@ -240,7 +258,7 @@ def test_differences_by_class(judgement: Judgement, small_data: Dataset) -> None
 def test_a_class_without_images_is_said(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     classes = (*small_data.classes, "zebra")
     html = rendered([make_judgement({"a.onnx": small_data.test.labels}, classes=classes)])
-    assert "no images" in after(html, '<div class="chart bars">', "</svg>")
+    assert "no images" in after(html, '<div class="chart bars"', "</svg>")
 
 
 def test_confusion(judgement: Judgement, small_data: Dataset, few_wrong: Answers) -> None:
@@ -274,6 +292,18 @@ def test_charts(judgement: Judgement) -> None:
     assert sweep[0] == "PyTorch, batch 1: 2,000 images/s (0.5 ms a call)"
 
 
+def test_long_times_are_whole_numbers(judgement: Judgement) -> None:
+    reference, *others = judgement.rows
+    assert reference.speed
+    first = reference.speed.smallest
+    slow = dataclasses.replace(first, latency=dataclasses.replace(first.latency, p50=1_812.6))
+    rows = (dataclasses.replace(reference, speed=Speed(slow, slow, (slow,))), *others)
+    page = Page(rendered([dataclasses.replace(judgement, rows=rows)]))
+    titles = [text for tag, text in page.texts if tag == "title"]
+    assert "simple_cnn PyTorch: 100.00 %, 1,813 ms" in titles
+    assert "PyTorch, batch 1: 2,000 images/s (1,813 ms a call)" in titles
+
+
 def test_a_file_of_larger_batches_is_named_below_the_chart(judgement: Judgement) -> None:
     *others, last = judgement.rows
     assert last.speed
@@ -288,9 +318,27 @@ def test_a_file_of_larger_batches_is_named_below_the_chart(judgement: Judgement)
     assert "Not shown" not in Page(rendered([judgement])).text
 
 
+def test_files_of_larger_batches_alone_have_their_chart(judgement: Judgement) -> None:
+    rows = []
+    for row in judgement.rows:
+        assert row.speed
+        later = row.speed.sweep[1:]
+        speed = dataclasses.replace(row.speed, smallest=later[0], sweep=later)
+        rows.append(dataclasses.replace(row, speed=speed))
+    text = Page(rendered([dataclasses.replace(judgement, rows=tuple(rows))])).text
+    assert "Latency was not measured." not in text
+    assert "Accuracy against latency" not in text
+    assert "Images a second" in text
+    assert "latency of batch 1" not in text
+    assert "p50, p99: latency of the batch in brackets" in text
+    assert "p50, p99: latency of batch 1," in Page(rendered([judgement])).text
+
+
 def test_without_latency(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     html = rendered([make_judgement({"a.onnx": small_data.test.labels}, timed=False)])
     assert "Latency was not measured." in html
+    assert "Images a second" not in html
+    assert "latency of" not in html
     Page(html)
 
 

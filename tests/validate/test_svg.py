@@ -1,9 +1,11 @@
 """Where axes, labels and bars stand."""
 
+import html
 import itertools
 import re
 
 import pytest
+from rich.cells import cell_len
 
 from cifar_deploy.validate import svg
 from cifar_deploy.validate.svg import Bar, Mark, Series
@@ -68,6 +70,13 @@ def test_a_scatter_places_marks_and_labels() -> None:
     ]
 
 
+def test_no_label_hides_a_point() -> None:
+    x, y = svg.log_axis([1.0, 1.1]), svg.linear_axis([90.0], least=1.0)
+    groups = [Series(f"file {i}", "s1", [Mark(1 + i / 10, 90.0, "s1", "")]) for i in range(2)]
+    drawn = svg.scatter(groups, x, y, 120, "caption")
+    assert drawn.rindex('class="label') < drawn.index("<circle")
+
+
 def test_bars_stand_on_their_side_of_zero() -> None:
     group = [Bar(1.0, "s1", "up"), Bar(-0.5, "s2", "down"), Bar(None, "s3", "none")]
     drawn = svg.bars([("cat", group)], least=0.5, caption="caption")
@@ -76,6 +85,24 @@ def test_bars_stand_on_their_side_of_zero() -> None:
         ("30.00", "20.00"),
     ]
     assert "no images" in drawn
+
+
+def test_long_names_of_groups_lose_their_middle() -> None:
+    names = ("cat", "n02085620-Japanese_spaniel_puppy", "<\N{CJK UNIFIED IDEOGRAPH-72D7}>" * 9)
+    drawn = svg.bars([(name, []) for name in names], least=0.5, caption="caption")
+    shown = [html.unescape(name) for name in re.findall("<title>.*?</title>(.+?)</text>", drawn)]
+    dog = "n02085620-J\N{HORIZONTAL ELLIPSIS}paniel_puppy"
+    assert shown[:2] == ["cat", dog]
+    assert cell_len(shown[2]) <= svg.LONGEST_NAME
+    titles = re.findall("<title>(.+?)</title>", drawn)
+    assert tuple(map(html.unescape, titles)) == names
+    assert svg.room(["cat"]) < svg.room(names[:2]) == svg.room(["m" * svg.LONGEST_NAME])
+
+
+def test_a_long_label_stays_in_a_scatter() -> None:
+    x, y = svg.log_axis([1.0]), svg.linear_axis([90.0], least=1.0)
+    drawn = svg.scatter([Series("m" * 90, "s1", [Mark(1.0, 90.0, "s1", "")])], x, y, 120, "caption")
+    assert f">{svg.shortened('m' * 90)}</text>" in drawn
 
 
 def test_small_differences_have_short_bars() -> None:

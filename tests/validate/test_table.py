@@ -2,15 +2,21 @@
 
 import dataclasses
 import io
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from judgements import MakeJudgement
+from processes import lines_in_terminal
 from rich.console import Console
 
+from cifar_deploy.architectures.weights import Trained
+from cifar_deploy.cli.options import show
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import table
-from cifar_deploy.validate.judge import Judgement
+from cifar_deploy.validate.judge import Judgement, Options, Reference, judge, to_json
 from cifar_deploy.validate.latency import Speed
 from cifar_deploy.validate.noninferiority import INCONCLUSIVE
 
@@ -104,6 +110,32 @@ def test_nothing_is_cut(judgements: list[Judgement], width: int) -> None:
         assert word in text
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_numbers_and_verdicts_are_whole_at_any_width(
+    trained: Trained,
+    folder: ModelFolder,
+    judged_data: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    width: int,
+) -> None:
+    reference, options = Reference.of_model(trained), Options(seconds=0.01)
+    cpu = torch.device("cpu")
+    judgement = judge(reference, folder.exported(), judged_data, cpu, options, images=300)
+    printing = partial(show, table.table([judgement]), [], {}, None, 140)
+    lines = lines_in_terminal(monkeypatch, capsys, width, printing)
+    for row in to_json(judgement)["rows"]:
+        first = row["latency"][0]["latency"]
+        words = [f"{100 * row['accuracy']:.2f}", row["verdict"]]
+        digits = 2 if first["p50"] >= 0.1 else 3
+        words += [f"{first[key]:.{digits}f}" for key in ("p50", "p99")]
+        if row["verdict"] != "REFERENCE":
+            words += [f"{row['difference_points']:+.2f}", f"{100 * row['same_top1']:.2f}"]
+            words.append(f"{row['largest_logit_difference']:.2g}")
+        speeds = [[f"{t['images_per_second']:,.0f}", f"({t['batch']})"] for t in row["latency"]]
+        assert any({*words, *speed} <= set(line) for speed in speeds for line in lines), lines
+
+
 def test_at_80_columns_names_are_folded_not_cut(judgements: list[Judgement]) -> None:
     text = printed(judgements, 80)
     assert "…" not in text
@@ -177,6 +209,14 @@ def test_the_quickest_of_several_proved_files_is_named(
     assert not any("Of the proved files" in line for line in alone)
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "0.0123"), (2.5064, "2.51"), (99.94, "99.9"), (99.96, "100"), (1_812.6, "1,813")],
+)
+def test_milliseconds(value: float, text: str) -> None:
+    assert table.milliseconds(value) == f"{text} ms"
+
+
 def test_times_are_explained_only_where_there_are_some(
     make_judgement: MakeJudgement, small_data: Dataset
 ) -> None:
@@ -198,6 +238,16 @@ def test_what_disturbed_the_times_is_told_once(judgements: list[Judgement]) -> N
     assert [line for line in table.notes(judgements) if "throttled" in line] == [
         "the card was throttled: power limit (9 % ...)."
     ]
+
+
+def test_what_disturbed_several_models_is_told_with_the_highest_percentage(
+    judgements: list[Judgement],
+) -> None:
+    busy = "the processor was busy: others used {} % of it"
+    for judgement, share in zip(judgements, (9, 34), strict=True):
+        judgement.facts["remarks"] += [busy.format(share), "the clocks were chosen"]
+    said = [line for line in table.notes(judgements) if "busy" in line or "clocks" in line]
+    assert said == [f"{busy.format(34)}, with one of the models.", "the clocks were chosen."]
 
 
 def test_a_pass_with_other_logits_is_told(

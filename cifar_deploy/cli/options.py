@@ -299,16 +299,21 @@ def wide(width: int) -> "Console":
 
 
 def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:
-    """Print a table with its notes, then write the JSON; or, for "-", print the JSON alone."""
+    """Print a table with its notes, and write the JSON; or, for "-", print the JSON alone.
+
+    Neither a disk nor a standard output that refuses takes the other from what was measured.
+    """
     if json_file and str(json_file) == "-":
         print_json(value)
         return
-    console = wide(width)
-    console.print(table)
-    for line in notes:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json_file:  # last: a disk that refuses takes nothing from what was measured
-        store.write_json(json_file, value)
+    try:
+        console = wide(width)
+        console.print(table)
+        for line in notes:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    finally:
+        if json_file:
+            store.write_json(json_file, value)
 
 
 @contextlib.contextmanager

@@ -402,3 +402,23 @@ def test_a_closed_terminal_leaves_a_checkpoint(pictures: Path, tmp_path: Path) -
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 128 + signal.SIGHUP
     assert set(files(folder.path)) == {"checkpoint.safetensors", "log.jsonl"}
+
+
+def test_all_seeds_are_trained_though_nobody_reads_of_them(pictures: Path, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "unread")
+    options = ("--data-dir", str(pictures), "--epochs", "1", "--device", "cpu", "--seeds", "3")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cifar_deploy", "train", "simple_cnn", *options),
+            *("--batch-size", "60", "--out", str(folder.path)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stderr
+    assert b"seed 0" in process.stderr.readline()
+    process.stderr.close()  # as `| head -1` does
+    assert process.wait(60) == 0
+    assert len(json.loads(folder.card.read_text())["runs"]) == 3
+    assert set(files(folder.path)) == TRAINED

@@ -27,3 +27,21 @@ def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[i
     finally:
         for number, theirs in previous.items():
             signal.signal(number, theirs)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Callable[[], int]]:
+    """Note signals meanwhile, and give the first one to whose it is at the end.
+
+    For libraries that lose what a handler raises, or make an error of their own of it. What is
+    yielded answers with the number of the first one that came, or 0. Raises KeyboardInterrupt at
+    the end where one came, whatever else was raised.
+    """
+    caught: list[int] = []
+    try:
+        with handled(lambda number, _: caught.append(number)):
+            yield lambda: next(iter(caught), 0)
+    finally:
+        if caught:
+            signal.raise_signal(caught[0])
+            raise KeyboardInterrupt

@@ -1155,6 +1155,25 @@ def test_json_goes_where_it_is_sent(run: Run, tmp_path: Path) -> None:
             assert subprocess.run(command, stdout=out).returncode == 0
 
 
+def test_the_json_is_written_whoever_reads_the_table(run: Run) -> None:
+    judging = ("validate", "simple_cnn", "--no-latency", "--images", "20", "--max-drop", "100")
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for out, status, command in (
+        (full, 2, judging),
+        (pipe, 1, ("profile", FILE, "--seconds", "0")),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "cifar_deploy", *command, "--json", "answer.json"], stdout=out
+        )
+        os.close(out)
+        assert done.returncode == status
+        assert json.loads(Path("answer.json").read_text())
+        Path("answer.json").unlink()
+    assert Path("models/simple_cnn/report.html").exists()
+
+
 def test_unknown_recipe_key_and_value(refused: Callable[..., str]) -> None:
     said = refused("train", "cnn9", "--set", "train.epoch=3")
     assert "no key train.epoch; did you mean epochs?" in said

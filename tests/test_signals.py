@@ -7,9 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from cifar_deploy import cli, store
+from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.cli import signals
+from cifar_deploy.export import onnx_file
+from cifar_deploy.signals import held
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -56,6 +61,45 @@ def test_what_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")  # one of torchrun's processes dies as it did
     with signals.as_ctrl_c():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+WENT_ON: list[bool] = []
+
+
+class Ended(nn.Flatten):
+    """A network in whose translation a signal comes."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        WENT_ON.append(True)
+        return super().forward(images)
+
+
+def test_a_signal_ends_an_export_when_torch_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    """Here and there torch takes a KeyboardInterrupt for a failure, tells it and goes on."""
+    graph = DeploymentGraph(Ended(), [0.5] * 3, [0.5] * 3)
+    with signals.as_ctrl_c() as ended:
+        with pytest.raises(KeyboardInterrupt):
+            onnx_file._translate(graph)
+        assert ended() == 128 + signal.SIGTERM
+    assert WENT_ON
+    assert capsys.readouterr() == ("", "")
+
+
+def fail_while_held() -> None:
+    with held() as first:
+        assert first() == 0
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert first() == signal.SIGHUP
+        raise RuntimeError("what a library made of it")
+
+
+def test_what_is_held_has_its_turn_whatever_is_raised() -> None:
+    with signals.as_ctrl_c() as ended:
+        with pytest.raises(KeyboardInterrupt):
+            fail_while_held()
+        assert ended() == 128 + signal.SIGHUP
 
 
 def swallow() -> list[store.ModelFolder]:

@@ -8,12 +8,10 @@ https://github.com/mlcommons/inference/tree/master/loadgen
 
 import json
 import math
-import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,7 @@ from cifar_deploy.data.dataset import Split
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes.load import OPENVINO
 from cifar_deploy.runtimes.protocol import takes, unversioned
-from cifar_deploy.signals import handled
+from cifar_deploy.signals import held
 from cifar_deploy.store import Json
 from cifar_deploy.watch import Watch
 
@@ -188,11 +186,8 @@ def run(contender: Contender, split: Split, settings: Settings, out: Path) -> Re
             folder = out / mode
             with disk_errors(folder, "write"):
                 folder.mkdir(parents=True, exist_ok=True)
-            with handled(system.end):
+            with held() as system.signal:
                 lg.StartTestWithLogSettings(sut, qsl, test, _logs_in(lg, folder))
-            if system.signal:  # once more, to whose it was
-                signal.raise_signal(system.signal)
-                raise KeyboardInterrupt
             if system.error:
                 raise system.error
             (folder / "mlperf_log_trace.json").unlink(missing_ok=True)  # empty: not asked for
@@ -249,11 +244,7 @@ class _System:
         self._waiting: list[Sequence[Any]] = [[] for _ in self._slots]
         self._told = 0  # of a query's samples, in their order
         self.error: Exception | None = None
-        self.signal = 0  # the number of the first one that came
-
-    def end(self, number: int, _frame: FrameType | None) -> None:
-        """A signal's handler: compute nothing more."""
-        self.signal = self.signal or number
+        self.signal: Callable[[], int] = lambda: 0  # one that came: nothing more is computed
 
     def rate(self) -> float:
         """Images a second, tried for a moment after a warm-up."""
@@ -284,7 +275,7 @@ class _System:
         starts = range(0, len(samples), self._batch)
         # The oldest batch is told first, to the end: what is told is always the first `_told`.
         for number in range(len(starts) + len(self._slots)):
-            if self.error or self.signal:
+            if self.error or self.signal():
                 return
             place = number % len(self._slots)
             self._finish(place)

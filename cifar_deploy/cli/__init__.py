@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 
@@ -26,6 +26,7 @@ from cifar_deploy.cli import (
     train,
     validate,
 )
+from cifar_deploy.cli.options import Lasting
 from cifar_deploy.device import threads_allowed
 from cifar_deploy.errors import OwnError, UserError
 
@@ -82,6 +83,8 @@ def _run() -> None:
     # A file's name need not be UTF-8; in JSON what comes out is an escape that it knows.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = cast("TextIO", Lasting(sys.stderr))
     with signals.as_ctrl_c() as ended:
         try:
             status = app(standalone_mode=False) or 0

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -321,16 +321,42 @@ def _least_width(table: "Table") -> int:
 
 
 def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:
-    """Print a table with its notes, then write the JSON; or, for "-", print the JSON alone."""
+    """Print a table with its notes, and write the JSON; or, for "-", print the JSON alone.
+
+    Neither a disk nor a standard output that refuses takes the other from what was measured.
+    """
     if json_file and str(json_file) == "-":
         print_json(value)
         return
-    console = wide(width, table)
-    console.print(table)
-    for line in notes:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json_file:  # last: a disk that refuses takes nothing from what was measured
-        store.write_json(json_file, value)
+    try:
+        console = wide(width, table)
+        console.print(table)
+        for line in notes:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    finally:
+        if json_file:
+            store.write_json(json_file, value)
+
+
+class Lasting:
+    """A stream that nobody need be reading: a terminal that was closed ends no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write `text`, or lose it."""
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is waiting, or lose it."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 @contextlib.contextmanager

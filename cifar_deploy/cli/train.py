@@ -222,11 +222,10 @@ def run(
             card = several.run(job, seeds, watching)
         except Interrupted as stop:
             if ranks.main:
-                with contextlib.suppress(OSError):  # the terminal was closed: that is why it stops
-                    say(
-                        f"stopped after step {stop.step}; go on with the same command and --resume "
-                        f"({stop.checkpoint})"
-                    )
+                say(
+                    f"stopped after step {stop.step}; go on with the same command and --resume "
+                    f"({stop.checkpoint})"
+                )
             raise typer.Exit(128 + stop.signal) from None
         return card if ranks.main else None
 

@@ -21,6 +21,7 @@ from cifar_deploy.export.mixed import infer_shapes, mixed, wide
 from cifar_deploy.export.pools import plain_pools
 from cifar_deploy.export.quantise import Calibration, layers, quantise
 from cifar_deploy.runtimes import onnx_interface
+from cifar_deploy.signals import held
 from cifar_deploy.store import Json, ModelFolder, atomic_path, manifest_path, write_manifest
 
 # What an int8 graph does not do in 8 bits, it does in fp32.
@@ -161,7 +162,8 @@ def _translate(graph: DeploymentGraph) -> onnx.ModelProto:
     """`graph` as an ONNX model with a dynamic batch. Prints and warns nothing."""
     graph.eval()
     example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)  # 1 would be taken for a constant
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    # torch takes what a signal's handler raises for a failure of its own, and goes on another way.
+    with held(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             graph,

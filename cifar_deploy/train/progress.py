@@ -1,10 +1,8 @@
 """What a person sees of a training run: a bar on a terminal, a line a minute in a log."""
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,27 +11,6 @@ from cifar_deploy.store import Json
 
 # Off a terminal: to the first line of a run, and from one line to the next.
 FIRST_SECONDS, NEXT_SECONDS = 20.0, 60.0
-
-
-class Lasting:
-    """A stream that nobody need be reading: a terminal that was closed ends no training."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Write `text`, or lose it."""
-        with contextlib.suppress(OSError):
-            return self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Write what is waiting, or lose it."""
-        with contextlib.suppress(OSError):
-            self._stream.flush()
 
 
 class Bar:
@@ -54,8 +31,7 @@ class Bar:
         self.steps, self.epochs, self.clock = steps, epochs, clock
         self.begun: tuple[float, int] | None = None  # when this process's steps began, and where
         self.due = 0.0  # when the next line is
-        file: Any = Lasting(sys.stderr)
-        self.console = Console(file=file, quiet=quiet)
+        self.console = Console(file=sys.stderr, quiet=quiet)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

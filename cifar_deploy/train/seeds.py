@@ -36,17 +36,21 @@ def run(job: Job, count: int, watching: Watching) -> Json:
     if job.resume:
         jobs = [dataclasses.replace(one, resume=one.folder.checkpoint.exists()) for one in jobs]
         done = [None if one.resume else _done(one) for one in jobs]
-        _check_first(jobs[0], done[0], count)
+        complete = _complete(jobs[0], done[0], count)
         job.ranks.wait()  # until all have looked
+        if complete:
+            if job.ranks.main:
+                shutil.rmtree(job.folder.seeds, ignore_errors=True)
+            return complete
     else:
         done = [None] * count
     cards = [found or _train(one, watching, True) for one, found in zip(jobs, done, strict=True)]
     if not job.ranks.main:
         return cards[0]
-    complete = card.with_seeds(cards[0], cards[1:]) | {"command": job.command}
-    write_json(job.folder.card, complete)
+    whole = card.with_seeds(cards[0], cards[1:]) | {"command": job.command}
+    write_json(job.folder.card, whole)
     shutil.rmtree(job.folder.seeds, ignore_errors=True)
-    return complete
+    return whole
 
 
 def _with_seed(job: Job, seed: int) -> Job:
@@ -55,18 +59,26 @@ def _with_seed(job: Job, seed: int) -> Job:
     return dataclasses.replace(job, recipe=recipe, folder=ModelFolder(job.folder.seeds / str(seed)))
 
 
-def _check_first(job: Job, done: Json | None, count: int) -> None:
-    """Raise UserError where `--resume` would train the first seed anew, over its weights.
+def _complete(job: Job, done: Json | None, count: int) -> Json | None:
+    """The card of a run that was killed while its seeds' folders were removed; else None.
 
-    Also where there is nothing left to do for `count` seeds.
+    Raises UserError where `--resume` would train the first seed anew, over its weights, and where
+    there is nothing left to do for `count` seeds.
     """
     if done and len(done.get("runs", ())) >= count:
+        counted = {str(run["seed"]) for run in done["runs"]}
+        left = [*job.folder.seeds.glob("*")]
+        # Of a run with more seeds they are to be gone on with.
+        begun = any(ModelFolder(seed).checkpoint.exists() for seed in left)
+        if left and not begun and {seed.name for seed in left} <= counted:
+            return done
         raise UserError(f"--resume: all seeds in {job.folder.path} are done")
     if job.folder.seeds.exists() and not (job.resume or done):
         raise UserError(
             f"--resume: the first seed in {job.folder.path} was trained otherwise (recipe, data, "
             f"teachers or --init); give the same command, or remove {job.folder.seeds}"
         )
+    return None
 
 
 def _done(job: Job) -> Json | None:

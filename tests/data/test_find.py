@@ -3,7 +3,9 @@ import functools
 import hashlib
 import http.server
 import io
+import os
 import pickle
+import signal
 import socket
 import tarfile
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 from torchvision.datasets import CIFAR10
 
 from cifar_deploy.data import find, synthetic
@@ -143,6 +146,33 @@ def test_download(
     assert capsys.readouterr().out == ""
     assert socket.getdefaulttimeout() is None
     assert find.load(download=False).sha256() == dataset.sha256()
+
+
+def test_what_a_killed_download_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = archive()
+    (tmp_path / CIFAR10.filename).write_bytes(raw)
+    script = f"""
+import os, signal, sys
+from torchvision.datasets import CIFAR10
+from cifar_deploy.data import find
+CIFAR10.url, CIFAR10.tgz_md5 = sys.argv[1], "{hashlib.md5(raw).hexdigest()}"
+def die(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("data_batch_2"):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die)
+find.load()
+"""
+    others = Path("data", f".download-{os.getpid()}-of-who-lives")
+    others.mkdir(parents=True)
+    with served(tmp_path, monkeypatch):
+        killed = python("-c", script, CIFAR10.url)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert len([*Path("data").glob(".download-*/*.tar.gz")]) == 1
+        monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(raw).hexdigest())
+        find.load()
+    assert {path.name for path in Path("data").iterdir()} == {"cifar-10-batches-py", others.name}
 
 
 @pytest.mark.parametrize("damage", ["cut short", "another file"])

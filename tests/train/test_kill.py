@@ -58,7 +58,7 @@ def arm(folder, at, bytes, full):
 
     def hook(event, arguments):
         nonlocal seen
-        if event not in ("open", "os.rename", "os.remove"):
+        if event not in ("open", "os.rename", "os.remove", "shutil.rmtree"):
             return
         name = arguments[0]
         # Python tells of an open twice; the second time with its mode.
@@ -440,3 +440,50 @@ def test_a_closed_terminal_leaves_a_checkpoint(pictures: Path, tmp_path: Path) -
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 128 + signal.SIGHUP
     assert set(files(folder.path)) == {"checkpoint.safetensors", "log.jsonl"}
+
+
+def test_all_seeds_are_trained_though_nobody_reads_of_them(pictures: Path, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "unread")
+    options = ("--data-dir", str(pictures), "--epochs", "1", "--device", "cpu", "--seeds", "3")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cifar_deploy", "train", "simple_cnn", *options),
+            *("--batch-size", "60", "--out", str(folder.path)),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stderr
+    assert b"seed 0" in process.stderr.readline()
+    process.stderr.close()  # as `| head -1` does
+    assert process.wait(60) == 0
+    assert len(json.loads(folder.card.read_text())["runs"]) == 3
+    assert set(files(folder.path)) == TRAINED
+
+
+def test_seeds_that_die_while_their_folders_are_removed_are_done(
+    nursery: Nursery, pictures: Path, tmp_path: Path
+) -> None:
+    folder = ModelFolder(tmp_path / "simple_cnn")
+    options = ("--data-dir", pictures, "--epochs", "1", "--batch-size", "60", "--device", "cpu")
+    command = ("train", "simple_cnn", *options, "--seeds", "2", "--out", folder.path)
+    for at in itertools.count(8):  # among the second seed's writes
+        shutil.rmtree(folder.path, ignore_errors=True)
+        ended = nursery.run(*command, below=folder.seeds, at=at)
+        assert ended.code == -signal.SIGKILL, ended.said
+        if ended.said.endswith("shutil.rmtree"):
+            break
+    card, second = folder.card.read_bytes(), folder.seeds / "1"
+    for left in (set(files(second)), {"curves.png"}):
+        second.mkdir(parents=True, exist_ok=True)
+        for name in left:
+            (second / name).touch()
+        assert "go on with --seeds N --resume" in nursery.run(*command).said
+        assert nursery.run(*command, "--resume").code == 0
+        assert folder.card.read_bytes() == card
+        assert set(files(folder.path)) == TRAINED
+    # One of a run with more seeds is not thrown away.
+    (folder.seeds / "2").mkdir(parents=True)
+    assert "all seeds in" in nursery.run(*command, "--resume").said
+    assert (folder.seeds / "2").exists()

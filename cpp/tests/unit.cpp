@@ -185,6 +185,10 @@ void test_manifest() {
     vectors.back().second += ' ' + std::string(64, 'c');
     EXPECT(cifar_deploy::parse_manifest(joined(vectors)).vectors_logits_sha256 ==
            std::string(64, 'c'));
+    vectors.push_back({"vectors_from", "ONNX Runtime\x1b]0;x\x07"});  // self_test shows it
+    EXPECT(refused(vectors, "vectors_from is 'ONNX Runtime?]0;x?', which holds a control"));
+    vectors.back().second = "ONNX Runtime 1.31";
+    EXPECT(cifar_deploy::parse_manifest(joined(vectors)).vectors_from == "ONNX Runtime 1.31");
 
     EXPECT(refused({}, "format is missing"));
     EXPECT(refuses(bad_package, "64 KiB", [] {
@@ -224,6 +228,11 @@ void test_labels() {
                        [&] { parse_labels(text, 2, "labels.txt"); }));
     }
     EXPECT(refuses(bad_package, "an empty line", [] { parse_labels("cat\n\n", 2, "labels.txt"); }));
+    for (const char* text : {"cat\nd\x1b[2Jog", "cat\nd\x7fog", "cat\nd\x01og", "cat\nd\rog"}) {
+        EXPECT(refuses(bad_package, "labels.txt names a class 'd?",
+                       [&] { parse_labels(text, 2, "labels.txt"); }));
+    }
+    EXPECT(parse_labels("caf\xc3\xa9 \xe7\x8c\xab", 1, "labels.txt")[0] == "caf\xc3\xa9 \xe7\x8c\xab");
 }
 
 // --- spans and statuses -------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <csetjmp>
 #include <cstddef>
 #include <cstdint>
@@ -76,6 +77,8 @@ int orientation_in(const std::uint8_t* tiff, std::size_t size) {
         }
         return value;
     };
+    constexpr std::size_t version = 42;  // TIFF's; Pillow takes it in the other order of bytes too
+    if (number(2, 2) != version && number(2, 2) != version << 8) return 1;
     const std::size_t table = number(4, 4);
     if (table > size || size - table < 2) return 1;
     const std::size_t entries = number(table, 2);
@@ -84,7 +87,11 @@ int orientation_in(const std::uint8_t* tiff, std::size_t size) {
         if (entry + 12 > size) break;
         constexpr std::size_t orientation_tag = 0x0112;
         if (number(entry, 2) == orientation_tag) {
-            const std::size_t value = number(entry + 8, 2);
+            const std::size_t type = number(entry + 2, 2);
+            const std::size_t bytes = type == 3 ? 2 : type == 4 ? 4 : 0;  // SHORT, LONG
+            const std::size_t count = number(entry + 4, 4);
+            if (bytes == 0 || count == 0 || count > 4 / bytes) return 1;  // more stand elsewhere
+            const std::size_t value = number(entry + 8, bytes);
             return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
         }
     }
@@ -149,10 +156,14 @@ Picture read_pnm(const std::string& file) {
         refuse("it is truncated, or its header is damaged");
     }
     set_size(picture, width, height);
+    // As Pillow, in double and halves to even.
+    std::array<std::uint8_t, 256> scaled{};
+    for (std::size_t value = 0; value < scaled.size(); ++value) {
+        const double share = static_cast<double>(value) / static_cast<double>(largest);
+        scaled[value] = static_cast<std::uint8_t>(std::min(std::nearbyint(share * 255), 255.0));
+    }
     for (std::size_t i = 0; i < picture.rgb.size(); ++i) {
-        const auto value = static_cast<std::uint8_t>(file[at + (colour ? i : i / 3)]);
-        const std::size_t scaled = (value * std::size_t{255} + largest / 2) / largest;
-        picture.rgb[i] = static_cast<std::uint8_t>(std::min<std::size_t>(scaled, 255));
+        picture.rgb[i] = scaled[static_cast<std::uint8_t>(file[at + (colour ? i : i / 3)])];
     }
     return picture;
 }

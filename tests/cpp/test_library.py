@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +143,29 @@ def logits_of(said: bytes) -> list[list[float]]:
     ]
 
 
+def tiff_of(order: str, version: int, kind: int, turn: int) -> bytes:
+    """EXIF whose only entry is an orientation of a type, by its number in TIFF."""
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", version, 8, 1)
+    value = struct.pack(f"{order}I" if kind == 4 else f"{order}Hxx", turn)
+    return b"Exif\0\0" + head + struct.pack(f"{order}HHI", 0x0112, kind, 1) + value + bytes(4)
+
+
+def test_pnm_of_fewer_levels_is_pillows(built: Path, tmp_path: Path) -> None:
+    values = bytes(range(256))
+    wanted = []
+    for most in range(1, 256):
+        for kind in (5, 6):
+            file = tmp_path / f"{most}.{kind}"
+            head = f"P{kind} 16 16 {most}\n".encode()
+            file.write_bytes(head + values * (1 if kind == 5 else 3))
+            with Image.open(file) as image:
+                wanted.append((file, image.convert("RGB").tobytes()))
+    raw = run(built / "probe", "decode", *(file for file, _ in wanted)).stdout
+    assert len(raw) == len(wanted) * 768
+    for i, (file, rgb) in enumerate(wanted):
+        assert raw[i * 768 : (i + 1) * 768] == rgb, file.name
+
+
 def test_classify_reads_images_as_predict_does(
     built: Path, packed: Callable[[str], Packed], real_data: Dataset, tmp_path: Path
 ) -> None:
@@ -163,6 +188,9 @@ def test_classify_reads_images_as_predict_does(
         exif[0x0112] = turn
         made[f"turned{turn}.png"] = (picture, {"exif": exif})
         made[f"turned{turn}.jpg"] = (picture, {"exif": exif, "subsampling": 0})
+    for kind, order, version in itertools.product(range(1, 6), "<>", (42, 0)):
+        exif = tiff_of(order, version, kind, 6)  # SHORT is 3, LONG is 4
+        made[f"type{kind}{'<>'.index(order)}{version}.png"] = (picture, {"exif": exif})
     for name, (image, options) in made.items():
         image.save(tmp_path / name, **options)  # type: ignore[arg-type]
     raw = (tmp_path / "rgb.jpg").read_bytes()

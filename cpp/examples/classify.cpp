@@ -208,16 +208,25 @@ bool png_header(png_structp png, png_infop info) {
     return true;
 }
 
-bool png_pixels(png_structp png, png_infop info, png_bytepp rows, int* orientation) {
+bool png_pixels(png_structp png, png_bytepp rows) {
     if (setjmp(png_jmpbuf(png))) return false;
     png_read_image(png, rows);
+    return true;
+}
+
+// What stands after the pixels; a file that is not whole there is a picture for Pillow too.
+void png_rest(png_structp png, png_infop info) {
+    if (setjmp(png_jmpbuf(png))) return;
     png_read_end(png, info);
+}
+
+int png_orientation(png_structp png, png_infop info) {
 #ifdef PNG_eXIf_SUPPORTED
     png_bytep exif = nullptr;
     png_uint_32 size = 0;
-    if (png_get_eXIf_1(png, info, &size, &exif) != 0) *orientation = orientation_in(exif, size);
+    if (png_get_eXIf_1(png, info, &size, &exif) != 0) return orientation_in(exif, size);
 #endif
-    return true;
+    return 1;
 }
 
 Picture read_png(const std::string& file) {
@@ -240,9 +249,9 @@ Picture read_png(const std::string& file) {
     }
     std::vector<png_bytep> rows(picture.height);
     for (std::size_t y = 0; y < rows.size(); ++y) rows[y] = &picture.rgb[y * picture.width * 3];
-    int orientation = 1;
-    if (!png_pixels(reader.png, reader.info, rows.data(), &orientation)) refuse(source.message);
-    return turned(std::move(picture), orientation);
+    if (!png_pixels(reader.png, rows.data())) refuse(source.message);
+    png_rest(reader.png, reader.info);
+    return turned(std::move(picture), png_orientation(reader.png, reader.info));
 }
 #endif
 
@@ -273,7 +282,7 @@ bool jpeg_header(jpeg_decompress_struct* jpeg, JpegErrors* errors, const std::st
     constexpr int exif_marker = JPEG_APP0 + 1;
     jpeg_save_markers(jpeg, exif_marker, 0xFFFF);
     jpeg_read_header(jpeg, TRUE);
-    jpeg->out_color_space = JCS_RGB;
+    jpeg->out_color_space = JCS_RGB;  // three bytes a pixel
     return true;
 }
 
@@ -306,10 +315,12 @@ Picture read_jpeg(const std::string& file) {
     if (setjmp(errors.out)) refuse("libjpeg cannot start");
     jpeg_create_decompress(&reader.jpeg);
     if (!jpeg_header(&reader.jpeg, &errors, file)) refuse(errors.message);
+    if (reader.jpeg.jpeg_color_space == JCS_CMYK || reader.jpeg.jpeg_color_space == JCS_YCCK) {
+        refuse("it is not in RGB; convert it to PNG");  // which libjpeg does not do
+    }
     Picture picture;
     set_size(picture, reader.jpeg.image_width, reader.jpeg.image_height);
     if (!jpeg_start(&reader.jpeg, &errors)) refuse(errors.message);
-    if (reader.jpeg.output_components != 3) refuse("it is not in RGB; convert it to PNG");
     int orientation = 1;
     for (auto* marker = reader.jpeg.marker_list; marker != nullptr; marker = marker->next) {
         if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {
@@ -342,7 +353,7 @@ Picture decode(const std::string& file) {
         refuse("it is a JPEG, and this program was built without libjpeg");
 #endif
     }
-    refuse("it is no PNG, JPEG, PPM or PGM");
+    refuse("it is no PNG, JPEG, binary PPM or PGM (P6, P5)");
 }
 
 Picture read_picture(const std::string& path) {

@@ -196,6 +196,10 @@ def test_classify_reads_images_as_predict_does(
     raw = (tmp_path / "rgb.jpg").read_bytes()
     (tmp_path / "extra.jpg").write_bytes(raw[:-2] + bytes(40) + raw[-2:])  # Pillow does not mind
     made["extra.jpg"] = (picture, {})
+    raw = (tmp_path / "turned6.png").read_bytes()
+    for missing in (2, 12):  # of IEND, or all of it
+        (tmp_path / f"end{missing}.png").write_bytes(raw[:-missing])
+        made[f"end{missing}.png"] = (picture, {})
     files = [tmp_path / name for name in made]
     done = run(built / "classify", package.folder, "--logits", "--top", 10, *files)
     wanted = package.logits(np.stack([read_image(file) for file in files]))
@@ -221,14 +225,19 @@ def test_what_is_no_image_is_told(
     Image.fromarray(noise).save(buffer, "JPEG")
     jpg = buffer.getvalue()
     buffer = io.BytesIO()
+    Image.fromarray(noise).convert("CMYK").save(buffer, "JPEG")
+    cmyk = buffer.getvalue()
+    buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", progressive=True)
     bomb = bytearray(buffer.getvalue())
     start = bomb.index(b"\xff\xc2")  # of the frame, whose height and width follow
     bomb[start + 5 : start + 9] = (65_500).to_bytes(2) * 2
     for name, raw, said in (
         ("bomb.jpg", bytes(bomb), "it is too large: 65500 x 65500"),
-        ("empty.png", b"", "it is no PNG, JPEG, PPM or PGM"),
-        ("text.jpg", b"not an image", "it is no PNG, JPEG, PPM or PGM"),
+        ("empty.png", b"", "it is no PNG, JPEG, binary PPM or PGM (P6, P5)"),
+        ("text.jpg", b"not an image", "it is no PNG, JPEG, binary PPM or PGM (P6, P5)"),
+        ("text.ppm", b"P3 1 1 255 1 2 3", "it is no PNG, JPEG, binary PPM or PGM (P6, P5)"),
+        ("cmyk.jpg", cmyk, "it is not in RGB; convert it to PNG"),
         ("cut.png", png[:9000], "truncated"),
         ("cut.jpg", jpg[:9000], "Premature end of JPEG file"),
         ("bad.png", png[:60] + bytes(40) + png[100:], "cannot be read as an image"),

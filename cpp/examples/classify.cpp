@@ -15,7 +15,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -455,21 +454,18 @@ Arguments parse(int count, char** words) {
 
 void print(const std::string& path, const cifar_deploy::Prediction& prediction,
            const cifar_deploy::Classifier& classifier, const Arguments& arguments) {
-    const std::vector<float>& logits = prediction.logits;
-    std::vector<std::size_t> order(logits.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+    const std::vector<float> probabilities = prediction.probabilities();
     std::printf("%s:", path.c_str());
-    for (std::size_t i = 0; i < std::min(arguments.top, order.size()); ++i) {
-        const auto off = static_cast<double>(logits[order[i]] - logits[prediction.index]);
-        std::printf("%s %s %.1f %%", i == 0 ? "" : ",", classifier.labels()[order[i]].c_str(),
-                    100 * static_cast<double>(prediction.probability) * std::exp(off));
+    const char* comma = "";
+    for (const std::size_t i : cifar_deploy::top(prediction, arguments.top)) {
+        std::printf("%s %s %.1f %%", comma, classifier.labels()[i].c_str(),
+                    100 * static_cast<double>(probabilities[i]));
+        comma = ",";
     }
     std::printf("\n");
     if (!arguments.logits) return;
     std::printf("  logits:");
-    for (const float logit : logits) std::printf(" %.7g", static_cast<double>(logit));
+    for (const float logit : prediction.logits) std::printf(" %.7g", static_cast<double>(logit));
     std::printf("\n");
 }
 

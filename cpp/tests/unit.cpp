@@ -275,6 +275,9 @@ void test_answers() {
     double sum = 0;
     for (const float logit : one.logits) sum += std::exp(static_cast<double>(logit) - 118 / 8.);
     EXPECT(std::abs(static_cast<double>(one.probability) - 1 / sum) < 1e-6);
+    const auto probabilities = one.probabilities();
+    EXPECT(probabilities.size() == 4 && probabilities[3] == one.probability);
+    EXPECT(std::abs(static_cast<double>(probabilities[1]) - std::exp((44 - 118) / 8.) / sum) < 1e-9);
     EXPECT(classifier.runtime() == "fake" && classifier.max_batch() == 8);
 
     // A batch gives what the images give one by one, in order, whatever their sizes.
@@ -290,6 +293,9 @@ void test_answers() {
         const auto alone = classifier.classify(images[i].data, images[i].width, images[i].height);
         EXPECT(alone.logits == predictions[i].logits && alone.label == predictions[i].label);
     }
+    const auto fresh = classifier.classify_batch(images);
+    EXPECT(fresh.size() == 8 && fresh[7].logits == predictions[7].logits);
+    EXPECT(classifier.classify_batch(Span<const Image>()).empty());
     const std::vector<std::uint8_t> grey(32 * 32 * 3, 9);
     EXPECT(classifier.classify(grey.data(), 32, 32).index == 0);  // of equals the first, as in numpy
     classifier.classify_batch({}, {});  // nothing to do is no error
@@ -305,6 +311,18 @@ void test_answers() {
 }
 
 // The same picture as other programs hold it: other orders of bytes, gaps between the rows.
+void test_top() {
+    using Order = std::vector<std::size_t>;
+    Prediction some;
+    EXPECT(some.probabilities().empty() && cifar_deploy::top(some, 3).empty());
+    some.logits = {1, 3, -2, 3, 0};
+    EXPECT(cifar_deploy::top(some, 0).empty());
+    EXPECT(cifar_deploy::top(some, 3) == (Order{1, 3, 0}));  // of equals the first
+    EXPECT(cifar_deploy::top(some, 99) == (Order{1, 3, 0, 4, 2}));
+    some.logits = {1e30F, -1e30F};
+    EXPECT(some.probabilities() == (std::vector<float>{1, 0}));
+}
+
 void test_pixels() {
     using cifar_deploy::Pixels;
     const std::size_t sizes[][2] = {{32, 32}, {50, 40}, {32, 41}, {45, 32}, {20, 9}};
@@ -588,6 +606,7 @@ int main(int count, char** words) {
     test_labels();
     test_status();
     test_answers();
+    test_top();
     test_pixels();
     test_sizes_that_the_file_takes();
     test_bad_arguments();

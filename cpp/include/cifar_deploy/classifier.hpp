@@ -7,7 +7,6 @@
 // that begin with `try_` throw nothing and return a Status.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -119,6 +118,14 @@ public:
     void classify_batch(Span<const Image> images, Span<Prediction> predictions) {
         detail::in_memory([&] { run(images, predictions); });
     }
+    // The same into new predictions, one an image.
+    std::vector<Prediction> classify_batch(Span<const Image> images) {
+        return detail::in_memory([&] {
+            std::vector<Prediction> predictions(images.size());
+            run(images, predictions);
+            return predictions;
+        });
+    }
 
     // The same without exceptions.
     static Status try_load(const std::string& folder, std::optional<Classifier>& classifier,
@@ -170,10 +177,7 @@ private:
             for (std::size_t i = 1; i < manifest.classes; ++i) {
                 if (logits[i] > logits[top]) top = i;
             }
-            double sum = 0;  // of exp(logit - largest): from 1 to the number of classes
-            for (std::size_t i = 0; i < manifest.classes; ++i) {
-                sum += std::exp(static_cast<double>(logits[i]) - static_cast<double>(logits[top]));
-            }
+            const double sum = detail::exp_sum(logits, manifest.classes, logits[top]);
             prediction.index = top;
             prediction.probability = static_cast<float>(1.0 / sum);
             prediction.label.assign(labels[top]);

@@ -255,6 +255,18 @@ def test_what_is_no_image_is_told(
     assert done.stderr.decode().endswith("nowhere.png: no such file\n")
 
 
+def test_a_macro_of_x11_is_told(tmp_path: Path) -> None:
+    need("c++")
+    source = tmp_path / "program.cpp"
+    command = ("c++", "-std=c++17", "-fsyntax-only", "-I", CPP / "include", source)
+    include = "#include <cifar_deploy/classifier.hpp>\n"
+    source.write_text(f"#define Status int\n{include}")
+    done = run(*command, status=1)
+    assert b"include cifar_deploy before that, or #undef Status" in done.stderr
+    source.write_text(f"{include}#define Status int\nStatus main() {{ return 0; }}\n")
+    run(*command)
+
+
 # --- refusals of a built program ----------------------------------------------------------------
 
 

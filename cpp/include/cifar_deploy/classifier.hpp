@@ -68,7 +68,8 @@ inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std
 
 }  // namespace detail
 
-// Calls from several threads run one after another; for work side by side, load one a thread.
+// Calls from several threads run one after another; for work side by side, load one a thread, each
+// with LoadOptions::threads the cores divided by the classifiers.
 class Classifier {
 public:
     // Loads the package in `folder`, after checking that each file is the one its manifest speaks

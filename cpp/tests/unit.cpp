@@ -219,6 +219,20 @@ void test_profiles() {
     EXPECT(profile_of(equal, 3) == 0 && profile_of(equal, 4) == 1);
 }
 
+void test_rounded_batches() {
+    using cifar_deploy::detail::rounded_batch;
+    std::size_t sizes = 0;
+    for (std::size_t wanted = 0, before = 0; wanted <= 1000; ++wanted) {
+        const std::size_t batch = rounded_batch(wanted);
+        EXPECT(batch >= wanted && batch - wanted <= wanted / 8 && rounded_batch(batch) == batch);
+        EXPECT(batch >= before && (wanted > 16 || batch == wanted));
+        if (batch != before) ++sizes;
+        before = batch;
+    }
+    EXPECT(sizes == 64);
+    EXPECT(rounded_batch(17) == 18 && rounded_batch(33) == 36 && rounded_batch(128) == 128);
+}
+
 void test_labels() {
     using cifar_deploy::detail::parse_labels;
     const auto labels = parse_labels("cat\nsea lion\r\ndog", 3, "labels.txt");
@@ -592,6 +606,26 @@ void test_package(const std::string& folder) {
     std::vector<Prediction> predictions(5);
     classifier.classify_batch(std::vector<Image>(5, Image{rgb.data(), 50, 40}), predictions);
     EXPECT(predictions[4].index == alone.index);
+#ifdef CIFAR_DEPLOY_HAS_OPENVINO
+    // A batch that OpenVINO runs as 36: as many answers, the same, and no more than the file takes.
+    cifar_deploy::LoadOptions options;
+    options.backend = cifar_deploy::Backend::openvino;
+    Classifier openvino = Classifier::load(folder, options);
+    for (const auto& one : openvino.classify_batch(std::vector<Image>(33, {rgb.data(), 50, 40}))) {
+        for (std::size_t i = 0; i < one.logits.size(); ++i) {
+            EXPECT(std::abs(one.logits[i] - alone.logits[i]) < 1e-3F);
+        }
+    }
+    const std::filesystem::path home(folder);
+    Manifest manifest = classifier.manifest();
+    const auto model = cifar_deploy::detail::read_checked(home / manifest.file, manifest.bytes,
+                                                          manifest.sha256);
+    for (const std::size_t most : std::vector<std::size_t>{0, 1024, 34, 33}) {
+        manifest.max_batch = most;
+        const auto runtime = cifar_deploy::detail::make_runtime(manifest, model, options);
+        EXPECT(runtime->batch_for(33) == (most == 34 || most == 33 ? most : 36));
+    }
+#endif
 }
 
 }  // namespace
@@ -603,6 +637,7 @@ int main(int count, char** words) {
     test_sha256();
     test_manifest();
     test_profiles();
+    test_rounded_batches();
     test_labels();
     test_status();
     test_answers();

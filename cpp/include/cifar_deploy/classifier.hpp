@@ -115,7 +115,8 @@ public:
 
     // Images of any sizes, up to max_batch(); `predictions` has as many places. Once each batch size
     // in use was run, the largest first, and with the largest images, it takes no memory from the
-    // heap; only the runtime may. The predictions are unchanged where it throws Error.
+    // heap; only the runtime may, and OpenVINO keeps some megabytes for each batch size, of which it
+    // is given few (detail::rounded_batch). The predictions are unchanged where it throws Error.
     void classify_batch(Span<const Image> images, Span<Prediction> predictions) {
         detail::in_memory([&] { run(images, predictions); });
     }

@@ -189,8 +189,8 @@ def test_classify_reads_images_as_predict_does(
         made[f"turned{turn}.png"] = (picture, {"exif": exif})
         made[f"turned{turn}.jpg"] = (picture, {"exif": exif, "subsampling": 0})
     for kind, order, version in itertools.product(range(1, 6), "<>", (42, 0)):
-        exif = tiff_of(order, version, kind, 6)  # SHORT is 3, LONG is 4
-        made[f"type{kind}{'<>'.index(order)}{version}.png"] = (picture, {"exif": exif})
+        raw = tiff_of(order, version, kind, 6)  # SHORT is 3, LONG is 4
+        made[f"type{kind}{'<>'.index(order)}{version}.png"] = (picture, {"exif": raw})
     for name, (image, options) in made.items():
         image.save(tmp_path / name, **options)  # type: ignore[arg-type]
     raw = (tmp_path / "rgb.jpg").read_bytes()

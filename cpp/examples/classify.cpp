@@ -8,13 +8,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <csetjmp>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -76,6 +76,8 @@ int orientation_in(const std::uint8_t* tiff, std::size_t size) {
         }
         return value;
     };
+    constexpr std::size_t version = 42;  // TIFF's; Pillow takes it in the other order of bytes too
+    if (number(2, 2) != version && number(2, 2) != version << 8) return 1;
     const std::size_t table = number(4, 4);
     if (table > size || size - table < 2) return 1;
     const std::size_t entries = number(table, 2);
@@ -84,7 +86,11 @@ int orientation_in(const std::uint8_t* tiff, std::size_t size) {
         if (entry + 12 > size) break;
         constexpr std::size_t orientation_tag = 0x0112;
         if (number(entry, 2) == orientation_tag) {
-            const std::size_t value = number(entry + 8, 2);
+            const std::size_t type = number(entry + 2, 2);
+            const std::size_t bytes = type == 3 ? 2 : type == 4 ? 4 : 0;  // SHORT, LONG
+            const std::size_t count = number(entry + 4, 4);
+            if (bytes == 0 || count == 0 || count > 4 / bytes) return 1;  // more stand elsewhere
+            const std::size_t value = number(entry + 8, bytes);
             return value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
         }
     }
@@ -149,10 +155,14 @@ Picture read_pnm(const std::string& file) {
         refuse("it is truncated, or its header is damaged");
     }
     set_size(picture, width, height);
+    // As Pillow, in double and halves to even.
+    std::array<std::uint8_t, 256> scaled{};
+    for (std::size_t value = 0; value < scaled.size(); ++value) {
+        const double share = static_cast<double>(value) / static_cast<double>(largest);
+        scaled[value] = static_cast<std::uint8_t>(std::min(std::nearbyint(share * 255), 255.0));
+    }
     for (std::size_t i = 0; i < picture.rgb.size(); ++i) {
-        const auto value = static_cast<std::uint8_t>(file[at + (colour ? i : i / 3)]);
-        const std::size_t scaled = (value * std::size_t{255} + largest / 2) / largest;
-        picture.rgb[i] = static_cast<std::uint8_t>(std::min<std::size_t>(scaled, 255));
+        picture.rgb[i] = scaled[static_cast<std::uint8_t>(file[at + (colour ? i : i / 3)])];
     }
     return picture;
 }
@@ -197,16 +207,25 @@ bool png_header(png_structp png, png_infop info) {
     return true;
 }
 
-bool png_pixels(png_structp png, png_infop info, png_bytepp rows, int* orientation) {
+bool png_pixels(png_structp png, png_bytepp rows) {
     if (setjmp(png_jmpbuf(png))) return false;
     png_read_image(png, rows);
+    return true;
+}
+
+// What stands after the pixels; a file that is not whole there is a picture for Pillow too.
+void png_rest(png_structp png, png_infop info) {
+    if (setjmp(png_jmpbuf(png))) return;
     png_read_end(png, info);
+}
+
+int png_orientation(png_structp png, png_infop info) {
 #ifdef PNG_eXIf_SUPPORTED
     png_bytep exif = nullptr;
     png_uint_32 size = 0;
-    if (png_get_eXIf_1(png, info, &size, &exif) != 0) *orientation = orientation_in(exif, size);
+    if (png_get_eXIf_1(png, info, &size, &exif) != 0) return orientation_in(exif, size);
 #endif
-    return true;
+    return 1;
 }
 
 Picture read_png(const std::string& file) {
@@ -229,9 +248,9 @@ Picture read_png(const std::string& file) {
     }
     std::vector<png_bytep> rows(picture.height);
     for (std::size_t y = 0; y < rows.size(); ++y) rows[y] = &picture.rgb[y * picture.width * 3];
-    int orientation = 1;
-    if (!png_pixels(reader.png, reader.info, rows.data(), &orientation)) refuse(source.message);
-    return turned(std::move(picture), orientation);
+    if (!png_pixels(reader.png, rows.data())) refuse(source.message);
+    png_rest(reader.png, reader.info);
+    return turned(std::move(picture), png_orientation(reader.png, reader.info));
 }
 #endif
 
@@ -262,7 +281,7 @@ bool jpeg_header(jpeg_decompress_struct* jpeg, JpegErrors* errors, const std::st
     constexpr int exif_marker = JPEG_APP0 + 1;
     jpeg_save_markers(jpeg, exif_marker, 0xFFFF);
     jpeg_read_header(jpeg, TRUE);
-    jpeg->out_color_space = JCS_RGB;
+    jpeg->out_color_space = JCS_RGB;  // three bytes a pixel
     return true;
 }
 
@@ -295,10 +314,12 @@ Picture read_jpeg(const std::string& file) {
     if (setjmp(errors.out)) refuse("libjpeg cannot start");
     jpeg_create_decompress(&reader.jpeg);
     if (!jpeg_header(&reader.jpeg, &errors, file)) refuse(errors.message);
+    if (reader.jpeg.jpeg_color_space == JCS_CMYK || reader.jpeg.jpeg_color_space == JCS_YCCK) {
+        refuse("it is not in RGB; convert it to PNG");  // which libjpeg does not do
+    }
     Picture picture;
     set_size(picture, reader.jpeg.image_width, reader.jpeg.image_height);
     if (!jpeg_start(&reader.jpeg, &errors)) refuse(errors.message);
-    if (reader.jpeg.output_components != 3) refuse("it is not in RGB; convert it to PNG");
     int orientation = 1;
     for (auto* marker = reader.jpeg.marker_list; marker != nullptr; marker = marker->next) {
         if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {
@@ -331,7 +352,7 @@ Picture decode(const std::string& file) {
         refuse("it is a JPEG, and this program was built without libjpeg");
 #endif
     }
-    refuse("it is no PNG, JPEG, PPM or PGM");
+    refuse("it is no PNG, JPEG, binary PPM or PGM (P6, P5)");
 }
 
 Picture read_picture(const std::string& path) {
@@ -433,21 +454,18 @@ Arguments parse(int count, char** words) {
 
 void print(const std::string& path, const cifar_deploy::Prediction& prediction,
            const cifar_deploy::Classifier& classifier, const Arguments& arguments) {
-    const std::vector<float>& logits = prediction.logits;
-    std::vector<std::size_t> order(logits.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
+    const std::vector<float> probabilities = prediction.probabilities();
     std::printf("%s:", path.c_str());
-    for (std::size_t i = 0; i < std::min(arguments.top, order.size()); ++i) {
-        const auto off = static_cast<double>(logits[order[i]] - logits[prediction.index]);
-        std::printf("%s %s %.1f %%", i == 0 ? "" : ",", classifier.labels()[order[i]].c_str(),
-                    100 * static_cast<double>(prediction.probability) * std::exp(off));
+    const char* comma = "";
+    for (const std::size_t i : cifar_deploy::top(prediction, arguments.top)) {
+        std::printf("%s %s %.1f %%", comma, classifier.labels()[i].c_str(),
+                    100 * static_cast<double>(probabilities[i]));
+        comma = ",";
     }
     std::printf("\n");
     if (!arguments.logits) return;
     std::printf("  logits:");
-    for (const float logit : logits) std::printf(" %.7g", static_cast<double>(logit));
+    for (const float logit : prediction.logits) std::printf(" %.7g", static_cast<double>(logit));
     std::printf("\n");
 }
 

@@ -12,6 +12,11 @@ void require(bool holds) {
     if (!holds) std::abort();
 }
 
+// Nothing that a program shows may steer a terminal.
+void require_plain(std::string_view text) {
+    for (const char c : text) require(static_cast<unsigned char>(c) >= 0x20 && c != 0x7F);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -25,12 +30,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         require(m.file.find('/') == m.file.npos && m.labels.find('/') == m.labels.npos);
         require(m.sha256.size() == 64 && m.labels_sha256.size() == 64);
         require(m.is_engine() == !m.profiles.empty());
+        for (const auto& shown : {m.model, m.network, m.precision, m.backend, m.file, m.input,
+                                  m.output, m.labels, m.tensorrt, m.gpu, m.vectors_from}) {
+            require_plain(shown);
+        }
     } catch (const cifar_deploy::Error& error) {
         require(error.code() == cifar_deploy::ErrorCode::bad_package && *error.what() != '\0');
     }
     try {
         const std::size_t classes = size == 0 ? 1 : data[0];
-        require(cifar_deploy::detail::parse_labels(text, classes, "labels.txt").size() == classes);
+        const auto labels = cifar_deploy::detail::parse_labels(text, classes, "labels.txt");
+        require(labels.size() == classes);
+        for (const auto& label : labels) require_plain(label);
     } catch (const cifar_deploy::Error& error) {
         require(error.code() == cifar_deploy::ErrorCode::bad_package);
     }

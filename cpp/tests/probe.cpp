@@ -1,6 +1,7 @@
 // What the Python tests ask the library: raw bytes in on standard input, raw bytes out.
 //   probe sha256                      of the input, in hexadecimal
 //   probe resize W H                  an RGB image W x H to 32 x 32
+//   probe decode FILE...              images as classify reads them, to RGB
 //   probe logits FOLDER BACKEND N     images of 32 x 32, N at a time, to float32 logits
 //   probe allocations FOLDER BACKEND  heap allocations of classify_batch once warm
 //   probe signal FOLDER BACKEND       whether a signal is survived when two classifiers are gone
@@ -18,6 +19,8 @@
 #include <string>
 #include <vector>
 
+#define CLASSIFY_WITHOUT_MAIN
+#include "../examples/classify.cpp"
 #include "counting_new.hpp"
 #include "fake_runtime.hpp"
 
@@ -56,6 +59,14 @@ int resize(std::size_t width, std::size_t height) {
     cifar_deploy::detail::Resizer resizer(side, side);
     resizer({bytes_of(image), width, height}, small.data());
     return std::fwrite(small.data(), 1, small.size(), stdout) == small.size() ? 0 : 2;
+}
+
+int decode(const std::vector<std::string>& paths) {
+    for (const std::string& path : paths) {
+        const classify::Bytes rgb = classify::read_picture(path).rgb;
+        if (std::fwrite(rgb.data(), 1, rgb.size(), stdout) != rgb.size()) return 2;
+    }
+    return 0;
 }
 
 int logits(const std::string& folder, const std::string& backend, std::size_t batch) {
@@ -147,6 +158,7 @@ int main(int count, char** words) {
         if (what == "resize" && count == 4) {
             return resize(std::stoul(arguments[1]), std::stoul(arguments[2]));
         }
+        if (what == "decode") return decode({arguments.begin() + 1, arguments.end()});
         if (what == "logits" && count == 5) {
             return logits(arguments[1], arguments[2], std::stoul(arguments[3]));
         }

@@ -185,6 +185,10 @@ void test_manifest() {
     vectors.back().second += ' ' + std::string(64, 'c');
     EXPECT(cifar_deploy::parse_manifest(joined(vectors)).vectors_logits_sha256 ==
            std::string(64, 'c'));
+    vectors.push_back({"vectors_from", "ONNX Runtime\x1b]0;x\x07"});  // self_test shows it
+    EXPECT(refused(vectors, "vectors_from is 'ONNX Runtime?]0;x?', which holds a control"));
+    vectors.back().second = "ONNX Runtime 1.31";
+    EXPECT(cifar_deploy::parse_manifest(joined(vectors)).vectors_from == "ONNX Runtime 1.31");
 
     EXPECT(refused({}, "format is missing"));
     EXPECT(refuses(bad_package, "64 KiB", [] {
@@ -215,6 +219,20 @@ void test_profiles() {
     EXPECT(profile_of(equal, 3) == 0 && profile_of(equal, 4) == 1);
 }
 
+void test_rounded_batches() {
+    using cifar_deploy::detail::rounded_batch;
+    std::size_t sizes = 0;
+    for (std::size_t wanted = 0, before = 0; wanted <= 1000; ++wanted) {
+        const std::size_t batch = rounded_batch(wanted);
+        EXPECT(batch >= wanted && batch - wanted <= wanted / 8 && rounded_batch(batch) == batch);
+        EXPECT(batch >= before && (wanted > 16 || batch == wanted));
+        if (batch != before) ++sizes;
+        before = batch;
+    }
+    EXPECT(sizes == 64);
+    EXPECT(rounded_batch(17) == 18 && rounded_batch(33) == 36 && rounded_batch(128) == 128);
+}
+
 void test_labels() {
     using cifar_deploy::detail::parse_labels;
     const auto labels = parse_labels("cat\nsea lion\r\ndog", 3, "labels.txt");
@@ -224,6 +242,11 @@ void test_labels() {
                        [&] { parse_labels(text, 2, "labels.txt"); }));
     }
     EXPECT(refuses(bad_package, "an empty line", [] { parse_labels("cat\n\n", 2, "labels.txt"); }));
+    for (const char* text : {"cat\nd\x1b[2Jog", "cat\nd\x7fog", "cat\nd\x01og", "cat\nd\rog"}) {
+        EXPECT(refuses(bad_package, "labels.txt names a class 'd?",
+                       [&] { parse_labels(text, 2, "labels.txt"); }));
+    }
+    EXPECT(parse_labels("caf\xc3\xa9 \xe7\x8c\xab", 1, "labels.txt")[0] == "caf\xc3\xa9 \xe7\x8c\xab");
 }
 
 // --- spans and statuses -------------------------------------------------------------------------
@@ -266,6 +289,9 @@ void test_answers() {
     double sum = 0;
     for (const float logit : one.logits) sum += std::exp(static_cast<double>(logit) - 118 / 8.);
     EXPECT(std::abs(static_cast<double>(one.probability) - 1 / sum) < 1e-6);
+    const auto probabilities = one.probabilities();
+    EXPECT(probabilities.size() == 4 && probabilities[3] == one.probability);
+    EXPECT(std::abs(static_cast<double>(probabilities[1]) - std::exp((44 - 118) / 8.) / sum) < 1e-9);
     EXPECT(classifier.runtime() == "fake" && classifier.max_batch() == 8);
 
     // A batch gives what the images give one by one, in order, whatever their sizes.
@@ -281,6 +307,9 @@ void test_answers() {
         const auto alone = classifier.classify(images[i].data, images[i].width, images[i].height);
         EXPECT(alone.logits == predictions[i].logits && alone.label == predictions[i].label);
     }
+    const auto fresh = classifier.classify_batch(images);
+    EXPECT(fresh.size() == 8 && fresh[7].logits == predictions[7].logits);
+    EXPECT(classifier.classify_batch(Span<const Image>()).empty());
     const std::vector<std::uint8_t> grey(32 * 32 * 3, 9);
     EXPECT(classifier.classify(grey.data(), 32, 32).index == 0);  // of equals the first, as in numpy
     classifier.classify_batch({}, {});  // nothing to do is no error
@@ -296,6 +325,18 @@ void test_answers() {
 }
 
 // The same picture as other programs hold it: other orders of bytes, gaps between the rows.
+void test_top() {
+    using Order = std::vector<std::size_t>;
+    Prediction some;
+    EXPECT(some.probabilities().empty() && cifar_deploy::top(some, 3).empty());
+    some.logits = {1, 3, -2, 3, 0};
+    EXPECT(cifar_deploy::top(some, 0).empty());
+    EXPECT(cifar_deploy::top(some, 3) == (Order{1, 3, 0}));  // of equals the first
+    EXPECT(cifar_deploy::top(some, 99) == (Order{1, 3, 0, 4, 2}));
+    some.logits = {1e30F, -1e30F};
+    EXPECT(some.probabilities() == (std::vector<float>{1, 0}));
+}
+
 void test_pixels() {
     using cifar_deploy::Pixels;
     const std::size_t sizes[][2] = {{32, 32}, {50, 40}, {32, 41}, {45, 32}, {20, 9}};
@@ -565,6 +606,26 @@ void test_package(const std::string& folder) {
     std::vector<Prediction> predictions(5);
     classifier.classify_batch(std::vector<Image>(5, Image{rgb.data(), 50, 40}), predictions);
     EXPECT(predictions[4].index == alone.index);
+#ifdef CIFAR_DEPLOY_HAS_OPENVINO
+    // A batch that OpenVINO runs as 36: as many answers, the same, and no more than the file takes.
+    cifar_deploy::LoadOptions options;
+    options.backend = cifar_deploy::Backend::openvino;
+    Classifier openvino = Classifier::load(folder, options);
+    for (const auto& one : openvino.classify_batch(std::vector<Image>(33, {rgb.data(), 50, 40}))) {
+        for (std::size_t i = 0; i < one.logits.size(); ++i) {
+            EXPECT(std::abs(one.logits[i] - alone.logits[i]) < 1e-3F);
+        }
+    }
+    const std::filesystem::path home(folder);
+    Manifest manifest = classifier.manifest();
+    const auto model = cifar_deploy::detail::read_checked(home / manifest.file, manifest.bytes,
+                                                          manifest.sha256);
+    for (const std::size_t most : std::vector<std::size_t>{0, 1024, 34, 33}) {
+        manifest.max_batch = most;
+        const auto runtime = cifar_deploy::detail::make_runtime(manifest, model, options);
+        EXPECT(runtime->batch_for(33) == (most == 34 || most == 33 ? most : 36));
+    }
+#endif
 }
 
 }  // namespace
@@ -576,9 +637,11 @@ int main(int count, char** words) {
     test_sha256();
     test_manifest();
     test_profiles();
+    test_rounded_batches();
     test_labels();
     test_status();
     test_answers();
+    test_top();
     test_pixels();
     test_sizes_that_the_file_takes();
     test_bad_arguments();

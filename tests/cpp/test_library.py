@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +143,29 @@ def logits_of(said: bytes) -> list[list[float]]:
     ]
 
 
+def tiff_of(order: str, version: int, kind: int, turn: int) -> bytes:
+    """EXIF whose only entry is an orientation of a type, by its number in TIFF."""
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", version, 8, 1)
+    value = struct.pack(f"{order}I" if kind == 4 else f"{order}Hxx", turn)
+    return b"Exif\0\0" + head + struct.pack(f"{order}HHI", 0x0112, kind, 1) + value + bytes(4)
+
+
+def test_pnm_of_fewer_levels_is_pillows(built: Path, tmp_path: Path) -> None:
+    values = bytes(range(256))
+    wanted = []
+    for most in range(1, 256):
+        for kind in (5, 6):
+            file = tmp_path / f"{most}.{kind}"
+            head = f"P{kind} 16 16 {most}\n".encode()
+            file.write_bytes(head + values * (1 if kind == 5 else 3))
+            with Image.open(file) as image:
+                wanted.append((file, image.convert("RGB").tobytes()))
+    raw = run(built / "probe", "decode", *(file for file, _ in wanted)).stdout
+    assert len(raw) == len(wanted) * 768
+    for i, (file, rgb) in enumerate(wanted):
+        assert raw[i * 768 : (i + 1) * 768] == rgb, file.name
+
+
 def test_classify_reads_images_as_predict_does(
     built: Path, packed: Callable[[str], Packed], real_data: Dataset, tmp_path: Path
 ) -> None:
@@ -163,11 +188,18 @@ def test_classify_reads_images_as_predict_does(
         exif[0x0112] = turn
         made[f"turned{turn}.png"] = (picture, {"exif": exif})
         made[f"turned{turn}.jpg"] = (picture, {"exif": exif, "subsampling": 0})
+    for kind, order, version in itertools.product(range(1, 6), "<>", (42, 0)):
+        raw = tiff_of(order, version, kind, 6)  # SHORT is 3, LONG is 4
+        made[f"type{kind}{'<>'.index(order)}{version}.png"] = (picture, {"exif": raw})
     for name, (image, options) in made.items():
         image.save(tmp_path / name, **options)  # type: ignore[arg-type]
     raw = (tmp_path / "rgb.jpg").read_bytes()
     (tmp_path / "extra.jpg").write_bytes(raw[:-2] + bytes(40) + raw[-2:])  # Pillow does not mind
     made["extra.jpg"] = (picture, {})
+    raw = (tmp_path / "turned6.png").read_bytes()
+    for missing in (2, 12):  # of IEND, or all of it
+        (tmp_path / f"end{missing}.png").write_bytes(raw[:-missing])
+        made[f"end{missing}.png"] = (picture, {})
     files = [tmp_path / name for name in made]
     done = run(built / "classify", package.folder, "--logits", "--top", 10, *files)
     wanted = package.logits(np.stack([read_image(file) for file in files]))
@@ -193,14 +225,19 @@ def test_what_is_no_image_is_told(
     Image.fromarray(noise).save(buffer, "JPEG")
     jpg = buffer.getvalue()
     buffer = io.BytesIO()
+    Image.fromarray(noise).convert("CMYK").save(buffer, "JPEG")
+    cmyk = buffer.getvalue()
+    buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG", progressive=True)
     bomb = bytearray(buffer.getvalue())
     start = bomb.index(b"\xff\xc2")  # of the frame, whose height and width follow
     bomb[start + 5 : start + 9] = (65_500).to_bytes(2) * 2
     for name, raw, said in (
         ("bomb.jpg", bytes(bomb), "it is too large: 65500 x 65500"),
-        ("empty.png", b"", "it is no PNG, JPEG, PPM or PGM"),
-        ("text.jpg", b"not an image", "it is no PNG, JPEG, PPM or PGM"),
+        ("empty.png", b"", "it is no PNG, JPEG, binary PPM or PGM (P6, P5)"),
+        ("text.jpg", b"not an image", "it is no PNG, JPEG, binary PPM or PGM (P6, P5)"),
+        ("text.ppm", b"P3 1 1 255 1 2 3", "it is no PNG, JPEG, binary PPM or PGM (P6, P5)"),
+        ("cmyk.jpg", cmyk, "it is not in RGB; convert it to PNG"),
         ("cut.png", png[:9000], "truncated"),
         ("cut.jpg", jpg[:9000], "Premature end of JPEG file"),
         ("bad.png", png[:60] + bytes(40) + png[100:], "cannot be read as an image"),
@@ -216,6 +253,18 @@ def test_what_is_no_image_is_told(
         assert text.count("\n") == 1
     done = run(built / "classify", packed("fp32").folder, tmp_path / "nowhere.png", status=2)
     assert done.stderr.decode().endswith("nowhere.png: no such file\n")
+
+
+def test_a_macro_of_x11_is_told(tmp_path: Path) -> None:
+    need("c++")
+    source = tmp_path / "program.cpp"
+    command = ("c++", "-std=c++17", "-fsyntax-only", "-I", CPP / "include", source)
+    include = "#include <cifar_deploy/classifier.hpp>\n"
+    source.write_text(f"#define Status int\n{include}")
+    done = run(*command, status=1)
+    assert b"include cifar_deploy before that, or #undef Status" in done.stderr
+    source.write_text(f"{include}#define Status int\nStatus main() {{ return 0; }}\n")
+    run(*command)
 
 
 # --- refusals of a built program ----------------------------------------------------------------

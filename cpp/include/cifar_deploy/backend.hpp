@@ -41,8 +41,8 @@ public:
     // Its name, version and device, for people.
     virtual std::string describe() const = 0;
 
-    // The batch that `wanted` images are run as: that, or more where the file takes no such batch.
-    // 0 where it takes none so large.
+    // The batch that `wanted` images are run as: that, or more where the file takes no such batch or
+    // the runtime is better off with few sizes. 0 where it takes none so large.
     virtual std::size_t batch_for(std::size_t wanted) const { return wanted; }
 
     // Where to write `batch` images, uint8 [batch, height, width, 3]. A batch not larger than one
@@ -52,6 +52,14 @@ public:
     // Runs what was written; float32 [batch, classes], valid until the next call.
     virtual const float* run(std::size_t batch) = 0;
 };
+
+// `wanted`, or up to an eighth more from 17 on: of the sizes from one power of two to the next there
+// are eight.
+inline std::size_t rounded_batch(std::size_t wanted) {
+    std::size_t step = 1;
+    while (wanted != 0 && (wanted - 1) / step >= 16) step *= 2;
+    return wanted + (step - wanted % step) % step;
+}
 
 // The least batch that a profile takes and that has room for `wanted` images; 0 where none has.
 inline std::size_t batch_of(const std::vector<Profile>& profiles, std::size_t wanted) {

@@ -7,7 +7,6 @@
 // that begin with `try_` throw nothing and return a Status.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -69,7 +68,8 @@ inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std
 
 }  // namespace detail
 
-// Calls from several threads run one after another; for work side by side, load one a thread.
+// Calls from several threads run one after another; for work side by side, load one a thread, each
+// with LoadOptions::threads the cores divided by the classifiers.
 class Classifier {
 public:
     // Loads the package in `folder`, after checking that each file is the one its manifest speaks
@@ -115,9 +115,18 @@ public:
 
     // Images of any sizes, up to max_batch(); `predictions` has as many places. Once each batch size
     // in use was run, the largest first, and with the largest images, it takes no memory from the
-    // heap; only the runtime may. The predictions are unchanged where it throws Error.
+    // heap; only the runtime may, and OpenVINO keeps some megabytes for each batch size, of which it
+    // is given few (detail::rounded_batch). The predictions are unchanged where it throws Error.
     void classify_batch(Span<const Image> images, Span<Prediction> predictions) {
         detail::in_memory([&] { run(images, predictions); });
+    }
+    // The same into new predictions, one an image.
+    std::vector<Prediction> classify_batch(Span<const Image> images) {
+        return detail::in_memory([&] {
+            std::vector<Prediction> predictions(images.size());
+            run(images, predictions);
+            return predictions;
+        });
     }
 
     // The same without exceptions.
@@ -170,10 +179,7 @@ private:
             for (std::size_t i = 1; i < manifest.classes; ++i) {
                 if (logits[i] > logits[top]) top = i;
             }
-            double sum = 0;  // of exp(logit - largest): from 1 to the number of classes
-            for (std::size_t i = 0; i < manifest.classes; ++i) {
-                sum += std::exp(static_cast<double>(logits[i]) - static_cast<double>(logits[top]));
-            }
+            const double sum = detail::exp_sum(logits, manifest.classes, logits[top]);
             prediction.index = top;
             prediction.probability = static_cast<float>(1.0 / sum);
             prediction.label.assign(labels[top]);

@@ -6,6 +6,10 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef Status
+#error "Status is a macro, as X11/Xlib.h has it: include cifar_deploy before that, or #undef Status"
+#endif
+
 namespace cifar_deploy {
 
 enum class ErrorCode {

@@ -65,6 +65,21 @@ constexpr std::size_t largest_side = 4096;              // pixels, of the networ
 constexpr std::size_t most_classes = 100'000;
 constexpr std::size_t largest_batch = std::size_t{1} << 20;
 
+// Whether a terminal that shows the text would do more than show it. UTF-8 stays.
+inline bool holds_control_character(std::string_view text) {
+    for (const char c : text) {
+        if (static_cast<unsigned char>(c) < ' ' || c == 0x7F) return true;
+    }
+    return false;
+}
+
+// What a message may show of a value from outside.
+inline std::string printable(std::string_view value) {
+    std::string shown = "'";
+    for (const char c : value.substr(0, 40)) shown += c >= ' ' && c <= '~' ? c : '?';
+    return shown + (value.size() > 40 ? "...'" : "'");
+}
+
 // Reads one manifest; every refusal names the manifest and the line's key.
 class ManifestParser {
 public:
@@ -129,13 +144,6 @@ private:
         refuse(std::string(key) + " " + why + "; the manifest is damaged, package again");
     }
 
-    // What a message may show of a value from outside.
-    static std::string printable(std::string_view value) {
-        std::string shown = "'";
-        for (const char c : value.substr(0, 40)) shown += c >= ' ' && c <= '~' ? c : '?';
-        return shown + (value.size() > 40 ? "...'" : "'");
-    }
-
     void keep(std::string_view key, std::string_view value) {
         for (std::size_t i = 0; i < known.size(); ++i) {
             if (key != known[i]) continue;
@@ -154,10 +162,8 @@ private:
         const auto& value = find(key);
         if (!value) refuse(key, "is missing");
         if (value->empty()) refuse(key, "has no value");
-        for (const char c : *value) {  // it may stand in a message on a terminal
-            if (static_cast<unsigned char>(c) < ' ' || c == 0x7F) {
-                refuse(key, "is " + printable(*value) + ", which holds a control character");
-            }
+        if (holds_control_character(*value)) {  // it may stand in a message on a terminal
+            refuse(key, "is " + printable(*value) + ", which holds a control character");
         }
         return *value;
     }
@@ -260,7 +266,7 @@ private:
         if (!find("vectors_count")) return;
         m.vectors_count = size("vectors_count", 0, largest_batch);
         if (m.vectors_count == 0) return;
-        if (const auto& from = find("vectors_from")) m.vectors_from = *from;
+        if (find("vectors_from")) m.vectors_from = text("vectors_from");
         const auto sums = words("vectors_sha256");
         if (sums.size() != 2) refuse("vectors_sha256", "has not two values");
         m.vectors_images_sha256 = sha256("vectors_sha256", sums[0]);
@@ -271,7 +277,8 @@ private:
     std::array<std::optional<std::string>, known.size()> values_;
 };
 
-// Class names, one a line. Throws Error unless there are `classes` of them, none empty.
+// Class names, one a line. Throws Error unless there are `classes` of them, none empty and none with
+// a control character.
 inline std::vector<std::string> parse_labels(std::string_view text, std::size_t classes,
                                              const std::string& name) {
     std::vector<std::string> labels;
@@ -282,6 +289,11 @@ inline std::vector<std::string> parse_labels(std::string_view text, std::size_t 
         if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
         if (line.empty()) {
             fail(ErrorCode::bad_package, name + " has an empty line; package the model again");
+        }
+        if (holds_control_character(line)) {
+            fail(ErrorCode::bad_package, name + " names a class " + printable(line) +
+                                             ", which holds a control character; package the model "
+                                             "again");
         }
         labels.emplace_back(line);
     }

@@ -21,7 +21,9 @@ namespace cifar_deploy::detail {
 class OpenVinoRuntime final : public Runtime {
 public:
     OpenVinoRuntime(const Manifest& manifest, const std::string& model, const LoadOptions& options)
-        : image_{manifest.height, manifest.width, 3}, classes_(manifest.classes) {
+        : image_{manifest.height, manifest.width, 3},
+          classes_(manifest.classes),
+          most_(manifest.max_batch) {
         device_ = options.device == "auto" ? "CPU" : options.device;
         std::transform(device_.begin(), device_.end(), device_.begin(),
                        [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
@@ -40,6 +42,13 @@ public:
 
     std::string describe() const override {
         return std::string("OpenVINO ") + ov::get_openvino_version().buildNumber + ", " + device_;
+    }
+
+    // OpenVINO compiles for each batch size that it meets and keeps that, some megabytes of a small
+    // network; of all sizes up to 1000 there would be a thousand, rounded there are 64.
+    std::size_t batch_for(std::size_t wanted) const override {
+        const std::size_t batch = rounded_batch(wanted);
+        return most_ == 0 ? batch : (std::min)(batch, most_);
     }
 
     std::uint8_t* input(std::size_t batch) override {
@@ -130,6 +139,7 @@ private:
 
     std::size_t image_[3];
     std::size_t classes_;
+    std::size_t most_;  // images that the file takes at once; 0: no limit
     std::string device_;
     ov::InferRequest request_;
     std::vector<std::uint8_t> images_;

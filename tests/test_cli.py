@@ -820,11 +820,11 @@ def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None
     within = json.loads(run("predict", "simple_cnn", "folder", "--json").out)
     assert [answer["image"] for answer in within] == ["folder/a.png", "folder/b.jpg"]
     assert [answer["top"] for answer in within] == [answer["top"] for answer in by_model]
-    for name in ("Thumbs.db", "notes.txt"):
+    for name in ("notes.db", "notes.txt"):
         Path("folder", name).write_text("no picture")
     done = run("predict", "simple_cnn", "folder", "--json", "--top", "1")
     assert [answer["top"] for answer in json.loads(done.out)] == [a["top"][:1] for a in within]
-    assert "folder: Thumbs.db and 1 more left out" in done.err
+    assert "folder: notes.db and 1 more left out" in done.err
     Path("folder/cut.png").write_bytes(picture.read_bytes()[:60])
     done = run("predict", "simple_cnn", "folder", "--json", "--top", "1")
     assert done.status == 1

@@ -431,6 +431,7 @@ def way_to_weights(folder: ModelFolder) -> str:
 NUMBER = (int, float)
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data", "recipe", "recipe.model", "init", "imported"), dict),
+    "classes": dict,
     **dict.fromkeys(("network", "command", "device", "stem", "recipe.model.stem"), str),
     **dict.fromkeys(("data.name", "data.verified", "data.sha256", "data.origin"), str),
     **dict.fromkeys(("init.from", "init.sha256", "imported.from"), str),

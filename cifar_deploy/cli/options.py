@@ -333,5 +333,13 @@ def say_untested(dataset: "Dataset") -> None:
         say(f"{dataset.origin} has no test image of {', '.join(lost)}: no accuracy tells of them")
 
 
+def say_doubts(model: str, card: store.Json) -> None:
+    """Tell of what the accuracy in a card hides."""
+    from cifar_deploy.data.dataset import doubtful
+
+    if (classes := card.get("classes")) and (said := doubtful(classes)):
+        say(f"{model}: {said}")
+
+
 def say(text: str) -> None:
     typer.echo(text, err=True)

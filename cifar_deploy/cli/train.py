@@ -27,6 +27,7 @@ from cifar_deploy.cli.options import (
     in_epochs,
     print_card,
     say,
+    say_doubts,
     say_untested,
 )
 from cifar_deploy.errors import UserError
@@ -95,6 +96,7 @@ def train(
     )
     if card is None:
         return
+    say_doubts(name, card)
     if as_json:
         print_card(card, folder)
         return

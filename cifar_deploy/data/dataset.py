@@ -1,6 +1,7 @@
 """A data set in memory, and what can be said about it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,36 @@ Images = npt.NDArray[np.uint8]  # [n, 32, 32, 3], RGB
 Labels = npt.NDArray[np.int64]  # [n]
 
 SIZE = 32
+NAMED = 3  # of the classes without a right answer, in a line
+
+
+def tally(classes: Sequence[str], labels: Labels, right: Labels) -> dict[str, list[int]]:
+    """How many images of each class were answered right, and how many there are, by its name.
+
+    `labels`, int64 [n], are of all images; `right`, int64 [r], of those answered right.
+    """
+    counts = (np.bincount(of, minlength=len(classes)).tolist() for of in (right, labels))
+    return {name: [*count] for name, *count in zip(classes, *counts, strict=True)}
+
+
+def doubtful(classes: dict[str, list[int]]) -> str:
+    """What in a `tally` an accuracy hides; "" for nothing.
+
+    That one answer to all images would be as good, and of which classes, that have images, none is
+    right.
+    """
+    right, images = (sum(counts) for counts in zip(*classes.values(), strict=True))
+    name, most = max(((n, count) for n, (_, count) in classes.items()), key=lambda one: one[1])
+    said = []
+    if images and right <= most:
+        said.append(f"no better than answering {name} to all ({100 * most / images:.2f} %)")
+    lost = [
+        f"{n}: 0 of {count:,} right" for n, (got, count) in classes.items() if count and not got
+    ]
+    said += lost[:NAMED]
+    if more := len(lost[NAMED:]):
+        said.append(f"nor any of {more} more class{'es' * (more > 1)}")
+    return "; ".join(said)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
 from cifar_deploy.data.augment import ways_to_mix
-from cifar_deploy.data.dataset import SIZE, Dataset, Split
+from cifar_deploy.data.dataset import SIZE, Dataset, Split, tally
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
@@ -527,6 +527,13 @@ class Trainer:
         """How many of all processes' images are marked."""
         return int(self.ranks.total(right.sum()))
 
+    def _tally(self, right: torch.Tensor, split: Split) -> Json:
+        """`tally` of all processes' images, by the marks of this one's, `_right`."""
+        whole = torch.zeros(len(split), dtype=torch.int64, device=right.device)
+        whole[self.ranks.rank :: self.ranks.world] = right.long()
+        marked = self.ranks.total(whole).bool().cpu().numpy()
+        return tally(self.job.dataset.classes, split.labels, split.labels[marked])
+
     def _right(self, network: nn.Module, split: Split) -> torch.Tensor:
         """Which images of `split` `network` gets right, in fp32 through the deployment graph.
 
@@ -629,9 +636,13 @@ class Trainer:
                 "test_images": len(tested),
                 "lost_by_storage": self._count(before & ~after),
                 "gained_by_storage": self._count(after & ~before),
+                "classes": self._tally(after, tested),
             }
         if self.holdout:
-            accuracies["holdout_accuracy"] = self.accuracy(kept, self.holdout)
+            right = self._right(kept, self.holdout)
+            accuracies["holdout_accuracy"] = self._count(right) / len(self.holdout)
+            if not tested:
+                accuracies["classes"] = self._tally(right, self.holdout)
         if not self.ranks.main:
             self.ranks.wait()
             return accuracies

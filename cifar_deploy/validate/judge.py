@@ -15,7 +15,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
-from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.data.dataset import Dataset, Split, tally
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
@@ -219,6 +219,11 @@ class Judgement:
             if sum(Path(other).parts[-count:] == mine[-count:] for other in files) == 1:
                 return "/".join(mine[-count:])
         return file
+
+    def tally(self, row: Judged) -> dict[str, list[int]]:
+        """Of each class how many images `row` answers right, and how many there are."""
+        labels = self.split.labels
+        return tally(self.classes, labels, labels[row.predictions == labels])
 
     @property
     def disagreements(self) -> dict[str, npt.NDArray[np.int64]]:
@@ -449,6 +454,7 @@ def to_json(judgement: Judgement) -> Json:
             "precision": row.precision,
             "bytes": row.bytes,
             "accuracy": row.accuracy,
+            "classes": judgement.tally(row),
             "verdict": row.verdict,
         }
         if comparison := row.comparison:

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cifar_deploy.data.dataset import doubtful
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import unversioned
@@ -94,6 +95,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
                 "(card.json): its code has changed since. To be as good as that proves nothing; "
                 "train it again."
             )
+        if said := doubtful(judgement.tally(judgement.rows[0])):
+            lines.append(f"{judgement.model}: {said}.")
         if said := judgement.rows[0].addition:
             lines.append(f"{judgement.reference} {said}.")
         lines += [f"{judgement.label(r.file)}: {r.untimed}." for r in judgement.rows if r.untimed]

@@ -117,6 +117,46 @@ def test_classes_without_a_test_image_are_told(
         assert (said in capsys.readouterr().err) == (command[0] != "export")
 
 
+def test_an_accuracy_that_one_answer_to_all_would_have_is_told(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, kept in (("train", 3), ("test", 1)):
+        for name in ("rust", "sky"):
+            shutil.rmtree(garden / split / name)
+        (garden / split / "sky").mkdir()
+        for number in range(kept):  # as like the others as can be
+            shutil.copy(garden / split / "leaf" / f"{2 * number}.jpg", garden / split / "sky")
+    said = "simple_cnn: no better than answering leaf to all (90.91 %); sky: 0 of 1 right"
+    options = ("--batch-size", "10", "--epochs", "6", "--lr", "0.01")
+    train = ("train", "simple_cnn", "--data-dir", "garden", *options)
+    assert run(monkeypatch, *train, "--json") == 0
+    answer = capsys.readouterr()
+    assert said in answer.err
+    classes = {"leaf": [10, 10], "sky": [0, 1]}
+    assert json.loads(answer.out)["classes"] == classes
+    assert run(monkeypatch, "models", "simple_cnn") == 0
+    assert "right by class: leaf 10 of 10, sky 0 of 1" in capsys.readouterr().out
+    assert run(monkeypatch, "export", "simple_cnn") == 0
+    judged = ("--max-drop", "50", "--no-latency", "--json")
+    run(monkeypatch, "validate", "simple_cnn", *judged, "found.json")
+    assert f"{said}." in capsys.readouterr().out
+    (found,) = json.loads(Path("found.json").read_text())["models"]
+    assert [row["classes"] for row in found["rows"]] == [classes] * 2
+    # What is held out is told of where nothing else judges.
+    assert run(monkeypatch, *train, "--hold-out", "9", "--out", "held") == 0
+    told = read_card(ModelFolder(Path("held")))["classes"]
+    assert sum(images for _, images in told.values()) == 9
+    # A card from before has none, and is as good.
+    path = Path("models/simple_cnn/card.json")
+    old = json.loads(path.read_text())
+    del old["classes"]
+    path.write_text(json.dumps(old))
+    capsys.readouterr()
+    assert run(monkeypatch, "models", "simple_cnn") == 0
+    assert "right by class" not in capsys.readouterr().out
+    assert run(monkeypatch, "validate", "simple_cnn", *judged, "-") == 0
+
+
 def test_what_is_wrong_with_a_folder_is_told_before_the_run_starts(
     garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

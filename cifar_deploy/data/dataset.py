@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -99,8 +100,38 @@ class Dataset:
 
     def sha256(self) -> str:
         """SHA-256 of all pixels and labels, training first: the same for every form on disk."""
+        return self._sha256(self.train, self.test)
+
+    def test_sha256(self) -> str:
+        """The same of the test images and their labels alone."""
+        return self._sha256(self.test)
+
+    def same_test(self, seen: Json) -> bool | None:
+        """Whether the test images are those of `seen`, a card's `data`; None where it says nothing.
+
+        A card from before it had `test_sha256` speaks of all images together.
+        """
+        if "test_sha256" in seen:
+            return self.test_sha256() == seen["test_sha256"]
+        return self.sha256() == seen["sha256"] if "sha256" in seen else None
+
+    def changed(self, model: str, seen: Json) -> str:
+        """What to tell where this folder had other test images when `model` was trained on it.
+
+        `seen` is its card's `data`; "" where they are the same, or of another folder.
+        """
+        here = seen.get("origin") == str(Path(self.origin).resolve())
+        if not here or self.same_test(seen) is not False:
+            return ""
+        what = "test images" if "test_sha256" in seen else "images"
+        return (
+            f"{what} in {self.origin} were added, removed, renamed or changed since {model} was "
+            "trained; train again, or name the old copy with --data-dir"
+        )
+
+    def _sha256(self, *splits: Split) -> str:
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in splits:
             digest.update(np.ascontiguousarray(split.images).data)
             few = len(self.classes) <= 256
             digest.update(split.labels.astype(np.uint8 if few else np.int64).tobytes())

@@ -145,6 +145,7 @@ def _data(dataset: Dataset, sha256: str, mean: list[float], std: list[float]) ->
         "name": dataset.name,
         "verified": dataset.verified,
         "sha256": sha256,
+        "test_sha256": dataset.test_sha256(),
         "mean": mean,
         "std": std,
         "classes": list(dataset.classes),

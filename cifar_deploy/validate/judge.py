@@ -288,8 +288,10 @@ def judge(
                 unusable.append(_unusable(file, error, opened))
     sha256, seen = dataset.sha256(), reference.data
     same = sha256 == seen["sha256"] if "sha256" in seen else None
+    # Of the images, those that judge: who adds a training image has them still.
+    tested = dataset.same_test(seen)
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
-    of_training, whole = bool(same or releases), len(split) == len(dataset.test)
+    of_training, whole = bool(tested or releases), len(split) == len(dataset.test)
     then = reference.accuracy if of_training and whole else None
     return Judgement(
         model=reference.model,
@@ -302,6 +304,7 @@ def judge(
                 "name": dataset.name,
                 "verified": dataset.verified,
                 "sha256": sha256,
+                "test_sha256": dataset.test_sha256(),
                 "same_as_training": same,
                 "test_set_of_training": of_training,
                 "images": len(split),

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import doubtful
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
@@ -87,7 +88,7 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
     for judgement in judgements:
         lines += _best(judgement)
         if judgement.facts["data"]["same_as_training"] is False:
-            lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
+            lines.append(_other_images(judgement))
         if judgement.strayed is not None:
             lines.append(
                 f"{judgement.model} gets {100 * judgement.rows[0].accuracy:.2f} % of the test "
@@ -128,6 +129,19 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
     disturbed = {said: None for judgement in judgements for said in judgement.facts["remarks"]}
     lines += [f"{said}." for said in disturbed]
     return lines
+
+
+def _other_images(judgement: Judgement) -> str:
+    """What it means that the images are not all those of the training."""
+    data = judgement.facts["data"]
+    if not data["test_set_of_training"]:
+        return (
+            f"{judgement.model}: the images are not those it was trained on: it may have seen some "
+            "of these test images, and its accuracy here may be too high."
+        )
+    if is_release(data["verified"]):
+        return f"{judgement.model} was trained on another copy of the data (sha256)."
+    return f"{judgement.model} was trained on other training images, and has these test images."
 
 
 def _best(judgement: Judgement) -> list[str]:

@@ -102,7 +102,7 @@ class Trainer:
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
         self.data_sha256 = job.dataset.sha256()
-        self.teachers = teachers.load(recipe, job.dataset.classes, self.data_sha256)
+        self.teachers = teachers.load(recipe, job.dataset, self.data_sha256)
         self.data_seconds = self.warmup_seconds = 0.0
         self.state = State()
         self.saved: int | None = None  # the step of the last checkpoint
@@ -184,7 +184,8 @@ class Trainer:
         classes = job.dataset.classes
         with self.ranks.one_after_the_other():  # only one of a machine's processes downloads
             found = initial.load(network, job.network, job.init, job.weights_file, classes)
-        check_unseen(job.init, found.data, self.data_sha256, job.recipe.data.holdout)
+        holdout = job.recipe.data.holdout
+        check_unseen(job.init, found.data, job.dataset, self.data_sha256, holdout)
         return network, self._known(found)
 
     def _check_first_size(self) -> None:

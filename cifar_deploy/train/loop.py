@@ -600,6 +600,12 @@ class Trainer:
             "teachers' weights": [teacher["sha256"] for teacher in facts.get("teachers", [])],
         }
         for key, value in asked.items():
+            if key == "data_sha256" and there.get(key) != value:
+                raise UserError(
+                    f"--resume: the images in {self.job.dataset.origin} are not those that the run "
+                    f"in {folder.path} began with; bring those back, or begin anew without "
+                    f"--resume: elsewhere, with --out, or after removing {folder.checkpoint}"
+                )
             if there.get(key) != value:
                 raise UserError(
                     f"--resume: the checkpoint in {folder.path} was made with {key} = "

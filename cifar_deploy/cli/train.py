@@ -204,7 +204,7 @@ def run(
             if ranks.main:
                 say(_plan(trainer))
                 say_untested(dataset)
-                for told in filter(None, (_few(trainer), _replaced(trainer))):
+                for told in filter(None, (_uneven(trainer), _few(trainer), _replaced(trainer))):
                     say(told)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
 
@@ -234,6 +234,18 @@ def _plan(trainer: "Trainer") -> str:
         f"{'bf16' if trainer.bf16 else 'fp32'} on {describe(job.device)}; "
         f"checkpoints in {job.folder.path}"
     )
+
+
+def _uneven(trainer: "Trainer") -> str:
+    """What is told of classes that the draw of the held-out images left without any on one side."""
+    dataset, said = trainer.job.dataset, []
+    if trainer.holdout and (lost := dataset.missing(trainer.holdout)):
+        said.append(f"no image of {', '.join(lost)} is held out")
+    if trainer.holdout and (lost := dataset.missing(trainer.train_split)):
+        said.append(f"all images of {', '.join(lost)} are held out, and none is left to train on")
+    if not said:
+        return ""
+    return f"{'; '.join(said)}: chance drew them from all {len(dataset.train):,} together"
 
 
 def _few(trainer: "Trainer") -> str:

@@ -162,7 +162,11 @@ class Dataset:
 
     def untested(self) -> tuple[str, ...]:
         """The classes of which there is no test image."""
-        return tuple(name for name, count in self._balance(self.test).items() if not count)
+        return self.missing(self.test)
+
+    def missing(self, split: Split) -> tuple[str, ...]:
+        """The classes of which `split` has no image."""
+        return tuple(name for name, count in self._balance(split).items() if not count)
 
     def _balance(self, split: Split) -> dict[str, int]:
         counts = np.bincount(split.labels, minlength=len(self.classes))

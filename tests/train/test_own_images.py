@@ -117,6 +117,25 @@ def test_classes_without_a_test_image_are_told(
         assert (said in capsys.readouterr().err) == (command[0] != "export")
 
 
+def test_how_the_held_out_images_fall_is_told(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*more: str) -> str:
+        capsys.readouterr()
+        options = ("--data-dir", "garden", "--epochs", "1", "--out", f"held{more[1]}")
+        assert run(monkeypatch, "train", "simple_cnn", *options, "--hold-out", *more) == 0
+        return capsys.readouterr().err
+
+    assert "chance" not in told("40", "--batch-size", "40")
+    for name in ("rust", "sky"):
+        for picture in sorted((garden / "train" / name).iterdir())[1:]:
+            picture.unlink()
+    none = "no image of rust, sky is held out: chance drew them from all 42 together\n"
+    assert none in told("2", "--batch-size", "20")
+    every = "all images of rust, sky are held out, and none is left to train on: chance drew"
+    assert every in told("39", "--batch-size", "3")
+
+
 def test_an_accuracy_that_one_answer_to_all_would_have_is_told(
     garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -252,9 +252,12 @@ def _few(trainer: "Trainer") -> str:
     """What is told of a run whose batches are large for its images."""
     if trainer.steps_per_epoch >= FEW_AN_EPOCH or trainer.steps >= FEW_STEPS:
         return ""
+    recipe = trainer.job.recipe
+    # With Muon --lr is not the filters' rate, and lowering it for small batches did harm.
+    rate = "" if recipe.optimizer.name == "muon" else ", and --lr with it,"
     return (
-        f"only {trainer.steps:,} steps of {trainer.job.recipe.train.batch_size} images: a smaller "
-        "--batch-size, and --lr with it, or more --epochs would train more"
+        f"only {trainer.steps:,} steps of {recipe.train.batch_size} images: a smaller "
+        f"--batch-size{rate} or more --epochs would train more"
     )
 
 

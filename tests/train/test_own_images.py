@@ -136,6 +136,17 @@ def test_how_the_held_out_images_fall_is_told(
     assert every in told("39", "--batch-size", "3")
 
 
+def test_the_advice_for_few_steps_is_the_optimisers(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--data-dir", "garden", "--epochs", "1", "--batch-size", "60")
+    for name, advice in (("sgd", ", and --lr with it, or"), ("muon", " or")):
+        named = ("--set", f"optimizer.name={name}", "--out", name)
+        assert run(monkeypatch, "train", "simple_cnn", *options, *named) == 0
+        said = f"of 60 images: a smaller --batch-size{advice} more --epochs would train more\n"
+        assert said in capsys.readouterr().err
+
+
 def test_an_accuracy_that_one_answer_to_all_would_have_is_told(
     garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,8 +112,8 @@ class Dataset:
         A card from before it had `test_sha256` speaks of all images together.
         """
         if "test_sha256" in seen:
-            return self.test_sha256() == seen["test_sha256"]
-        return self.sha256() == seen["sha256"] if "sha256" in seen else None
+            return bool(self.test_sha256() == seen["test_sha256"])
+        return bool(self.sha256() == seen["sha256"]) if "sha256" in seen else None
 
     def changed(self, model: str, seen: Json) -> str:
         """What to tell where this folder had other test images when `model` was trained on it.

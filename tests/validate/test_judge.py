@@ -363,7 +363,8 @@ def test_a_release_is_that_of_the_training_only_where_that_was_one(
 ) -> None:
     official = dataclasses.replace(judged_data, verified="official: every checksum matches")
     for verified, same in (("generated", False), (official.verified, True)):
-        trained.card["data"] |= {"sha256": "0" * 64, "verified": verified}
+        other = dict.fromkeys(("sha256", "test_sha256"), "0" * 64)
+        trained.card["data"] |= {**other, "verified": verified}
         facts = judged(trained, [], official, images=20).facts["data"]
         assert (facts["same_as_training"], facts["test_set_of_training"]) == (False, same)
 

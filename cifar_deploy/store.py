@@ -519,8 +519,10 @@ def way_to_weights(folder: ModelFolder) -> str:
 NUMBER = (int, float)
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data", "recipe", "recipe.model", "init", "imported"), dict),
+    "classes": dict,
     **dict.fromkeys(("network", "command", "device", "stem", "recipe.model.stem"), str),
     **dict.fromkeys(("data.name", "data.verified", "data.sha256", "data.origin"), str),
+    "data.test_sha256": str,
     **dict.fromkeys(("init.from", "init.sha256", "imported.from"), str),
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
     **dict.fromkeys(("holdout_accuracy", "holdout_accuracy_mean", "holdout_accuracy_std"), NUMBER),

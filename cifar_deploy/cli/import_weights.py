@@ -19,6 +19,7 @@ from cifar_deploy.cli.options import (
     per_channel,
     print_card,
     say,
+    say_doubtful,
 )
 from cifar_deploy.errors import UserError
 
@@ -61,6 +62,7 @@ def import_weights(
             "that is hardly more than chance: were the pixels normalised otherwise (--mean, "
             "--std), are the classes in another order, is a part of the network another one?"
         )
+    say_doubtful(name, card)
     if as_json:
         print_card(card, folder)
         return

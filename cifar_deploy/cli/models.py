@@ -54,6 +54,9 @@ def models(
             print_json(layers(name))
         else:
             typer.echo(text(name))
+            if classes := store.card_of(architectures.folder(name)).get("classes"):
+                shares = (f"{kind} {right:,} of {n:,}" for kind, (right, n) in classes.items())
+                typer.echo(f"right by class: {', '.join(shares)}")
         return
     from cifar_deploy.architectures.summary import overview
 

@@ -383,5 +383,13 @@ def say_doubts(dataset: "Dataset") -> None:
         say(line)
 
 
+def say_doubtful(model: str, card: store.Json) -> None:
+    """Tell of what the accuracy in a card hides."""
+    from cifar_deploy.data.doubts import doubtful
+
+    if (classes := card.get("classes")) and (said := doubtful(classes)):
+        say(f"{model}: {said}")
+
+
 def say(text: str) -> None:
     typer.echo(text, err=True)

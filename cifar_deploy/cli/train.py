@@ -28,6 +28,7 @@ from cifar_deploy.cli.options import (
     in_epochs,
     print_card,
     say,
+    say_doubtful,
     say_doubts,
 )
 from cifar_deploy.errors import UserError
@@ -97,6 +98,7 @@ def train(
         )
     if card is None:
         return
+    say_doubtful(name, card)
     if as_json:
         print_card(card, folder)
         return
@@ -214,7 +216,7 @@ def run(
             if ranks.main:
                 say(_plan(trainer))
                 say_doubts(dataset)
-                for told in filter(None, (_few(trainer), _replaced(trainer))):
+                for told in filter(None, (_uneven(trainer), _few(trainer), _replaced(trainer))):
                     say(told)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
 
@@ -245,13 +247,28 @@ def _plan(trainer: "Trainer") -> str:
     )
 
 
+def _uneven(trainer: "Trainer") -> str:
+    """What is told of classes that the draw of the held-out images left without any on one side."""
+    dataset, said = trainer.job.dataset, []
+    if trainer.holdout and (lost := dataset.missing(trainer.holdout)):
+        said.append(f"no image of {', '.join(lost)} is held out")
+    if trainer.holdout and (lost := dataset.missing(trainer.train_split)):
+        said.append(f"all images of {', '.join(lost)} are held out, and none is left to train on")
+    if not said:
+        return ""
+    return f"{'; '.join(said)}: chance drew them from all {len(dataset.train):,} together"
+
+
 def _few(trainer: "Trainer") -> str:
     """What is told of a run whose batches are large for its images."""
     if trainer.steps_per_epoch >= FEW_AN_EPOCH or trainer.steps >= FEW_STEPS:
         return ""
+    recipe = trainer.job.recipe
+    # With Muon --lr is not the filters' rate, and lowering it for small batches did harm.
+    rate = "" if recipe.optimizer.name == "muon" else ", and --lr with it,"
     return (
-        f"only {trainer.steps:,} steps of {trainer.job.recipe.train.batch_size} images: a smaller "
-        "--batch-size, and --lr with it, or more --epochs would train more"
+        f"only {trainer.steps:,} steps of {recipe.train.batch_size} images: a smaller "
+        f"--batch-size{rate} or more --epochs would train more"
     )
 
 

@@ -267,7 +267,8 @@ def prove(
             judgements.append(judgement)
             refused = ""
             if reference.data and not judgement.facts["data"]["test_set_of_training"]:
-                refused = f"{reference.model} was trained on other data"
+                refused = dataset.changed(reference.model, reference.data)
+                refused = refused or f"{reference.model} was trained on other data"
             elif judgement.strayed is not None:
                 refused = f"{reference.model} is not what its card says"
             try:

@@ -1,7 +1,9 @@
 """A data set in memory, and what can be said about it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,15 @@ Images = npt.NDArray[np.uint8]  # [n, 32, 32, 3], RGB
 Labels = npt.NDArray[np.int64]  # [n]
 
 SIZE = 32
+
+
+def tally(classes: Sequence[str], labels: Labels, right: Labels) -> dict[str, list[int]]:
+    """How many images of each class were answered right, and how many there are, by its name.
+
+    `labels`, int64 [n], are of all images; `right`, int64 [r], of those answered right.
+    """
+    counts = (np.bincount(of, minlength=len(classes)).tolist() for of in (right, labels))
+    return {name: [*count] for name, *count in zip(classes, *counts, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +79,38 @@ class Dataset:
 
     def sha256(self) -> str:
         """SHA-256 of all pixels and labels, training first: the same for every form on disk."""
+        return self._sha256(self.train, self.test)
+
+    def test_sha256(self) -> str:
+        """The same of the test images and their labels alone."""
+        return self._sha256(self.test)
+
+    def same_test(self, seen: Json) -> bool | None:
+        """Whether the test images are those of `seen`, a card's `data`; None where it says nothing.
+
+        A card from before it had `test_sha256` speaks of all images together.
+        """
+        if "test_sha256" in seen:
+            return bool(self.test_sha256() == seen["test_sha256"])
+        return bool(self.sha256() == seen["sha256"]) if "sha256" in seen else None
+
+    def changed(self, model: str, seen: Json) -> str:
+        """What to tell where this folder had other test images when `model` was trained on it.
+
+        `seen` is its card's `data`; "" where they are the same, or of another folder.
+        """
+        here = seen.get("origin") == str(Path(self.origin).resolve())
+        if not here or self.same_test(seen) is not False:
+            return ""
+        what = "test images" if "test_sha256" in seen else "images"
+        return (
+            f"{what} in {self.origin} were added, removed, renamed or changed since {model} was "
+            "trained; train again, or name the old copy with --data-dir"
+        )
+
+    def _sha256(self, *splits: Split) -> str:
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in splits:
             digest.update(np.ascontiguousarray(split.images).data)
             few = len(self.classes) <= 256
             digest.update(split.labels.astype(np.uint8 if few else np.int64).tobytes())
@@ -100,7 +141,11 @@ class Dataset:
 
     def untested(self) -> tuple[str, ...]:
         """The classes of which there is no test image."""
-        return tuple(name for name, count in self._balance(self.test).items() if not count)
+        return self.missing(self.test)
+
+    def missing(self, split: Split) -> tuple[str, ...]:
+        """The classes of which `split` has no image."""
+        return tuple(name for name, count in self._balance(split).items() if not count)
 
     def _balance(self, split: Split) -> dict[str, int]:
         counts = np.bincount(split.labels, minlength=len(self.classes))

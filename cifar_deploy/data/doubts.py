@@ -1,4 +1,4 @@
-"""What makes an accuracy say less than it seems: told of one's own images beforehand."""
+"""What makes an accuracy say less than it seems: the images, and what it hides."""
 
 import hashlib
 from pathlib import Path
@@ -7,6 +7,8 @@ import numpy as np
 
 from cifar_deploy.data import folder
 from cifar_deploy.data.dataset import Dataset, Images, Labels
+
+NAMED = 3  # of the classes without a right answer, in a line
 
 
 def doubts(dataset: Dataset) -> list[str]:
@@ -60,3 +62,23 @@ def _digests(images: Images) -> list[bytes]:
 def _plain(images: Images) -> Labels:
     """Which images have one colour only: int64 [n]."""
     return np.flatnonzero((images == images[:, :1, :1]).all(axis=(1, 2, 3)))
+
+
+def doubtful(classes: dict[str, list[int]]) -> str:
+    """What in a `tally` an accuracy hides; "" for nothing.
+
+    That one answer to all images would be as good, and of which classes, that have images, none is
+    right.
+    """
+    right, images = (sum(counts) for counts in zip(*classes.values(), strict=True))
+    name, most = max(((n, count) for n, (_, count) in classes.items()), key=lambda one: one[1])
+    said = []
+    if images and right <= most:
+        said.append(f"no better than answering {name} to all ({100 * most / images:.2f} %)")
+    lost = [
+        f"{n}: 0 of {count:,} right" for n, (got, count) in classes.items() if count and not got
+    ]
+    said += lost[:NAMED]
+    if more := len(lost[NAMED:]):
+        said.append(f"nor any of {more} more class{'es' * (more > 1)}")
+    return "; ".join(said)

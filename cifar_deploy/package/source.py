@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_deploy.data.find import load, trained_on
 from cifar_deploy.engines.flavour import AUTO, NAMES, RTX
 from cifar_deploy.engines.options import Profile
 from cifar_deploy.errors import UserError, disk_errors
@@ -214,6 +215,8 @@ def require_proof(source: Source) -> None:
         why = f"was proved {source.elsewhere}; run: {command}{device}"
     elif source.proof:
         why = f"did not pass: {source.proof.get('verdict')}; see `{command}`"
+    elif reason := _changed(source.folder):  # validate would leave no proof
+        why = f"is not proved: {reason}: {command}"
     elif proof_path(source.path).exists():
         why = f"was exported anew since it was judged; run: {command}"
     else:
@@ -221,6 +224,17 @@ def require_proof(source: Source) -> None:
         if source.engine:
             why += ", on a machine with the GPU it is for"
     raise UserError(f"{source.path} {why}\n--unproved packages it all the same, and says so")
+
+
+def _changed(folder: ModelFolder) -> str:
+    """What to tell where a model's own images are not its test images any more; "" if they are."""
+    card = read_card(folder)
+    if "origin" not in (seen := card.get("data", {})):
+        return ""
+    try:
+        return load(*trained_on(card)).changed(folder.name, seen)
+    except UserError:  # they are not there: validate says so
+        return ""
 
 
 def _manifest_of(file: Path, folder: ModelFolder) -> Json:

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cifar_deploy.data import augment as change
-from cifar_deploy.data.dataset import SIZE, Split
+from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
+from cifar_deploy.data.folder import VERIFIED as OWN_FOLDER
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json
@@ -41,16 +43,30 @@ def reseed(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
-def check_unseen(model: str, data: Json, sha256: str, holdout: int) -> None:
+def check_unseen(model: str, data: Json, dataset: Dataset, sha256: str, holdout: int) -> None:
     """Raise UserError where what was trained on `data`, of a card, may have seen what is held out.
 
-    `sha256` is the data set's, of which `holdout` images are. The last of one shuffle are: who held
-    out more of them has seen none of these.
+    `sha256` is `dataset`'s, of which `holdout` images are. The last of one shuffle are: who held
+    out more of them has seen none of these. In a folder of images that has changed since they are
+    others, and a folder of other images with the same classes looks no different.
     """
-    if data.get("sha256") == sha256 and (data.get("holdout_images") or 0) < holdout:
+    if data.get("sha256") == sha256:
+        if (data.get("holdout_images") or 0) < holdout:
+            raise UserError(
+                f"{model} may have seen the images that are held out, and would tell of them; it "
+                f"is to be trained with --hold-out {holdout}, too (and --out FOLDER)"
+            )
+        return
+    same = data.get("classes") == list(dataset.classes)
+    same = same or data.get("origin") == str(Path(dataset.origin).resolve())
+    # A checkpoint does not say whose its images were.
+    own = dataset.verified == OWN_FOLDER == data.get("verified", OWN_FOLDER)
+    if holdout and same and own:
         raise UserError(
-            f"{model} may have seen the images that are held out, and would tell of them; it is "
-            f"to be trained with --hold-out {holdout}, too (and --out FOLDER)"
+            f"{model} was trained on other images, perhaps an earlier state of those in "
+            f"{dataset.origin}: it may have seen some that are held out, and would tell of them\n"
+            f"Train it on these, with --hold-out {holdout}, too (and --out FOLDER); where the two "
+            "have no image in common, leave --hold-out out: the test images judge then"
         )
 
 

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 # What comes first in a card. The accuracy is that of the weights as stored; `lost_by_storage` are
 # test images whose answer was right before and wrong as stored, `gained_by_storage` the others.
+# `classes` has the right answers and the images of each class: of the test images, or of those held
+# out where only they are judged.
 JUDGED = (
     *("test_accuracy", "test_accuracy_before_storage", "test_images"),
-    *("lost_by_storage", "gained_by_storage"),
+    *("lost_by_storage", "gained_by_storage", "classes"),
 )
 # What a card's `init` says of the run that the weights came from, by its own card: what it cost,
 # what came of it, and what it began with itself.
@@ -87,20 +89,20 @@ def imported(
     folder: ModelFolder,
     written: Json,
     dataset: Dataset,
-    accuracy: float,
+    accuracies: Json,
     command: str,
     device: torch.device,
 ) -> Json:
     """The card of weights from `source` that another program trained and `folder` now has.
 
-    `written`: what `weights.save` said of them.
+    `written`: what `weights.save` said of them. `accuracies` come as in `make`, as far as they are
+    known.
     """
     return {
         "network": trained.name,
         "stem": stem,
         "parameters": sum(p.numel() for p in trained.network.parameters()),
-        "test_accuracy": accuracy,
-        "test_images": len(dataset.test),
+        **accuracies,
         "imported": {"from": source.name, "sha256": sha256_of(source)},
         "command": command,
         "device": machine.describe(device),
@@ -143,6 +145,7 @@ def _data(dataset: Dataset, sha256: str, mean: list[float], std: list[float]) ->
         "name": dataset.name,
         "verified": dataset.verified,
         "sha256": sha256,
+        "test_sha256": dataset.test_sha256(),
         "mean": mean,
         "std": std,
         "classes": list(dataset.classes),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.data.dataset import Dataset, Split, tally
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder, write_json
@@ -87,13 +87,19 @@ def bring(
             f"{source}: its answers are no finite numbers; the weights, or --mean and --std, are "
             "too large or too small"
         )
-    accuracy = float((logits.argmax(1) == dataset.test.labels).mean())
+    labels = dataset.test.labels
+    right = logits.argmax(1) == labels
+    accuracies: Json = {
+        "test_accuracy": float(right.mean()),
+        "test_images": len(labels),
+        "classes": tally(dataset.classes, labels, labels[right]),
+    }
     if not (mean or std or facts) and (hint := _hint(trained, dataset.train.spread(TRIED), device)):
         print(hint, file=sys.stderr)
     header = weights.header(name, stem, dataset.classes, *given)
     written = weights.save(folder.weights, weights.stored(network, "fp32"), header)
     made = card.imported(
-        *(trained, stem, source, folder, written, dataset, accuracy, command, device)
+        *(trained, stem, source, folder, written, dataset, accuracies, command, device)
     )
     write_json(folder.card, made)
     return made

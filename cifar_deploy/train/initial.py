@@ -168,9 +168,10 @@ def load(
 
 
 def _learned_from(facts: Json) -> Json:
-    """The sha256 of a checkpoint's data set, and how many of its images were held out."""
+    """What a checkpoint says of its data set, by a card's words."""
     holdout = facts.get("recipe", {}).get("data", {}).get("holdout", 0)
-    return {"sha256": facts["data_sha256"], "holdout_images": holdout}
+    known = {"sha256": facts["data_sha256"], "holdout_images": holdout}
+    return known | {"classes": facts.get("classes")}
 
 
 def within(folder: Path, init: str) -> bool:

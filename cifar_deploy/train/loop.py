@@ -23,7 +23,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
 from cifar_deploy.data.augment import ways_to_mix
-from cifar_deploy.data.dataset import SIZE, Dataset, Split
+from cifar_deploy.data.dataset import SIZE, Dataset, Split, tally
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
@@ -102,7 +102,7 @@ class Trainer:
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
         self.data_sha256 = job.dataset.sha256()
-        self.teachers = teachers.load(recipe, job.dataset.classes, self.data_sha256)
+        self.teachers = teachers.load(recipe, job.dataset, self.data_sha256)
         self.data_seconds = self.warmup_seconds = 0.0
         self.state = State()
         self.saved: int | None = None  # the step of the last checkpoint
@@ -184,7 +184,8 @@ class Trainer:
         classes = job.dataset.classes
         with self.ranks.one_after_the_other():  # only one of a machine's processes downloads
             found = initial.load(network, job.network, job.init, job.weights_file, classes)
-        check_unseen(job.init, found.data, self.data_sha256, job.recipe.data.holdout)
+        holdout = job.recipe.data.holdout
+        check_unseen(job.init, found.data, job.dataset, self.data_sha256, holdout)
         return network, self._known(found)
 
     def _check_first_size(self) -> None:
@@ -527,6 +528,13 @@ class Trainer:
         """How many of all processes' images are marked."""
         return int(self.ranks.total(right.sum()))
 
+    def _tally(self, right: torch.Tensor, split: Split) -> Json:
+        """`tally` of all processes' images, by the marks of this one's, `_right`."""
+        whole = torch.zeros(len(split), dtype=torch.int64, device=right.device)
+        whole[self.ranks.rank :: self.ranks.world] = right.long()
+        marked = self.ranks.total(whole).bool().cpu().numpy()
+        return tally(self.job.dataset.classes, split.labels, split.labels[marked])
+
     def _right(self, network: nn.Module, split: Split) -> torch.Tensor:
         """Which images of `split` `network` gets right, in fp32 through the deployment graph.
 
@@ -592,6 +600,12 @@ class Trainer:
             "teachers' weights": [teacher["sha256"] for teacher in facts.get("teachers", [])],
         }
         for key, value in asked.items():
+            if key == "data_sha256" and there.get(key) != value:
+                raise UserError(
+                    f"--resume: the images in {self.job.dataset.origin} are not those that the run "
+                    f"in {folder.path} began with; bring those back, or begin anew without "
+                    f"--resume: elsewhere, with --out, or after removing {folder.checkpoint}"
+                )
             if there.get(key) != value:
                 raise UserError(
                     f"--resume: the checkpoint in {folder.path} was made with {key} = "
@@ -629,9 +643,13 @@ class Trainer:
                 "test_images": len(tested),
                 "lost_by_storage": self._count(before & ~after),
                 "gained_by_storage": self._count(after & ~before),
+                "classes": self._tally(after, tested),
             }
         if self.holdout:
-            accuracies["holdout_accuracy"] = self.accuracy(kept, self.holdout)
+            right = self._right(kept, self.holdout)
+            accuracies["holdout_accuracy"] = self._count(right) / len(self.holdout)
+            if not tested:
+                accuracies["classes"] = self._tally(right, self.holdout)
         if not self.ranks.main:
             self.ranks.wait()
             return accuracies

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
+from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Distill, Recipe
 from cifar_deploy.store import Json, ModelFolder, sha256_of
@@ -37,8 +38,8 @@ def facts(recipe: Recipe) -> list[Json]:
     ]
 
 
-def load(recipe: Recipe, classes: Sequence[str], data_sha256: str) -> list[Teacher]:
-    """The teachers that `recipe` names, on the CPU, for a run on images of `classes`.
+def load(recipe: Recipe, dataset: Dataset, data_sha256: str) -> list[Teacher]:
+    """The teachers that `recipe` names, on the CPU, for a run on `dataset`, of that sha256.
 
     Raises UserError for one that is not there or knows other classes, for one that may have seen
     the images held out, and for a weight or temperature of nobody's.
@@ -48,10 +49,11 @@ def load(recipe: Recipe, classes: Sequence[str], data_sha256: str) -> list[Teach
     found = []
     for model in _named(recipe):
         trained = weights.load(architectures.folder(model))
-        if trained.classes != tuple(classes):
-            known, wanted = ", ".join(trained.classes), ", ".join(classes)
+        if trained.classes != dataset.classes:
+            known, wanted = ", ".join(trained.classes), ", ".join(dataset.classes)
             raise UserError(f"{model} cannot teach this: it knows {known}, not {wanted}")
-        check_unseen(model, trained.card.get("data", {}), data_sha256, recipe.data.holdout)
+        learned_from = trained.card.get("data", {})
+        check_unseen(model, learned_from, dataset, data_sha256, recipe.data.holdout)
         found.append(Teacher(model, trained.card["weights"]["sha256"], trained.graph()))
     return found
 

@@ -15,7 +15,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
-from cifar_deploy.data.dataset import Dataset, Images, Split
+from cifar_deploy.data.dataset import Dataset, Images, Split, tally
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
@@ -222,6 +222,11 @@ class Judgement:
                 return "/".join(mine[-count:])
         return file
 
+    def tally(self, row: Judged) -> dict[str, list[int]]:
+        """Of each class how many images `row` answers right, and how many there are."""
+        labels = self.split.labels
+        return tally(self.classes, labels, labels[row.predictions == labels])
+
     @property
     def disagreements(self) -> dict[str, npt.NDArray[np.int64]]:
         """For each file the indices of the images on which its top-1 is not the reference's."""
@@ -287,8 +292,10 @@ def judge(
                 unusable.append(_unusable(file, error, opened))
     sha256, seen = dataset.sha256(), reference.data
     same = sha256 == seen["sha256"] if "sha256" in seen else None
+    # Of the images, those that judge: who adds a training image has them still.
+    tested = dataset.same_test(seen)
     releases = is_release(dataset.verified) and is_release(str(seen.get("verified")))
-    of_training, whole = bool(same or releases), len(split) == len(dataset.test)
+    of_training, whole = bool(tested or releases), len(split) == len(dataset.test)
     then = reference.accuracy if of_training and whole else None
     return Judgement(
         model=reference.model,
@@ -301,6 +308,7 @@ def judge(
                 "name": dataset.name,
                 "verified": dataset.verified,
                 "sha256": sha256,
+                "test_sha256": dataset.test_sha256(),
                 "same_as_training": same,
                 "test_set_of_training": of_training,
                 "images": len(split),
@@ -467,6 +475,7 @@ def to_json(judgement: Judgement) -> Json:
             "precision": row.precision,
             "bytes": row.bytes,
             "accuracy": row.accuracy,
+            "classes": judgement.tally(row),
             "verdict": row.verdict,
         }
         if comparison := row.comparison:

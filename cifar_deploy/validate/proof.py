@@ -18,8 +18,9 @@ def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:
     `judged` has the files that lie beside the weights they were judged against, each with the
     sha256 it had before. Nothing is written unless all test images of the data set that the model
     was trained on were used (`validate --images` and other data prove nothing; one release of
-    CIFAR-10 does for another), nor where the reference is not what its card says, nor for a file
-    that has changed meanwhile, could not be run here, or was judged with something put before it.
+    CIFAR-10 does for another, and the training images may have changed), nor where the reference
+    is not what its card says, nor for a file that has changed meanwhile, could not be run here, or
+    was judged with something put before it.
     What another runtime found, or the same on another device, is kept. Of a file that ran and gave
     no answers all earlier proofs are taken away.
     Returns what was written. Raises UserError where the disk refuses.

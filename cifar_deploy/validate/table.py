@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cifar_deploy.data.cifar10 import is_release
+from cifar_deploy.data.doubts import doubtful
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import unversioned
@@ -99,7 +101,7 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
     for judgement in judgements:
         lines += _best(judgement)
         if judgement.facts["data"]["same_as_training"] is False:
-            lines.append(f"{judgement.model} was trained on another copy of the data (sha256).")
+            lines.append(_other_images(judgement))
         if judgement.strayed is not None:
             lines.append(
                 f"{judgement.model} gets {100 * judgement.rows[0].accuracy:.2f} % of the test "
@@ -107,6 +109,8 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
                 "(card.json): its code has changed since. To be as good as that proves nothing; "
                 "train it again."
             )
+        if said := doubtful(judgement.tally(judgement.rows[0])):
+            lines.append(f"{judgement.model}: {said}.")
         if said := judgement.rows[0].addition:
             lines.append(f"{judgement.reference} {said}.")
         lines += [f"{judgement.label(r.file)}: {r.untimed}." for r in judgement.rows if r.untimed]
@@ -148,6 +152,19 @@ def _disturbed(judgements: Sequence[Judgement]) -> list[str]:
         most = max(alike, key=lambda said: [int(n) for n in PERCENTAGE.findall(said)])
         lines.append(f"{most}, with one of the models." if len(set(alike)) > 1 else f"{most}.")
     return lines
+
+
+def _other_images(judgement: Judgement) -> str:
+    """What it means that the images are not all those of the training."""
+    data = judgement.facts["data"]
+    if not data["test_set_of_training"]:
+        return (
+            f"{judgement.model}: the images are not those it was trained on: it may have seen some "
+            "of these test images, and its accuracy here may be too high."
+        )
+    if is_release(data["verified"]):
+        return f"{judgement.model} was trained on another copy of the data (sha256)."
+    return f"{judgement.model} was trained on other training images, and has these test images."
 
 
 def _best(judgement: Judgement) -> list[str]:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import torch
 
-from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.data.dataset import Dataset, Split, doubtful, tally
 from cifar_deploy.data.device import DeviceSplit
 
 
@@ -85,3 +85,19 @@ def test_device_split(small_data: Dataset) -> None:
     assert np.array_equal(torch.cat([b[1] for b in batches]).numpy(), small_data.test.labels)
     nchw = images.permute(0, 3, 1, 2)
     assert nchw.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_an_accuracy_hides() -> None:
+    labels = np.array([0] * 5 + [1] * 3 + [2] * 2)
+    found = tally(("ant", "bee", "cow", "dog"), labels, labels[[0, 1, 5, 6, 7, 9]])
+    assert found == {"ant": [2, 5], "bee": [3, 3], "cow": [1, 2], "dog": [0, 0]}
+    assert doubtful(found) == ""
+    said = "no better than answering ant to all (50.00 %)"
+    assert doubtful({**found, "ant": [1, 5]}) == said
+    assert doubtful({**found, "ant": [5, 5], "cow": [0, 2]}) == "cow: 0 of 2 right"
+    assert doubtful({name: [0, 0] for name in found}) == ""
+    none = {str(n): [0, 1_000] for n in range(5)}
+    assert doubtful({**none, "ant": [1_000, 1_000]}) == (
+        "no better than answering 0 to all (16.67 %); 0: 0 of 1,000 right; 1: 0 of 1,000 right; "
+        "2: 0 of 1,000 right; nor any of 2 more classes"
+    )

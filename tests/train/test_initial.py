@@ -1,6 +1,7 @@
 """Weights from elsewhere: what fits, what stays new, what is frozen, and how fast it learns."""
 
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from cifar_deploy import architectures, recipe, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, freeze, stages
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.folder import VERIFIED
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Finetune
 from cifar_deploy.store import Json
@@ -289,6 +291,39 @@ def test_a_beginning_has_not_seen_what_is_held_out(
     other = dataclasses.replace(few, train=few.train.first(599))
     job = make_job("data.holdout=51", dataset=other, folder="next")
     Trainer(dataclasses.replace(job, init=str(first.folder.path)))
+
+
+def test_a_beginning_may_have_seen_an_earlier_state_of_ones_own_images(
+    make_job: MakeJob, recorder: Any, few: Dataset
+) -> None:
+    own = dataclasses.replace(few, verified=VERIFIED)
+    more = dataclasses.replace(own, train=few.train.first(599))
+    first = make_job("data.holdout=50", "train.epochs=1", dataset=own, folder="first")
+    half = make_job("data.holdout=50", dataset=own, folder="half")
+    trainer = Trainer(half)
+    trainer.step()
+    trainer._save()
+    Trainer(first).run(recorder)
+
+    def begin(origin: Path, dataset: Dataset = more, holdout: int = 40) -> Trainer:
+        job = make_job(f"data.holdout={holdout}", dataset=dataset, folder="next")
+        return Trainer(dataclasses.replace(job, init=str(origin)))
+
+    for origin in (first.folder.path, half.folder.checkpoint):
+        with pytest.raises(UserError, match=r"perhaps an earlier state of those in the first of"):
+            begin(origin)
+        begin(origin, own)
+        begin(origin, holdout=0)
+    other = dataclasses.replace(more, classes=(*few.classes[:9], "another"))
+    begin(first.folder.path, dataclasses.replace(other, origin="elsewhere"))
+    with pytest.raises(UserError, match="perhaps an earlier state"):  # it has another class now
+        begin(first.folder.path, other)
+    teacher = f"distill.teachers={json.dumps([str(first.folder.path)])}"
+    with pytest.raises(UserError, match="leave --hold-out out: the test images judge then"):
+        Trainer(make_job(teacher, "data.holdout=40", dataset=more))
+    assert Trainer(make_job(teacher, dataset=more)).teachers
+    # What is no folder of images is known to be another set.
+    Trainer(make_job(teacher, "data.holdout=40", dataset=dataclasses.replace(more, verified="-")))
 
 
 def test_another_network_is_no_beginning(make_job: MakeJob, recorder: Any, normed: str) -> None:

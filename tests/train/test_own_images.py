@@ -14,7 +14,7 @@ from cifar_deploy import cli
 from cifar_deploy.data import find
 from cifar_deploy.data.folder import VERIFIED
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json, ModelFolder, read_card
+from cifar_deploy.store import Json, ModelFolder, proof_path, read_card
 
 COLOURS = {"leaf": (60, 160, 70), "rust": (170, 80, 40), "sky": (90, 140, 210)}
 
@@ -115,6 +115,132 @@ def test_classes_without_a_test_image_are_told(
     ):
         run(monkeypatch, *command)
         assert (said in capsys.readouterr().err) == (command[0] != "export")
+
+
+def test_how_the_held_out_images_fall_is_told(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*more: str) -> str:
+        capsys.readouterr()
+        options = ("--data-dir", "garden", "--epochs", "1", "--out", f"held{more[1]}")
+        assert run(monkeypatch, "train", "simple_cnn", *options, "--hold-out", *more) == 0
+        return capsys.readouterr().err
+
+    assert "chance" not in told("40", "--batch-size", "40")
+    for name in ("rust", "sky"):
+        for picture in sorted((garden / "train" / name).iterdir())[1:]:
+            picture.unlink()
+    none = "no image of rust, sky is held out: chance drew them from all 42 together\n"
+    assert none in told("2", "--batch-size", "20")
+    every = "all images of rust, sky are held out, and none is left to train on: chance drew"
+    assert every in told("39", "--batch-size", "3")
+
+
+def test_the_advice_for_few_steps_is_the_optimisers(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--data-dir", "garden", "--epochs", "1", "--batch-size", "60")
+    for name, advice in (("sgd", ", and --lr with it, or"), ("muon", " or")):
+        named = ("--set", f"optimizer.name={name}", "--out", name)
+        assert run(monkeypatch, "train", "simple_cnn", *options, *named) == 0
+        said = f"of 60 images: a smaller --batch-size{advice} more --epochs would train more\n"
+        assert said in capsys.readouterr().err
+
+
+def test_an_accuracy_that_one_answer_to_all_would_have_is_told(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, kept in (("train", 3), ("test", 1)):
+        for name in ("rust", "sky"):
+            shutil.rmtree(garden / split / name)
+        (garden / split / "sky").mkdir()
+        for number in range(kept):  # as like the others as can be
+            shutil.copy(garden / split / "leaf" / f"{2 * number}.jpg", garden / split / "sky")
+    said = "simple_cnn: no better than answering leaf to all (90.91 %); sky: 0 of 1 right"
+    options = ("--batch-size", "10", "--epochs", "6", "--lr", "0.01")
+    train = ("train", "simple_cnn", "--data-dir", "garden", *options)
+    assert run(monkeypatch, *train, "--json") == 0
+    answer = capsys.readouterr()
+    assert said in answer.err
+    classes = {"leaf": [10, 10], "sky": [0, 1]}
+    assert json.loads(answer.out)["classes"] == classes
+    assert run(monkeypatch, "models", "simple_cnn") == 0
+    assert "right by class: leaf 10 of 10, sky 0 of 1" in capsys.readouterr().out
+    assert run(monkeypatch, "export", "simple_cnn") == 0
+    judged = ("--max-drop", "50", "--no-latency", "--json")
+    run(monkeypatch, "validate", "simple_cnn", *judged, "found.json")
+    assert f"{said}." in capsys.readouterr().out
+    (found,) = json.loads(Path("found.json").read_text())["models"]
+    assert [row["classes"] for row in found["rows"]] == [classes] * 2
+    # What is held out is told of where nothing else judges.
+    assert run(monkeypatch, *train, "--hold-out", "9", "--out", "held") == 0
+    told = read_card(ModelFolder(Path("held")))["classes"]
+    assert sum(images for _, images in told.values()) == 9
+    # A card from before has none, and is as good.
+    path = Path("models/simple_cnn/card.json")
+    old = json.loads(path.read_text())
+    del old["classes"]
+    path.write_text(json.dumps(old))
+    capsys.readouterr()
+    assert run(monkeypatch, "models", "simple_cnn") == 0
+    assert "right by class" not in capsys.readouterr().out
+    assert run(monkeypatch, "validate", "simple_cnn", *judged, "-") == 0
+
+
+def test_what_proves_are_the_test_images(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        return run(monkeypatch, *arguments), capsys.readouterr().err
+
+    options = ("--batch-size", "20", "--epochs", "1", "--lr", "0.03")
+    assert run(monkeypatch, "train", "simple_cnn", "--data-dir", "garden", *options) == 0
+    assert run(monkeypatch, "export", "simple_cnn") == 0
+    folder = ModelFolder(Path("models/simple_cnn"))
+    proof = proof_path(folder.onnx("fp32"))
+    validate = ("validate", "simple_cnn", "--max-drop", "20", "--no-latency", "--json", "v.json")
+    package = ("package", "simple_cnn", "--force")
+
+    # Training images may come and go.
+    shutil.copytree(garden, "before")
+    (garden / "train/sky/0.jpg").rename(garden / "train/sky/cloud.jpg")
+    shutil.copy(garden / "train/sky/1.png", garden / "train/sky/new.png")
+    status, said = answer(*validate)
+    assert (status, "no proof" in said, proof.exists()) == (0, False, True)
+    facts = json.loads(Path("v.json").read_text())["models"][0]["data"]
+    assert (facts["same_as_training"], facts["test_set_of_training"]) == (False, True)
+    assert facts["test_sha256"] == read_card(folder)["data"]["test_sha256"]
+    assert facts["test_sha256"] == find.load(data_dir=Path("before")).test_sha256()
+    assert answer(*package)[0] == 0
+    proof.unlink()
+
+    # Where the test images did, both say so, and what helps.
+    (garden / "test/sky/0.jpg").rename(garden / "test/sky/cloud.jpg")
+    reason = (
+        f"test images in {garden} were added, removed, renamed or changed since simple_cnn was "
+        "trained; train again, or name the old copy with --data-dir"
+    )
+    status, said = answer(*validate)
+    assert (status, proof.exists()) == (0, False)
+    assert f"no proof was left beside the files: {reason}\n" in said
+    status, said = answer(*package)
+    assert status == 2
+    assert f"is not proved: {reason}: cifar-deploy validate {folder.onnx('fp32')}\n" in said
+    assert answer(*validate, "--data-dir", "before")[0] == 0
+    assert proof.exists()
+    assert answer(*package)[0] == 0
+    proof.unlink()
+
+    # A card that has the sha256 of all images alone goes by that.
+    card = json.loads(folder.card.read_text())
+    del card["data"]["test_sha256"]
+    folder.card.write_text(json.dumps(card))
+    (garden / "test/sky/cloud.jpg").rename(garden / "test/sky/0.jpg")
+    assert reason.removeprefix("test ") in answer(*validate)[1]
+    assert not proof.exists()
+    answer(*validate, "--data-dir", "before")
+    assert proof.exists()
 
 
 def test_what_is_wrong_with_a_folder_is_told_before_the_run_starts(

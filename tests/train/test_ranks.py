@@ -160,6 +160,9 @@ def test_two_processes_do_what_one_does_also_after_one_was_killed(
         assert theirs["loss"] == pytest.approx(mine["loss"], abs=2e-5)
         assert theirs["train_accuracy"] == pytest.approx(mine["train_accuracy"], abs=1 / 240)
     assert second["test_accuracy"] == pytest.approx(first["test_accuracy"], abs=1 / 60)
+    for card in (first, second):
+        right, images = map(sum, zip(*card["classes"].values(), strict=True))
+        assert (right / images, images) == (card["test_accuracy"], 60)
     mine, theirs = (weights.load(folder).network.state_dict() for folder in (alone, two))
     for key, value in mine.items():
         torch.testing.assert_close(theirs[key], value, rtol=1e-4, atol=1e-5)

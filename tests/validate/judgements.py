@@ -62,6 +62,7 @@ def judgement_of(
                 "verified": "generated",
                 "sha256": data.sha256(),
                 "same_as_training": True,
+                "test_set_of_training": True,
                 "images": len(data.test),
                 "whole_test_set": True,
             },

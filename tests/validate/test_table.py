@@ -228,8 +228,17 @@ def test_times_are_explained_only_where_there_are_some(
 
 def test_other_data_is_told(make_judgement: MakeJudgement, small_data: Dataset) -> None:
     judgement = make_judgement({"a.onnx": small_data.test.labels})
-    judgement.facts["data"]["same_as_training"] = False
+    data = judgement.facts["data"]
+    assert len(table.notes([judgement])) == 1
+    data["same_as_training"] = False
+    assert "other training images, and has these test images" in table.notes([judgement])[1]
+    data["verified"] = "official: every checksum matches"
     assert "another copy of the data" in table.notes([judgement])[1]
+    data["test_set_of_training"] = False
+    assert table.notes([judgement])[1] == (
+        "simple_cnn: the images are not those it was trained on: it may have seen some of these "
+        "test images, and its accuracy here may be too high."
+    )
 
 
 def test_what_disturbed_the_times_is_told_once(judgements: list[Judgement]) -> None:

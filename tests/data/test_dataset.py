@@ -3,7 +3,8 @@ import json
 import numpy as np
 import torch
 
-from cifar_deploy.data.dataset import Dataset, Split, doubtful, tally
+from cifar_deploy.data.dataset import Dataset, Split, tally
+from cifar_deploy.data.doubts import doubtful
 from cifar_deploy.data.device import DeviceSplit
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import Dataset, Split, tally
-from cifar_deploy.data.doubts import doubtful
 from cifar_deploy.data.device import DeviceSplit
+from cifar_deploy.data.doubts import doubtful
 
 
 def test_real_statistics(real_data: Dataset) -> None:

@@ -9,6 +9,7 @@ importing the package imports nothing else.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from cifar_deploy.errors import UserError
 
 __version__ = "0.1.0"
+
+# From 1.31 on ONNX Runtime tells its maker of every session, models' names and errors among it,
+# unless this says no before it is first imported; a user's own choice stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __all__ = ["Classifier", "Prediction", "UserError", "__version__", "load", "network"]
 
 _HOMES = {

@@ -135,6 +135,7 @@ def _tensorrt(name: str) -> str:
     from cifar_deploy.engines import build, flavour, load
     from cifar_deploy.engines.options import Options, Profile, targets
 
+    flavour.load(name)  # what is not installed is told first
     gpu = torch.cuda.is_available()
     chosen, _ = flavour.choose(name, gpu)
     source = Path("trial.onnx")

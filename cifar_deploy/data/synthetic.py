@@ -165,7 +165,7 @@ def _star(x: Floats, y: Floats, r: Floats) -> Floats:
     over = 2 * np.maximum(-a * x - b * y, 0)
     x, y = abs(x + over * a), y + over * b - r * np.float32(1.05)
     inner = np.float32(0.45)
-    ex, ey = inner * b, inner * a - 1
+    ex, ey = inner * b, inner * a - np.float32(1)  # numpy 1 would go on in float64
     along = np.clip((x * ex + y * ey) / (ex * ex + ey * ey), 0, r)
     side: Floats = np.sign(y * ex - x * ey)
     return _length(x - ex * along, y - ey * along) * side

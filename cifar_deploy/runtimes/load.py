@@ -16,13 +16,14 @@ from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.openvino import OpenVino
+from cifar_deploy.runtimes.openvino import library as openvino_library
 from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
 from cifar_deploy.runtimes.tensorrt import TensorRT
 from cifar_deploy.store import Json, ModelFolder, check_exported, check_weights, read_manifest
 
-ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # also their modules' names
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
 # What runs ONNX files, by name.
 ONNX: dict[str, Callable[[Path, torch.device, Pixels | None], Runtime]] = {
     ONNXRUNTIME: OnnxRuntime,
@@ -65,7 +66,10 @@ def import_library(
     with contextlib.suppress(ImportError, UserError):
         if path.suffix != ".engine":
             importlib.import_module("onnx")
-            importlib.import_module(onnx)
+            if onnx == OPENVINO:
+                openvino_library()
+            else:
+                importlib.import_module("onnxruntime")
         elif device.type == "cuda":  # else none is imported
             flavour.load(str(engine_manifest.read(path, trust)["flavour"]))
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,32 @@ def core() -> Any:
     puts the stack before it back: of two, that may be one already freed, on which the next signal
     ends the process (seen with OpenVINO 2026.4).
     """
-    import openvino
-
-    return openvino.Core()
+    return library().Core()
 
 
 def version() -> str:
     """OpenVINO's name and version, without its build's."""
-    import openvino
+    return f"OpenVINO {library().__version__.partition('-')[0]}"
 
-    return f"OpenVINO {openvino.__version__.partition('-')[0]}"
+
+def library() -> Any:
+    """OpenVINO, imported. Raises UserError where it is missing, with the way to it.
+
+    Without its telemetry: importing it starts a process that tells Google Analytics of it. Where
+    that package is missing OpenVINO does without.
+    """
+    telemetry = "openvino_telemetry"
+    mine = sys.modules.setdefault(telemetry, None) is None  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError(
+            f"OpenVINO does not import ({error}); run: pip install 'cifar-deploy[openvino]'"
+        ) from error
+    finally:
+        if mine:
+            del sys.modules[telemetry]
+    return openvino
 
 
 class OpenVino:
@@ -55,11 +72,8 @@ class OpenVino:
     ) -> None:
         try:
             self.runtime = version()
-        except ImportError as error:
-            raise UserError(
-                f"{path}: OpenVINO does not import ({error}); run: "
-                "pip install 'cifar-deploy[openvino]'"
-            ) from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         if device.type != "cpu":
             raise UserError(f"{path}: OpenVINO does not run on {device.type}; use --device cpu")
         self._graph = graph = onnx_interface.graph(path, pixels)

@@ -136,7 +136,13 @@ def test_check_file_wants_the_weights_it_was_exported_from(
         check_file(file, "0" * 64)
     copy = tmp_path / file.name
     shutil.copy(file, copy)
-    check_file(copy, "0" * 64)  # without a manifest there is nothing to hold it to
+    with pytest.raises(UserError, match="exported from other weights"):
+        check_file(copy, "0" * 64)  # without a manifest the file itself says so
+    model = onnx.load(file)
+    del model.metadata_props[:]
+    onnx.save(model, copy)
+    check_file(copy, "0" * 64)  # there is nothing to hold it to
+    shutil.copy(file, copy)
     shutil.copy(manifest_path(file), manifest_path(copy))
     copy.write_bytes(copy.read_bytes() + b"\0")
     with pytest.raises(UserError, match="does not match its manifest"):

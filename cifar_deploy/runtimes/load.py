@@ -23,7 +23,7 @@ from cifar_deploy.runtimes.served import Served
 from cifar_deploy.runtimes.tensorrt import TensorRT
 from cifar_deploy.store import Json, ModelFolder, check_exported, check_weights, read_manifest
 
-ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # also their modules' names
 # What runs ONNX files, by name.
 ONNX: dict[str, Callable[[Path, torch.device, Pixels | None], Runtime]] = {
     ONNXRUNTIME: OnnxRuntime,
@@ -69,7 +69,7 @@ def import_library(
             if onnx == OPENVINO:
                 openvino_library()
             else:
-                importlib.import_module("onnxruntime")
+                importlib.import_module(onnx)
         elif device.type == "cuda":  # else none is imported
             flavour.load(str(engine_manifest.read(path, trust)["flavour"]))
 

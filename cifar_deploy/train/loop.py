@@ -600,7 +600,7 @@ class Trainer:
             "teachers' weights": [teacher["sha256"] for teacher in facts.get("teachers", [])],
         }
         for key, value in asked.items():
-            if key == "data_sha256" and there.get(key) != value:
+            if key == "data_sha256" and there[key] not in (value, None):
                 raise UserError(
                     f"--resume: the images in {self.job.dataset.origin} are not those that the run "
                     f"in {folder.path} began with; bring those back, or begin anew without "

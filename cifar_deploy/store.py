@@ -232,11 +232,16 @@ def _forget(part: Path, error: OSError) -> None:
         error.filename = None
 
 
+def is_gone(process: str) -> bool:
+    """Whether there is no process of this number any more; False where that cannot be told."""
+    return not Path("/proc", process).exists() and Path("/proc/self").exists()
+
+
 def _sweep(path: Path) -> None:
     """Remove temporary files of `path` whose process is gone."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         owner = re.fullmatch(r".*\.(\d+)\.part", part.name)
-        if owner and not Path(f"/proc/{owner[1]}").exists() and Path("/proc/self").exists():
+        if owner and is_gone(owner[1]):
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
             else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar_deploy.data import cifar10, folder, synthetic
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json
+from cifar_deploy.store import Json, is_gone
 
 DATA_VARIABLE = "CIFAR_DEPLOY_DATA"
 SOURCES = ("auto", "synthetic")
@@ -140,8 +140,7 @@ def _download(place: Path) -> Dataset:
 def _sweep(place: Path) -> None:
     """Remove what killed downloads left in `place`."""
     for room in place.glob(".download-*-*"):
-        owner = room.name.split("-")[1]
-        if not Path("/proc", owner).exists() and Path("/proc/self").exists():
+        if is_gone(room.name.split("-")[1]):
             shutil.rmtree(room, ignore_errors=True)
 
 

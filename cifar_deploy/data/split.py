@@ -1,6 +1,5 @@
 """Class folders to a data set: some images of each class are kept for testing."""
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -53,8 +52,8 @@ def _by_content(found: Path) -> dict[str, list[Path]]:
     """The files of a class's folder by the sha256 of their bytes."""
     files: dict[str, list[Path]] = {}
     for path in folder.images_in(found):
-        with disk_errors(path, "read"), path.open("rb") as file:
-            files.setdefault(hashlib.file_digest(file, "sha256").hexdigest(), []).append(path)
+        with disk_errors(path, "read"):
+            files.setdefault(store.sha256_of(path), []).append(path)
     return files
 
 

@@ -28,7 +28,7 @@ from cifar_deploy.timing import Call, Lane, Pool, collect, warm_up
 CPU = torch.device("cpu")
 MOST_RUNS = 1000  # ONNX Runtime's profiler notes a million events
 
-Run = dict[tuple[str, str, str], float]  # milliseconds by name, operator and kernel, in their order
+Took = dict[tuple[str, str, str], float]  # ms by name, operator and kernel, in their order
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Layer:
     name: str
     operator: str
     kernel: str
-    ms: float  # the median of the runs
+    ms: float  # the median of the runs, of OpenVINO's the mean
     share: float  # of all layers
 
 
@@ -76,27 +76,27 @@ def _onnxruntime(path: Path, batch: int, seconds: float) -> Profile:
         times = _times(lane.call, seconds)
         events = json.loads(runtime.end_profile().read_text())
     begins = sorted(event["ts"] for event in events if event["name"] == "model_run")[-len(times) :]
-    runs: list[Run] = [{} for _ in begins]
+    runs: list[Took] = [{} for _ in begins]
     for event in events:
         if event["cat"] == "Node" and event["ts"] >= begins[0]:
             name = event["name"].removesuffix("_kernel_time")
             run = runs[bisect.bisect(begins, event["ts"]) - 1]
             run[name, event["args"]["op_name"], ""] = event["dur"] / 1000
-    return _summary(runtime, batch, times, runs)
+    took = {key: float(np.median([run.get(key, 0.0) for run in runs])) for key in runs[-1]}
+    return _summary(runtime, batch, times, took)
 
 
 def _openvino(path: Path, batch: int, seconds: float) -> Profile:
     runtime = OpenVino(path, CPU, Pixels(), profile=True)
     lane = _warm(path, runtime, batch)
-    runs: list[Run] = []
-
-    def noted() -> Call:
-        call = lane.call()  # timed, and what follows not
-        runs.append({(name, kind, kernel): ms for name, kind, kernel, ms in runtime.layers()})
-        return call
-
-    times = _times(noted, seconds)
-    return _summary(runtime, batch, times, runs)
+    before = runtime.layers()
+    times = _times(lane.call, seconds)
+    # Without what it counted while it warmed up. It counts in whole microseconds.
+    took = {
+        layer: max(ms - before.get(layer, 0.0), 0.0) / len(times)
+        for layer, ms in runtime.layers().items()
+    }
+    return _summary(runtime, batch, times, took)
 
 
 def _warm(path: Path, runtime: Runtime, batch: int) -> Lane:
@@ -112,9 +112,8 @@ def _times(one: Callable[[], Call], seconds: float) -> list[float]:
     return [call.host for call in collect(one, seconds, most=MOST_RUNS)]
 
 
-def _summary(runtime: Runtime, batch: int, times: Sequence[float], runs: Sequence[Run]) -> Profile:
-    medians = {key: float(np.median([run.get(key, 0.0) for run in runs])) for key in runs[-1]}
-    total = sum(medians.values())
-    layers = tuple(Layer(*key, ms, ms / total) for key, ms in medians.items())
+def _summary(runtime: Runtime, batch: int, times: Sequence[float], took: Took) -> Profile:
+    total = sum(took.values())
+    layers = tuple(Layer(*layer, ms, ms / total) for layer, ms in took.items())
     ms = float(np.median(times))
-    return Profile(runtime.runtime, batch, len(runs), ms, layers, runtime.addition)
+    return Profile(runtime.runtime, batch, len(times), ms, layers, runtime.addition)

@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from typing import Annotated, TextIO, cast
+from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
 
@@ -63,11 +63,18 @@ def main() -> None:
     except SystemExit as end:
         if "LOCAL_RANK" not in os.environ:
             raise
-        # One of torchrun's processes. Gloo's threads outlive their group once DDP has used it, and
-        # one that lets go of a tensor while Python shuts down aborts a run that was done.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(end.code or 0))
+        leave(int(end.code or 0))
+
+
+def leave(status: int) -> NoReturn:
+    """End one of torchrun's processes before Python shuts down.
+
+    Gloo's threads outlive their group once DDP has used it, and one that lets go of a tensor while
+    Python shuts down aborts a run that was done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _run() -> None:

@@ -66,11 +66,19 @@ def profile(
 def _notes(found: "Profile", device: str) -> list[str]:
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found.operators().items())
     layers = sum(layer.ms for layer in found.layers)
+    counted = ""
+    if _has_kernels(found):
+        counted = " OpenVINO counts a layer's whole microseconds, and tells their mean."
     return [
         f"{found.runtime}, {device}; batch {found.batch}, medians of {found.runs:,} runs. All "
-        f"layers {layers:.3f} ms, a whole run {found.ms:.3f} ms while it is profiled.",
+        f"layers {layers:.3f} ms, a whole run {found.ms:.3f} ms while it is profiled.{counted}",
         f"By operator: {shares}.",
     ]
+
+
+def _has_kernels(found: "Profile") -> bool:
+    """Whether it is OpenVINO's, which tells them."""
+    return any(layer.kernel for layer in found.layers)
 
 
 def _table(found: "Profile") -> Any:
@@ -78,7 +86,7 @@ def _table(found: "Profile") -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    kernels = any(layer.kernel for layer in found.layers)
+    kernels = _has_kernels(found)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("layer", "operator", *(["kernel"] if kernels else [])):
         table.add_column(heading, overflow="fold")

@@ -54,6 +54,7 @@ import sys
 from pathlib import Path
 import torch
 from cifar_deploy import architectures, recipe
+from cifar_deploy.cli import leave
 from cifar_deploy.data import synthetic
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.train.loop import Job, Trainer
@@ -92,6 +93,7 @@ with together(CPU) as ranks:
     for key, value in trained(ranks, resume=True).items():
         assert torch.equal(both[key], value), key
     print("same")
+leave(0)  # as the command does
 """
 # Convolutions of images and, flat, a linear layer's numbers, which are one a channel and image.
 NORMS = """
@@ -221,6 +223,7 @@ SAME = """
 import os
 import torch
 from torch import nn
+from cifar_deploy.cli import leave
 from cifar_deploy.train.ranks import together
 
 with together(torch.device("cpu")) as ranks:
@@ -229,6 +232,7 @@ with together(torch.device("cpu")) as ranks:
     ranks.same_buffers(norm)
     assert norm.running_mean.tolist() == [1.0, 1.0], norm.running_mean
     print("same")
+leave(0)
 """
 
 

@@ -63,10 +63,12 @@ def test_many_runs_of_a_small_network_are_summed_up_at_once(measured: ModelFolde
     assert sum(layer.ms for layer in found.layers) < 2 * found.ms
 
 
-def test_a_layer_below_what_openvino_counts_is_still_a_layer(measured: ModelFolder) -> None:
+def test_a_layer_below_what_openvino_counts_is_still_a_layer(
+    measured: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("openvino")
-    found = profile(measured.onnx("fp32"), "openvino", 1, 2.0)
-    assert found.runs > 100
+    monkeypatch.setattr("cifar_deploy.benchmark.profile.MOST_RUNS", 5000)  # the mean falls slowly
+    found = profile(measured.onnx("fp32"), "openvino", 1, 3.0)
     assert sum(layer.operator == "FullyConnected" for layer in found.layers) == 3
     # The warm-up's first run, which is slow, is in none of them.
     assert sum(layer.ms for layer in found.layers) < 2 * found.ms

@@ -1,6 +1,7 @@
 """A package on disk: a folder or a .tar.gz, whole or not at all, the same bytes every time."""
 
 import gzip
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -10,8 +11,8 @@ from cifar_deploy.store import atomic_folder, atomic_path, read_json
 
 Contents = dict[str, bytes]  # path in the package, with /, and the file's bytes
 
-# 1980: GNU tar warns of 1970, and zip knows nothing before.
-TIME = 315_532_800
+# From 1980, for GNU tar warns of 1970 and zip knows nothing before, to 2010.
+TIMES = range(315_532_800, 1_262_304_000)
 ARCHIVE = ".tar.gz"
 OTHER_ARCHIVES = (".zip", ".tgz", ".tar", ".gz", ".bz2", ".xz", ".zst", ".7z")
 
@@ -62,14 +63,22 @@ def write(contents: Contents, out: Path, name: str) -> None:
 
 
 def _archive(contents: Contents, name: str) -> bytes:
-    """Sorted, nobody's, of one time: nothing in it tells when, where or by whom it was made."""
+    """Sorted, nobody's: nothing in it tells when, where or by whom it was made.
+
+    Its time goes by the contents. Of one size and one time rsync and `cmake --install` would take
+    another model's files for those that they have.
+    """
+    every = hashlib.sha256()
+    for path in sorted(contents):
+        every.update(hashlib.sha256(contents[path]).digest())
+    time = TIMES[int.from_bytes(every.digest()[:8], "big") % len(TIMES)]
     packed = io.BytesIO()
     with (
-        gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=TIME) as squeezed,
+        gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=time) as squeezed,
         tarfile.open(fileobj=squeezed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for path in sorted(contents):
             entry = tarfile.TarInfo(f"{name}/{path}")
-            entry.size, entry.mtime, entry.mode = len(contents[path]), TIME, 0o644
+            entry.size, entry.mtime, entry.mode = len(contents[path]), time, 0o644
             archive.addfile(entry, io.BytesIO(contents[path]))
     return packed.getvalue()

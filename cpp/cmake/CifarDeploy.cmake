@@ -9,7 +9,26 @@
 
 cmake_minimum_required(VERSION 3.21)  # its policies, whatever the project that includes this asks for
 
+# The headers lie in ../include of the source tree and of a package, else where they were installed.
+set(_cd_include "${CMAKE_CURRENT_LIST_DIR}/../include")
+if(NOT EXISTS "${_cd_include}/cifar_deploy/classifier.hpp")
+  set(_cd_include "${CIFAR_DEPLOY_INCLUDE_DIR}")
+endif()
+get_filename_component(_cd_include "${_cd_include}" ABSOLUTE)
+
+# The first that is included is all packages' of a project; said where another has other headers.
 if(TARGET cifar_deploy::cifar_deploy)
+  get_target_property(_cd_first cifar_deploy::cifar_deploy INTERFACE_INCLUDE_DIRECTORIES)
+  file(GLOB_RECURSE _cd_headers RELATIVE "${_cd_include}" "${_cd_include}/cifar_deploy/*.hpp")
+  foreach(_cd_header IN LISTS _cd_headers)
+    execute_process(COMMAND "${CMAKE_COMMAND}" -E compare_files "${_cd_include}/${_cd_header}"
+      "${_cd_first}/${_cd_header}" RESULT_VARIABLE _cd_differs OUTPUT_QUIET ERROR_QUIET)
+    if(_cd_differs)
+      message(WARNING "cifar_deploy: the headers of ${_cd_first} are used, and not those of "
+        "${_cd_include}, which differ; include the newer of both first.")
+      break()
+    endif()
+  endforeach()
   return()
 endif()
 
@@ -17,13 +36,6 @@ foreach(_cd_name OPENVINO ONNXRUNTIME TENSORRT TENSORRT_RTX)
   set(CIFAR_DEPLOY_WITH_${_cd_name} AUTO CACHE STRING "Runtime ${_cd_name}: AUTO, ON or OFF")
   set_property(CACHE CIFAR_DEPLOY_WITH_${_cd_name} PROPERTY STRINGS AUTO ON OFF)
 endforeach()
-
-# The headers lie in ../include of the source tree and of a package, else where they were installed.
-set(_cd_include "${CMAKE_CURRENT_LIST_DIR}/../include")
-if(NOT EXISTS "${_cd_include}/cifar_deploy/classifier.hpp")
-  set(_cd_include "${CIFAR_DEPLOY_INCLUDE_DIR}")
-endif()
-get_filename_component(_cd_include "${_cd_include}" ABSOLUTE)
 
 add_library(cifar_deploy::cifar_deploy INTERFACE IMPORTED GLOBAL)
 target_include_directories(cifar_deploy::cifar_deploy INTERFACE "${_cd_include}")

@@ -201,7 +201,52 @@ def test_the_version_is_the_programs() -> None:
     text = (CPP / "CMakeLists.txt").read_text()
     found = re.search(r"project\(cifar_deploy VERSION ([\d.]+)", text)
     assert found is not None
-    assert found[1] == cifar_deploy.__version__.split("+")[0]
+    version = cifar_deploy.__version__.split("+")[0]
+    assert found[1] == version
+    header = (CPP / "include" / "cifar_deploy" / "version.hpp").read_text()
+    assert f'#define CIFAR_DEPLOY_VERSION "{version}"' in header
+    assert f"JOIN(v{version.replace('.', '_')}," in header
+
+
+def test_parts_of_a_program_with_other_runtimes_keep_apart(tmp_path: Path) -> None:
+    # Each of two libraries may hold the headers: the linker must not take one's for both.
+    need("c++", "nm")
+    names = set[str]()
+    for runtime in ("OPENVINO", "ONNXRUNTIME", "TENSORRT", "TENSORRT_RTX"):
+        code = tmp_path / "name.cpp"
+        code.write_text('#include "cifar_deploy/version.hpp"\nCIFAR_DEPLOY_NAMESPACE\n')
+        option = f"-DCIFAR_DEPLOY_HAS_{runtime}=1"
+        done = run("c++", "-E", "-P", option, f"-I{CPP / 'include'}", code)
+        names.add(done.stdout.decode().strip())
+    version = f"v{cifar_deploy.__version__.replace('.', '_')}"
+    assert names == {
+        f"{version}_{n}" for n in ("openvino", "onnxruntime", "tensorrt", "tensorrt_rtx")
+    }
+    minimal = tmp_path / "minimal.o"
+    source = CPP / "examples" / "minimal.cpp"
+    run("c++", "-std=c++17", "-c", f"-I{CPP / 'include'}", source, "-o", minimal)
+    symbols = run("nm", "-C", "--defined-only", minimal).stdout.decode().splitlines()
+    ours = [line.split(maxsplit=2)[2] for line in symbols if " cifar_deploy::" in line]
+    ours = [name for name in ours if name.startswith("cifar_deploy::")]
+    assert len(ours) > 20
+    assert [name for name in ours if not name.startswith(f"cifar_deploy::{version}::")] == []
+
+
+def test_the_second_of_two_headers_that_differ_is_told(tmp_path: Path) -> None:
+    need("cmake", "ninja")
+    for name in ("first", "same", "other"):
+        for part in ("cmake", "include"):
+            shutil.copytree(CPP / part, tmp_path / name / part)
+    header = tmp_path / "other" / "include" / "cifar_deploy" / "types.hpp"
+    header.write_text(header.read_text() + "// newer\n")
+    for second, told in (("same", False), ("other", True)):
+        (tmp_path / "CMakeLists.txt").write_text(
+            "cmake_minimum_required(VERSION 3.21)\nproject(two LANGUAGES CXX)\n"
+            f"include(first/cmake/CifarDeploy.cmake)\ninclude({second}/cmake/CifarDeploy.cmake)\n"
+        )
+        options = ["-S", tmp_path, "-B", tmp_path / second / "build", "-G", "Ninja"]
+        said = run("cmake", *options, *without(*RUNTIMES)).stderr.decode()
+        assert ("which differ" in " ".join(said.split())) == told
 
 
 def test_the_minimal_program_is_minimal() -> None:

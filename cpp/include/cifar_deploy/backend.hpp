@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the classifier needs of a runtime, and what a program may choose of one.
 #pragma once
 
@@ -9,8 +10,10 @@
 
 #include "error.hpp"
 #include "manifest.hpp"
+#include "version.hpp"
 
 namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
 
 enum class Backend {
     automatic,  // the manifest's: for onnx ONNX Runtime if compiled in, else OpenVINO
@@ -122,4 +125,5 @@ inline std::string wanted_interface(const Manifest& manifest) {
 }
 
 }  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
 }  // namespace cifar_deploy

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A classifier from a folder that `cifar-deploy package MODEL --target cpp` wrote.
 //
 //     auto classifier = cifar_deploy::Classifier::load("resnet18-package");
@@ -25,6 +26,7 @@
 #include "manifest.hpp"
 #include "resize.hpp"
 #include "types.hpp"
+#include "version.hpp"
 
 #ifdef CIFAR_DEPLOY_HAS_ONNXRUNTIME
 #include "backends/onnxruntime.hpp"
@@ -40,6 +42,7 @@
 #endif
 
 namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
 
 namespace detail {
 
@@ -311,10 +314,10 @@ namespace detail {
 
 [[noreturn]] inline void fail_backend(const std::string& file, const std::string& name,
                                       const std::string& option) {
-    fail(ErrorCode::backend_missing, file + " needs " + name +
-                                         ", which this program was built without; configure with "
-                                         "-D" +
-                                         option + "=ON and build again");
+    fail(ErrorCode::backend_missing,
+         file + " needs " + name +
+             ", which this program was built without; configure with -D" + option +
+             "=ON and build again (without CMake: docs/embedding.md has the macros)");
 }
 
 // The runtime that the manifest or the options name. Throws Error where it is not compiled in.
@@ -372,4 +375,5 @@ inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std
 }
 
 }  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
 }  // namespace cifar_deploy

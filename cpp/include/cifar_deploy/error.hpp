@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a user can do wrong: one exception, and a status for programs that catch none.
 #pragma once
 
@@ -6,11 +7,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "version.hpp"
+
 #ifdef Status
 #error "Status is a macro, as X11/Xlib.h has it: include cifar_deploy before that, or #undef Status"
 #endif
 
 namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
 
 enum class ErrorCode {
     ok,               // only in a Status
@@ -88,4 +92,5 @@ auto in_memory(Work&& work) {
 }
 
 }  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
 }  // namespace cifar_deploy

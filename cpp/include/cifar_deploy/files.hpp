@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reading files, each refusal with its reason.
 #pragma once
 
@@ -10,8 +11,11 @@
 
 #include "error.hpp"
 #include "sha256.hpp"
+#include "version.hpp"
 
-namespace cifar_deploy::detail {
+namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
+namespace detail {
 
 // The bytes of the regular file at `path`. Throws Error where there is none, or it has more than
 // `largest` bytes.
@@ -59,4 +63,6 @@ inline std::string read_checked(const std::filesystem::path& path, std::uintmax_
     return bytes;
 }
 
-}  // namespace cifar_deploy::detail
+}  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
+}  // namespace cifar_deploy

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // manifest.txt of a package: a `key value` a line; what each key means stands at its member.
 #pragma once
 
@@ -14,8 +15,10 @@
 #include <vector>
 
 #include "error.hpp"
+#include "version.hpp"
 
 namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
 
 // Batch sizes that an engine was built for.
 struct Profile {
@@ -312,4 +315,5 @@ inline Manifest parse_manifest(std::string_view text, std::string name = "manife
     return detail::ManifestParser(text, std::move(name)).parse();
 }
 
+}  // namespace CIFAR_DEPLOY_NAMESPACE
 }  // namespace cifar_deploy

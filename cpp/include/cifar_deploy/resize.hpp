@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Resizing as Pillow does it (Image.resize with Resampling.BILINEAR, one side after the other), which
 // `cifar-deploy predict` uses: a triangle filter, widened to the scale when an image shrinks, first
 // along the rows and then along the columns, in fixed point with 8 bits between the two.
@@ -11,8 +12,11 @@
 #include <vector>
 
 #include "types.hpp"
+#include "version.hpp"
 
-namespace cifar_deploy::detail {
+namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
+namespace detail {
 
 // The bytes of a pixel, and where among them the colours are.
 struct Layout {
@@ -165,4 +169,6 @@ private:
     std::vector<std::uint8_t> between_;
 };
 
-}  // namespace cifar_deploy::detail
+}  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
+}  // namespace cifar_deploy

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The test vectors of a package: does this machine give the answers of the validated runtime?
 #pragma once
 
@@ -11,8 +12,10 @@
 #include <vector>
 
 #include "classifier.hpp"
+#include "version.hpp"
 
 namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
 
 struct SelfTest {
     bool passed = false;
@@ -111,4 +114,5 @@ inline SelfTest self_test(Classifier& classifier) {
     return result;
 }
 
+}  // namespace CIFAR_DEPLOY_NAMESPACE
 }  // namespace cifar_deploy

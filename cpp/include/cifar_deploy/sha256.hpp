@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // SHA-256 (FIPS 180-4).
 #pragma once
 
@@ -8,7 +9,11 @@
 #include <string>
 #include <string_view>
 
-namespace cifar_deploy::detail {
+#include "version.hpp"
+
+namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
+namespace detail {
 
 class Sha256 {
 public:
@@ -107,4 +112,6 @@ inline std::string sha256_hex(std::string_view bytes) {
     return sum.hex();
 }
 
-}  // namespace cifar_deploy::detail
+}  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
+}  // namespace cifar_deploy

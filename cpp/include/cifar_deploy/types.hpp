@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What goes in and what comes out.
 #pragma once
 
@@ -11,7 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "version.hpp"
+
 namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
 
 // The bytes of a pixel, in their order. OpenCV's images are bgr.
 enum class Pixels { rgb, bgr, rgba, bgra, gray };
@@ -103,4 +107,5 @@ private:
     std::size_t size_ = 0;
 };
 
+}  // namespace CIFAR_DEPLOY_NAMESPACE
 }  // namespace cifar_deploy

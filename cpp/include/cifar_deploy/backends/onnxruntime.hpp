@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // ONNX Runtime: ONNX files on a CPU or, with its CUDA provider, on an NVIDIA GPU.
 #pragma once
 
@@ -12,8 +13,11 @@
 #include <vector>
 
 #include "../backend.hpp"
+#include "../version.hpp"
 
-namespace cifar_deploy::detail {
+namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
+namespace detail {
 
 class OnnxRuntime final : public Runtime {
 public:
@@ -172,4 +176,6 @@ private:
     std::map<std::size_t, Pair> bound_;
 };
 
-}  // namespace cifar_deploy::detail
+}  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
+}  // namespace cifar_deploy

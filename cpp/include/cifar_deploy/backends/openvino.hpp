@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // OpenVINO: ONNX files on Intel's and other processors.
 #pragma once
 
@@ -15,8 +16,11 @@
 #include <vector>
 
 #include "../backend.hpp"
+#include "../version.hpp"
 
-namespace cifar_deploy::detail {
+namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
+namespace detail {
 
 class OpenVinoRuntime final : public Runtime {
 public:
@@ -149,4 +153,6 @@ private:
     std::size_t current_ = 0;  // the batch whose tensors the request has
 };
 
-}  // namespace cifar_deploy::detail
+}  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
+}  // namespace cifar_deploy

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // TensorRT 10 and later, and TensorRT for RTX, whose classes are the same: engines on NVIDIA GPUs.
 #pragma once
 
@@ -14,8 +15,11 @@
 #include <vector>
 
 #include "../backend.hpp"
+#include "../version.hpp"
 
-namespace cifar_deploy::detail {
+namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
+namespace detail {
 
 inline void check_cuda(cudaError_t result, const char* what) {
     if (result == cudaSuccess) return;
@@ -460,4 +464,6 @@ private:
     std::size_t room_ = 0;  // images that the buffers hold
 };
 
-}  // namespace cifar_deploy::detail
+}  // namespace detail
+}  // namespace CIFAR_DEPLOY_NAMESPACE
+}  // namespace cifar_deploy

@@ -561,6 +561,29 @@ def card_of(folder: ModelFolder) -> Json:
     return card
 
 
+def runs_of(card: Json) -> Iterator[Json]:
+    """A card, and what it says of each earlier run that its weights come from, the latest first."""
+    yield card
+    while isinstance(init := card.get("init"), dict):
+        yield (card := init)
+
+
+def begun(card: Json) -> str | None:
+    """The weights of others that the first run of a card's chain began with; None: with chance.
+
+    Such are torchvision's, what `import` took, and files of which nothing is known.
+    """
+    *later, first = runs_of(card)
+    if imported := first.get("imported"):
+        return str(imported["from"])
+    return str(first["from"]) if later and "command" not in first else None
+
+
+def taught_from(card: Json) -> list[str]:
+    """The weights of others that the teachers of a card's chain go back to."""
+    return [origin for run in runs_of(card) for origin in run.get("teachers_from", [])]
+
+
 def named_weights(card: Json) -> Any:
     """The sha256 of the weights that a card names; None where it names none."""
     named = card.get("weights")

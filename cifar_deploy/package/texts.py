@@ -11,7 +11,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import Contents
-from cifar_deploy.store import Json, read_card, shipped
+from cifar_deploy.store import Json, begun, read_card, runs_of, shipped, taught_from
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -78,18 +78,18 @@ def _notice(source: Source, vectors: Vectors | None) -> bytes:
         origin=origin.strip().splitlines()[0] if origin.strip() else "",
         trained_on=trained_on,
         imported=card.get("imported", {}).get("from"),
-        begun=_root(card),
+        begun=begun(card),
+        teachers=_teachers(card),
+        teachers_from=list(dict.fromkeys(taught_from(card))),
         vectors=vectors,
         **facts(source),
     )
 
 
-def _root(card: Json) -> str | None:
-    """What the first run of a card's chain began with; None where that was chance."""
-    found = None
-    while isinstance(init := card.get("init"), dict):
-        card, found = init, init.get("from")
-    return found
+def _teachers(card: Json) -> list[str]:
+    """The names of all that the weights were taught by, in the last run and before it."""
+    found = [teacher["model"] for run in runs_of(card) for teacher in run.get("teachers", [])]
+    return list(dict.fromkeys(found))
 
 
 def _json(value: Any) -> bytes:

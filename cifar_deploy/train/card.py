@@ -27,8 +27,11 @@ JUDGED = (
     *("lost_by_storage", "gained_by_storage", "classes"),
 )
 # What a card's `init` says of the run that the weights came from, by its own card: what it cost,
-# what came of it, and what it began with itself.
-OF_INIT = ("command", "epochs", "wall_seconds", "device", "test_accuracy", "init")
+# what came of it, and what it began with and learned from itself.
+OF_INIT = (
+    *("command", "epochs", "wall_seconds", "device", "test_accuracy", "init"),
+    *("imported", "teachers", "teachers_from"),
+)
 
 
 def make(trainer: "Trainer", accuracies: Json, written: Json) -> Json:
@@ -69,6 +72,8 @@ def make(trainer: "Trainer", accuracies: Json, written: Json) -> Json:
     }
     if trainer.teachers:
         card["teachers"] = [teacher.to_dict() for teacher in trainer.teachers]
+        if theirs := [origin for teacher in trainer.teachers for origin in teacher.origins]:
+            card["teachers_from"] = list(dict.fromkeys(theirs))
     if start:
         card["init"] = {"from": start.origin, "sha256": start.sha256}
         trainable = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)

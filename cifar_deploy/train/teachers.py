@@ -1,7 +1,7 @@
 """Trained models whose answers a run learns from: knowledge distillation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +12,21 @@ from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Distill, Recipe
-from cifar_deploy.store import Json, ModelFolder, sha256_of
+from cifar_deploy.store import Json, ModelFolder, begun, sha256_of, taught_from
 from cifar_deploy.train.batches import check_unseen
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained model, by the name it was given, with the sha256 of its weights."""
+    """A trained model, by the name it was given, with the sha256 of its weights.
+
+    `origins` are weights of others that it goes back to.
+    """
 
     model: str
     sha256: str
     graph: DeploymentGraph
+    origins: list[str] = field(default_factory=list)
 
     def to_dict(self) -> Json:
         """Which weights it has, for cards and checkpoints."""
@@ -54,7 +58,9 @@ def load(recipe: Recipe, dataset: Dataset, data_sha256: str) -> list[Teacher]:
             raise UserError(f"{model} cannot teach this: it knows {known}, not {wanted}")
         learned_from = trained.card.get("data", {})
         check_unseen(model, learned_from, dataset, data_sha256, recipe.data.holdout)
-        found.append(Teacher(model, trained.card["weights"]["sha256"], trained.graph()))
+        theirs = [*filter(None, [begun(trained.card)]), *taught_from(trained.card)]
+        sha256 = trained.card["weights"]["sha256"]
+        found.append(Teacher(model, sha256, trained.graph(), theirs))
     return found
 
 

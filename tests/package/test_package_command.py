@@ -179,10 +179,26 @@ def test_the_notice_says_who_trained(run: Run, model: ModelFolder) -> None:
             {"init": {"from": "model.safetensors", "init": {"from": "imagenet"}}},
             f"Weights: begun from imagenet, trained with cifar-deploy on {data};",
         ),
+        (
+            {"init": {"from": "model.safetensors", "command": "cifar-deploy train"}},
+            f"Weights: trained with cifar-deploy on {data};",
+        ),
+        (
+            {
+                "teachers": [{"model": "one"}],
+                "init": {
+                    **{"from": "model.safetensors", "command": "cifar-deploy import"},
+                    "imported": {"from": "their.pth"},
+                    **{"teachers": [{"model": "two"}], "teachers_from": ["imagenet"]},
+                },
+            },
+            f"Weights: begun from their.pth, trained with cifar-deploy on {data};\n"
+            "taught by one, two;\ntheir teachers go back to imagenet;",
+        ),
     ):
         model.card.write_text(json.dumps(card | more))
         assert run("package", NAME, "--force").status == 0
-        assert said in Path("simple_cnn-package/NOTICE").read_text().splitlines()
+        assert f"\n{said}\nsha256 of" in Path("simple_cnn-package/NOTICE").read_text()
 
 
 def test_the_same_inputs_give_the_same_bytes(

@@ -70,6 +70,20 @@ def test_a_pupil_learns_what_its_labels_do_not_say(
     assert taught["teachers"] == [{"model": "teacher", "sha256": sha256}]
 
 
+def test_a_card_tells_what_its_teachers_began_with(make_job: MakeJob, recorder: Any) -> None:
+    train(make_job(folder="theirs"), recorder)
+    weights = store.ModelFolder(Path("theirs"))
+    store.write_json(weights.card, store.read_card(weights) | {"imported": {"from": "their.pth"}})
+    begun = make_job(folder="teacher")
+    assert "teachers_from" not in train(dataclasses.replace(begun, init="theirs"), recorder)
+    card = train(make_job(by("teacher"), folder="pupil"), recorder)
+    assert card["teachers_from"] == ["their.pth"]
+    once_more = dataclasses.replace(make_job(folder="again"), init="pupil")
+    card = train(once_more, recorder)
+    assert [store.begun(card), *store.taught_from(card)] == [None, "their.pth"]
+    assert [teacher["model"] for teacher in card["init"]["teachers"]] == ["teacher"]
+
+
 def test_teachers_without_weight_change_nothing(make_job: MakeJob, recorder: Any) -> None:
     train(make_job(folder="teacher"), recorder)
     train(make_job(folder="alone"), recorder)

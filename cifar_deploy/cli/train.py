@@ -216,8 +216,9 @@ def run(
             if ranks.main:
                 say(_plan(trainer))
                 say_doubts(dataset)
-                for told in filter(None, (_uneven(trainer), _few(trainer), _replaced(trainer))):
-                    say(told)
+                told = (_uneven(trainer), _unknown(trainer), _few(trainer), _replaced(trainer))
+                for line in filter(None, told):
+                    say(line)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
 
         try:
@@ -257,6 +258,21 @@ def _uneven(trainer: "Trainer") -> str:
     if not said:
         return ""
     return f"{'; '.join(said)}: chance drew them from all {len(dataset.train):,} together"
+
+
+def _unknown(trainer: "Trainer") -> str:
+    """What is told where weights may have been trained on the images held out, and none can say."""
+    from cifar_deploy.train.initial import IMAGENET
+
+    start = trainer.start
+    if not (trainer.holdout and start) or trainer.state.step or start.origin == IMAGENET:
+        return ""
+    if start.data.get("sha256"):
+        return ""
+    return (
+        f"what {trainer.job.init} was trained on is not known: if on these images, the accuracy of "
+        "those held out is too high"
+    )
 
 
 def _few(trainer: "Trainer") -> str:

@@ -150,7 +150,9 @@ def load(
         )
     # A checkpoint holds several networks: the averaged one is the best.
     prefixes = ("average.", "network.")
-    prefix = next((p for p in prefixes if any(k.startswith(p) for k in tensors)), "")
+    prefix = ""
+    if "data_sha256" in facts:
+        prefix = next((p for p in prefixes if any(k.startswith(p) for k in tensors)), "")
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     head = classifier(network)
     new = [head] if facts.get("classes") != list(classes) else []
@@ -159,7 +161,7 @@ def load(
     mean, std = facts.get("mean"), facts.get("std")
     if not (isinstance(mean, list) and isinstance(std, list)):
         raise UserError(f"{path} does not say how its pixels were normalised; make it anew")
-    if "data_sha256" in facts:  # a checkpoint
+    if "data_sha256" in facts:
         return Start(path.name, mean, std, kept, sha256, _learned_from(facts))
     there = card_of(ModelFolder(path.parent))
     if named_weights(there) != sha256:

@@ -63,7 +63,9 @@ class Muon(torch.optim.SGD):
     Such a group's filters [out, in, h, w], taken as matrices [out, in * h * w], are scaled to norm
     sqrt(out) before each step: a batch norm behind them makes their scale of no account (where
     there is none, as in simple_cnn and in mobilenet_v3_small's squeeze and excitation, it changes
-    what the network computes). They have no weight decay.
+    what the network computes). They have no weight decay. With `keep_norm` they are scaled to the
+    norm that they began with, and their steps in proportion: a network that was trained before
+    computes what it did, also where its batch norms are frozen.
     """
 
     @torch.no_grad()
@@ -88,7 +90,12 @@ class Muon(torch.optim.SGD):
         torch._foreach_add_(buffers, gradients)
         ahead = torch._foreach_add(gradients, buffers, alpha=group["momentum"])  # Nesterov's
         norms = torch._foreach_norm(filters)
-        torch._foreach_mul_(norms, [len(p) ** -0.5 for p in filters])
+        if group["keep_norm"]:
+            for parameter, norm in zip(filters, norms, strict=True):
+                self.state[parameter].setdefault("norm", norm.clone())
+            torch._foreach_div_(norms, [self.state[p]["norm"] for p in filters])
+        else:
+            torch._foreach_mul_(norms, [len(p) ** -0.5 for p in filters])
         torch._foreach_div_(filters, norms)
         dtype = torch.bfloat16 if has_bf16(filters[0].device) else torch.float32
         # One batch of matrices a shape, either way up: fewer kernels.
@@ -105,6 +112,9 @@ class Muon(torch.optim.SGD):
                 back = update if len(update) == rows else update.mT.contiguous()
                 members.append(parameter)
                 updates.append(back.as_strided(parameter.shape, parameter.stride()))
+        if group["keep_norm"]:
+            sizes = [self.state[p]["norm"] * len(p) ** -0.5 for p in members]
+            torch._foreach_mul_(updates, sizes)
         torch._foreach_add_(members, updates, alpha=-group["lr"])
         for parameter in filters:  # what remains is SGD's
             parameter.grad = None

@@ -22,14 +22,14 @@ def make_optimizer(
     """SGD with Nesterov momentum, AdamW, or Muon with such an SGD for the rest.
 
     Norms and biases (vectors) go without weight decay. Muon takes the filters of all convolutions
-    but the first and the depthwise ones. `factors` of the learning rate, by parameter name, are 1
-    where they are not given. A group's `peak` is its learning rate at the schedule's top.
+    but the first and those in groups. `factors` are those of the learning rate of what was
+    pretrained, by name. A group's `peak` is its learning rate at the schedule's top.
     """
     factors = factors or {}
     norm_biases = {
         f"{name}.bias" for name, module in network.named_modules() if isinstance(module, NORMS)
     }
-    convolutions = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    convolutions = {n: m.groups for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
     by_kind: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -39,15 +39,17 @@ def make_optimizer(
         if name in norm_biases:
             factor *= options.norm_bias_factor
         elif options.name == "muon" and _is_filter(name, parameter, convolutions):
-            kind = "filter"
+            kind = "filter kept" if name in factors else "filter"
         by_kind[kind, factor].append(parameter)
     groups: list[dict[str, Any]] = []
     for (kind, factor), parameters in sorted(by_kind.items()):
         decay = options.weight_decay if kind == "matrix" else 0.0
-        peak = factor * (options.muon_lr if kind == "filter" else options.lr)
+        filters = kind.startswith("filter")
+        peak = factor * (options.muon_lr if filters else options.lr)
         groups.append({"params": parameters, "weight_decay": decay, "lr": peak, "peak": peak})
-        if kind == "filter":
+        if filters:
             groups[-1] |= {"muon": True, "momentum": options.muon_momentum}
+            groups[-1]["keep_norm"] = kind == "filter kept"
     fused = all(p.is_cuda for p in network.parameters()) or None
     if options.name == "adamw":
         betas = (options.momentum, 0.999)
@@ -59,10 +61,14 @@ def make_optimizer(
     )
 
 
-def _is_filter(name: str, parameter: nn.Parameter, convolutions: list[str]) -> bool:
-    """Whether a parameter is Muon's: not what meets the pixels, nothing depthwise."""
+def _is_filter(name: str, parameter: nn.Parameter, convolutions: dict[str, int]) -> bool:
+    """Whether a parameter is Muon's: not what meets the pixels, nothing in groups.
+
+    `convolutions` are the groups of each. Filters of several groups are several matrices.
+    """
     module = name.removesuffix(".weight")
-    return parameter.ndim == 4 and module in convolutions[1:] and parameter.shape[1] > 1
+    first = next(iter(convolutions), "")
+    return parameter.ndim == 4 and module != first and convolutions.get(module) == 1
 
 
 def rate(schedule: Schedule, step: int, steps: int) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torchvision import models
 from cifar_deploy import architectures, recipe, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, freeze, stages
+from cifar_deploy.cli import train as cli
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.folder import VERIFIED
 from cifar_deploy.errors import UserError
@@ -290,7 +292,15 @@ def test_a_beginning_has_not_seen_what_is_held_out(
     # Of other images, or by weights whose card is another's, nothing is known.
     other = dataclasses.replace(few, train=few.train.first(599))
     job = make_job("data.holdout=51", dataset=other, folder="next")
-    Trainer(dataclasses.replace(job, init=str(first.folder.path)))
+    begun = dataclasses.replace(job, init=str(first.folder.path))
+    assert cli._unknown(Trainer(begun)) == ""
+    Path("bare").mkdir()
+    shutil.copy(first.folder.weights, "bare")
+    bare = dataclasses.replace(make_job("data.holdout=51", folder="next"), init="bare")
+    assert cli._unknown(Trainer(bare)).startswith(
+        "what bare was trained on is not known: if on the"
+    )
+    assert cli._unknown(Trainer(dataclasses.replace(make_job(), init="bare"))) == ""
 
 
 def test_a_beginning_may_have_seen_an_earlier_state_of_ones_own_images(
@@ -324,6 +334,36 @@ def test_a_beginning_may_have_seen_an_earlier_state_of_ones_own_images(
     assert Trainer(make_job(teacher, dataset=more)).teachers
     # What is no folder of images is known to be another set.
     Trainer(make_job(teacher, "data.holdout=40", dataset=dataclasses.replace(more, verified="-")))
+
+
+PARTS = """
+from torch import nn
+
+
+class Parts(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.Flatten())
+        self.head = nn.Linear(512, num_classes)
+
+    def forward(self, x):
+        return self.head(self.network(x))
+
+
+build = Parts
+"""
+
+
+def test_a_part_may_be_called_as_a_checkpoints_is(
+    make_job: MakeJob, recorder: Any, register: Callable[[str, str], str]
+) -> None:
+    name = register("parts", PARTS)
+    first = make_job("train.epochs=1", network=name, folder="first")
+    Trainer(first).run(recorder)
+    job = make_job(network=name, folder="next")
+    begun = Trainer(dataclasses.replace(job, init=str(first.folder.path))).network.state_dict()
+    there = weights.load(first.folder).network.state_dict()
+    assert all(torch.equal(begun[key], value) for key, value in there.items())
 
 
 def test_another_network_is_no_beginning(make_job: MakeJob, recorder: Any, normed: str) -> None:

@@ -109,6 +109,36 @@ def test_filters_of_a_shape_move_together_as_each_alone(memory: torch.memory_for
         assert (after - expected).norm() < near * (0.3 * exact).norm()
 
 
+def test_what_was_trained_before_keeps_its_scale() -> None:
+    # Behind a frozen norm, or none, it would compute something else with another.
+    torch.manual_seed(0)
+    both = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3, bias=False)) for _ in range(2)]
+    both[1].load_state_dict(both[0].state_dict())
+    scale = 0.37 * 6**0.5 / both[0][1].weight.norm().item()
+    both[0][1].weight.data *= scale
+    options = Optimizer("muon", muon_lr=0.1)
+    kept, usual = (
+        make_optimizer(both[0], options, {"1.weight": 1.0}),
+        make_optimizer(both[1], options),
+    )
+    for rate in (0.0, 0.3, 0.2):
+        before = both[0][1].weight.detach().clone()
+        gradient = torch.randn(6, 4, 3, 3)
+        for network, optimizer in zip(both, (kept, usual), strict=True):
+            network[1].weight.grad = gradient.clone()
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        assert torch.allclose(both[0][1].weight, before) == (rate == 0)
+        # The same way, at 0.37 times the size.
+        torch.testing.assert_close(both[0][1].weight, 0.37 * both[1][1].weight)
+
+
+def test_filters_in_groups_are_not_muons() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1))
+    groups = make_optimizer(network, Optimizer("muon")).param_groups
+    assert [p.shape for g in groups if g.get("muon") for p in g["params"]] == [(8, 8, 1, 1)]
+
+
 def test_whose_filters_are_muons() -> None:
     with torch.device("meta"):
         network = architectures.build("mobilenet_v3_small")

@@ -41,8 +41,10 @@ ALONE = 32  # images that are also run in the smallest batches that a file takes
 # Of the largest logit: kernels for another batch round otherwise, by less.
 OTHERWISE = 0.05
 MISTAKES = 24  # of a reference that are named, at most
+CONFUSED = 200  # classes of which the JSON has the confusion, at most: the square grows
 STRAYED = 0.2  # points between a reference and its card, whose device rounded otherwise
 
+Counts = npt.NDArray[np.int64]
 Say = Callable[[str], None]  # told what is being done, for the progress line
 
 
@@ -226,6 +228,12 @@ class Judgement:
         """Of each class how many images `row` answers right, and how many there are."""
         labels = self.split.labels
         return tally(self.classes, labels, labels[row.predictions == labels])
+
+    def confusion(self, row: Judged) -> Counts:
+        """How often `row` gave each true class each answer, int64 [truth, answer]."""
+        classes = len(self.classes)
+        pairs = self.split.labels * classes + row.predictions
+        return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
     @property
     def disagreements(self) -> dict[str, npt.NDArray[np.int64]]:
@@ -464,7 +472,10 @@ def _check_batches(file: str, runtime: Runtime, split: Split, logits: Logits) ->
 
 
 def to_json(judgement: Judgement) -> Json:
-    """What a program reads: accuracies as shares, bounds and margins in percentage points."""
+    """What a program reads: accuracies as shares, bounds and margins in percentage points.
+
+    `confusion` is by classes in the order of `classes`, and left out of more than CONFUSED.
+    """
     rows: list[Json] = []
     for row in judgement.rows:
         entry: Json = {
@@ -478,6 +489,8 @@ def to_json(judgement: Judgement) -> Json:
             "classes": judgement.tally(row),
             "verdict": row.verdict,
         }
+        if len(judgement.classes) <= CONFUSED:
+            entry["confusion"] = judgement.confusion(row).tolist()
         if comparison := row.comparison:
             entry |= {
                 "difference_points": 100 * comparison.difference,

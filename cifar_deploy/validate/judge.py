@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -469,6 +469,18 @@ def _check_batches(file: str, runtime: Runtime, split: Split, logits: Logits) ->
                 "in a logit: what it says of an image must not depend on the others; export it in "
                 "eval mode"
             )
+
+
+def answers(judgement: Judgement) -> Iterator[list[str | int]]:
+    """A heading, then a line for each image that was judged: its place in the test set from 0 on,
+    its file there ("" where it has none of its own), the true class, and the answers of the
+    reference and of each file, as classes. A file that could not be run has no column.
+    """
+    split, names = judgement.split, judgement.classes
+    yield ["index", "file", "truth", "reference", *(row.file for row in judgement.rows[1:])]
+    columns = [split.labels.tolist(), *(row.predictions.tolist() for row in judgement.rows)]
+    for index, given in enumerate(zip(*columns, strict=True)):
+        yield [index, split.file(index) or "", *(names[i] for i in given)]
 
 
 def to_json(judgement: Judgement) -> Json:

@@ -169,6 +169,23 @@ def test_validate_writes_the_answers_to_every_image(run: Run, workshop: Path) ->
     assert json.loads(Path("out.json").read_text())["models"][0]["rows"][1]["confusion"]
 
 
+def test_as_many_mistakes_are_named_as_asked_for(run: Run, refused: Callable[..., str]) -> None:
+    quick = ("validate", "simple_cnn", "--no-latency", "--images", "300", "--json", "-")
+    found = {}
+    for count in (None, 2, 1000):
+        asked = ("--mistakes", count) if count else ()
+        (model,) = json.loads(run(*quick, *asked).out)["models"]
+        found[count] = model["mistakes"]
+        page = Path("models/simple_cnn/report.html").read_text()
+        section = page.split("<h3>What PyTorch gets wrong</h3>")[1].split("<h3>")[0]
+        assert section.count("<img") == len(found[count])
+    wrong = round(300 * (1 - model["rows"][0]["accuracy"]))
+    assert 2 < wrong == len(found[1000])
+    assert (found[None], found[2]) == (found[1000][:24], found[1000][:2])
+    for count in (0, 1001):
+        assert "--mistakes" in refused(*quick, "--mistakes", count)
+
+
 def test_answers_are_of_one_model(refused: Callable[..., str]) -> None:
     both = ("validate", "simple_cnn", "--answers", "-", "--json", "-")
     assert "both print to standard output" in refused(*both)

@@ -87,6 +87,14 @@ def validate(
         Path | None,
         csv_option("--answers", "The answers to each image, the reference's and the files'"),
     ] = None,
+    mistakes: Annotated[
+        int | None,
+        typer.Option(
+            help="So many of the reference's on the page and in the JSON. [default: 24]",
+            min=1,
+            max=1000,  # the page holds their pictures
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -133,6 +141,7 @@ def validate(
         threads=threads,
         source=data.value if data else None,
         data_dir=data_dir,
+        mistakes=mistakes,
     )
     publish(judgements, json_file, pages, answers)
     if any(lost.unfit for judgement in judgements for lost in judgement.unusable):
@@ -218,13 +227,14 @@ def prove(
     threads: int | None = None,
     source: str | None = None,
     data_dir: Path | None = None,
+    mistakes: int | None = None,
 ) -> "list[Judgement]":
     from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.validate import proof
-    from cifar_deploy.validate.judge import Options, Reference, judge
+    from cifar_deploy.validate.judge import MISTAKES, Options, Reference, judge
 
     where = pick(device, threads)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
@@ -250,7 +260,8 @@ def prove(
         raise next(iter(unfit.values()))  # nothing is left to judge
     for reason in unfit.values():
         say(f"error: {reason}")
-    options = Options(max_drop, 1.0 if latency else 0.0, trust, mean, std, onnx)
+    seconds = 1.0 if latency else 0.0
+    options = Options(max_drop, seconds, trust, mean, std, onnx, mistakes or MISTAKES)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
 
     def data_of(key: tuple[str, Path | None]) -> "Dataset":

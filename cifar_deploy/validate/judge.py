@@ -40,7 +40,7 @@ HALF = 128  # images on which a CPU computes fp16 as a GPU does
 ALONE = 32  # images that are also run in the smallest batches that a file takes
 # Of the largest logit: kernels for another batch round otherwise, by less.
 OTHERWISE = 0.05
-MISTAKES = 24  # of a reference that are named, at most
+MISTAKES = 24  # of a reference that are named, at most, unless another number is asked for
 CONFUSED = 200  # classes of which the JSON has the confusion, at most: the square grows
 STRAYED = 0.2  # points between a reference and its card, whose device rounded otherwise
 
@@ -63,6 +63,7 @@ class Options:
     mean: list[float] | None = None
     std: list[float] | None = None
     onnx: str = ONNXRUNTIME  # what runs ONNX files
+    mistakes: int = MISTAKES  # of the reference that are named, at most
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ class Judgement:
     unusable: tuple[Unusable, ...]
     facts: Json  # data, device, threads, versions
     strayed: float | None = None  # what the card says, where the reference is not as accurate here
+    named: int = MISTAKES  # of the reference's mistakes, at most
 
     @property
     def passed(self) -> bool:
@@ -243,13 +245,13 @@ class Judgement:
 
     @property
     def mistakes(self) -> list[Mistake]:
-        """Of the reference's wrong answers the MISTAKES most certain, the most certain first."""
+        """Of the reference's wrong answers the `named` most certain, the most certain first."""
         answers, labels = self.rows[0].predictions, self.split.labels
         wrong = np.flatnonzero(answers != labels)
         # Large numbers for infinities: all classes may be ruled out.
         logits = np.nan_to_num(self.rows[0].logits[wrong].astype(np.float64))
         shares = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
-        surest = np.argsort(-shares, kind="stable")[:MISTAKES]
+        surest = np.argsort(-shares, kind="stable")[: self.named]
         return [
             Mistake(i, self.split.file(i), self.classes[labels[i]], self.classes[answers[i]], share)
             for i, share in zip(wrong[surest].tolist(), shares[surest].tolist(), strict=True)
@@ -329,6 +331,7 @@ def judge(
             "remarks": watch.remarks() if options.seconds else [],  # what disturbed the times
         },
         strayed=then if then and abs(first.accuracy - then) > STRAYED / 100 else None,
+        named=options.mistakes,
     )
 
 

@@ -502,6 +502,8 @@ def test_the_surest_mistakes_are_named(make_judgement: MakeJudgement, small_data
         ]
     )
     assert len(order) == 30
+    more = dataclasses.replace(mistaken(make_judgement({}), logits), named=28)
+    assert [mistake.index for mistake in more.mistakes] == order[:28]
     assert to_json(make_judgement({}))["mistakes"] == []
     none = np.full_like(logits, -np.inf)
     found = strict(to_json(mistaken(make_judgement({}), none)))

@@ -90,7 +90,7 @@ def validate(
     mistakes: Annotated[
         int | None,
         typer.Option(
-            help="So many of the reference's on the page and in the JSON. [default: 24]",
+            help="So many mistakes of the reference, on the page and in the JSON. [default: 24]",
             min=1,
             max=1000,  # the page holds their pictures
         ),

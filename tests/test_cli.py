@@ -1,5 +1,6 @@
 """The command line as a person meets it: answers, exit statuses, and what bad input gets."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -128,6 +129,83 @@ def test_validate_passes_with_a_margin_that_500_images_can_prove(run: Run) -> No
     assert [row["verdict"] for row in rows] == ["REFERENCE", "PASS", "PASS"]
     assert rows[1]["latency"][0]["batch"] == 1
     assert found["models"][0]["data"]["images"] == 500
+
+
+def test_validate_writes_the_answers_to_every_image(run: Run, workshop: Path) -> None:
+    quick = ("validate", "simple_cnn", "--no-latency", "--images", "300")
+    answer = run(*quick, "--answers", "new/answers.csv", "--json", "out.json")
+    assert answer.status == 1
+    assert "answers: new/answers.csv\n" in answer.out
+    with Path("new/answers.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    (judged,) = json.loads(Path("out.json").read_text())["models"]
+    reference, *files = judged["rows"]
+    names = [row["file"] for row in files]
+    assert list(lines[0]) == ["index", "file", "truth", "reference", *names]
+    assert [line["index"] for line in lines] == [str(i) for i in range(300)]
+    pictures = [workshop / "pictures/test" / line["file"] for line in lines]
+    assert len({*pictures}) == 300
+    for model, column in (("simple_cnn", "reference"), (FILE, FILE)):
+        alone = json.loads(run("predict", model, *pictures, "--json", "--top", "1").out)
+        assert [line[column] for line in lines] == [one["top"][0]["class"] for one in alone]
+    assert all(line["file"].startswith(f"{line['truth']}/") for line in lines)
+    classes = list(reference["classes"])
+    for column, row in zip(("reference", *names), judged["rows"], strict=True):
+        confusion = [
+            [sum((line["truth"], line[column]) == (t, a) for line in lines) for a in classes]
+            for t in classes
+        ]
+        assert confusion == row["confusion"]
+    told = {int(line["index"]): line for line in lines}
+    assert judged["mistakes"]
+    for mistake in judged["mistakes"]:
+        line = told[mistake["index"]]
+        assert [line[key] for key in ("file", "truth")] == [mistake["file"], mistake["truth"]]
+        assert line["reference"] == mistake["answer"]
+    # What is printed is the same, and alone; the JSON goes to a file beside it.
+    Path("out.json").unlink()
+    answer = run(*quick, "--answers", "-", "--json", "out.json")
+    assert answer.out == Path("new/answers.csv").read_text()
+    assert json.loads(Path("out.json").read_text())["models"][0]["rows"][1]["confusion"]
+
+
+def test_as_many_mistakes_are_named_as_asked_for(run: Run, refused: Callable[..., str]) -> None:
+    quick = ("validate", "simple_cnn", "--no-latency", "--images", "300", "--json", "-")
+    found = {}
+    for count in (None, 2, 1000):
+        asked = ("--mistakes", count) if count else ()
+        (model,) = json.loads(run(*quick, *asked).out)["models"]
+        found[count] = model["mistakes"]
+        page = Path("models/simple_cnn/report.html").read_text()
+        section = page.split("<h3>What PyTorch gets wrong</h3>")[1].split("<h3>")[0]
+        assert section.count("<img") == len(found[count])
+    wrong = round(300 * (1 - model["rows"][0]["accuracy"]))
+    assert 2 < wrong == len(found[1000])
+    assert (found[None], found[2]) == (found[1000][:24], found[1000][:2])
+    for count in (0, 1001):
+        assert "--mistakes" in refused(*quick, "--mistakes", count)
+
+
+def test_answers_are_of_one_model(refused: Callable[..., str]) -> None:
+    both = ("validate", "simple_cnn", "--answers", "-", "--json", "-")
+    assert "both print to standard output" in refused(*both)
+    shutil.copytree("models/simple_cnn", "models/second")
+    said = refused("validate", "--answers", "answers.csv")
+    assert said == "error: --answers is of one model; name one of: second, simple_cnn\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_answers_that_cannot_be_written_take_nothing_else_away(run: Run) -> None:
+    quick = ("validate", "simple_cnn", "--images", "20", "--no-latency", "--json", "out.json")
+    for places in (("--answers", "/dev/full"), ("--answers", "a.csv", "--report", "/dev/full")):
+        answer = run(*quick, *places)
+        assert answer.status == 2
+        assert "error: cannot write /dev/full: No space left on device" in answer.err
+        assert "simple_cnn.fp16.onnx" in answer.out
+        assert ("answers: " in answer.out) == ("report: " not in answer.out)
+        Path("out.json").unlink()
+    assert len(Path("a.csv").read_text().splitlines()) == 21
+    assert Path("models/simple_cnn/report.html").exists()
 
 
 def test_validate_says_how_many_images_would_tell(run: Run) -> None:
@@ -854,6 +932,45 @@ def test_predict_looks_into_the_folders_of_classes(run: Run, workshop: Path) -> 
     assert f"test: {classes[-1]}/notes.txt left out: no pictures by their names" in done.err
 
 
+def test_predict_writes_a_line_an_image(
+    run: Run, workshop: Path, refused: Callable[..., str]
+) -> None:
+    pictures = sorted((workshop / "pictures/test").rglob("*.png"))[::100]
+    Path("folder").mkdir()
+    names = ('a, "b".png', "c\rd.png", "e\nf.png", "g h.png")
+    for name, picture in zip(names, pictures, strict=False):
+        shutil.copy(picture, Path("folder", name))
+    Path("folder/cut.png").write_bytes(pictures[0].read_bytes()[:60])
+    asking = ("predict", FILE, "folder", "--top", "2")
+    done = run(*asking, "--json", "--csv", "new/some.csv")
+    assert done.status == 1
+    with Path("new/some.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    heading = ["image", "class_1", "probability_1", "class_2", "probability_2", "error"]
+    assert list(lines[0]) == heading
+    answers = json.loads(done.out)
+    assert len(lines) == len(answers) == 5
+    for line, answer in zip(lines, answers, strict=True):
+        assert (line["image"], line["error"]) == (answer["image"], answer.get("error", ""))
+        ranks = answer.get("top", 2 * [{"class": "", "probability": ""}])
+        cells = [str(cell) for one in ranks for cell in (one["class"], one["probability"])]
+        assert [line[key] for key in heading[1:-1]] == cells
+    assert sum("top" in answer for answer in answers) == 4
+    assert run(*asking, "--csv", "-").out == Path("new/some.csv").read_bytes().decode()
+    done = run(*asking, "--csv", "all.CSV", "--top", "99")
+    assert "folder/g h.png: " in done.out  # as without it
+    assert Path("all.CSV").read_text().splitlines()[0].endswith("class_10,probability_10,error")
+    assert "both print to standard output" in refused(*asking, "--json", "--csv", "-")
+    said = refused("predict", "--csv", "simple_cnn", pictures[0])
+    assert said.startswith("error: --csv simple_cnn: it takes a file's name that ends in .csv")
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    command = [sys.executable, "-m", "cifar_deploy", *asking, "--csv", "left.csv"]
+    assert subprocess.run(command, stdout=pipe).returncode == 1
+    os.close(pipe)
+    assert Path("left.csv").read_bytes() == Path("new/some.csv").read_bytes()
+
+
 def test_a_picture_may_have_a_name_that_is_no_utf8(run: Run, workshop: Path) -> None:
     picture = next((workshop / "pictures" / "test").rglob("*.png"))
     shutil.copy(picture, "caf\udce9.png")
@@ -864,6 +981,10 @@ def test_a_picture_may_have_a_name_that_is_no_utf8(run: Run, workshop: Path) -> 
         assert done.returncode == 0
     (answer,) = json.loads(done.stdout)
     assert answer["image"] == "caf\udce9.png"
+    for place in ("-", "some.csv"):
+        done = subprocess.run([*command, "--csv", place], capture_output=True, env=strict)
+        lines = done.stdout if place == "-" else Path(place).read_bytes()
+        assert rb"caf\udce9.png," in lines
 
 
 def test_doctor_tells_what_works(run: Run) -> None:
@@ -1106,6 +1227,8 @@ def test_unknown_model(refused: Callable[..., str]) -> None:
     [
         ("validate", "simple_cnn", "--report"),
         ("validate", "simple_cnn", "--json"),
+        ("validate", "simple_cnn", "--answers"),
+        ("predict", "simple_cnn", "none.png", "--csv"),
         ("benchmark", "simple_cnn", "--json"),
         ("find-lr", "simple_cnn", "--out"),
         ("data", "--preview"),

@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import csv
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -63,24 +65,33 @@ class Target(StrEnum):
     triton = "triton"
 
 
-def _json_place(file: Path | None) -> Path | None:
-    """`file`, for the JSON: looked at before the work.
+def is_stdout(file: Path | None) -> bool:
+    """Whether `file`, of an option that takes one, is standard output."""
+    return str(file) == "-"
 
-    Raises UserError where the disk refuses it, and for a name without .json: other commands have
-    `--json` alone, and what follows it is then a model or a file that is to be read.
+
+def _place(option: str, suffix: str) -> Callable[[Path | None], Path | None]:
+    """The callback of an `option` for a file of this `suffix`: its place is looked at before work.
+
+    It raises UserError where the disk refuses it, and for a name without the suffix: other commands
+    have such an option alone, and what follows it is then a model or a file that is to be read.
     """
-    if file is None or str(file) == "-":
+
+    def place(file: Path | None) -> Path | None:
+        if file is None or is_stdout(file):
+            return file
+        model = Path(file, store.CARD).is_file()
+        if not model:
+            store.check_place(file)
+        stream = "/dev" in map(str, file.parents) or (file.exists() and not file.is_file())
+        if model or (file.suffix.lower() != suffix and not stream):
+            raise UserError(
+                f"{option} {file}: it takes a file's name that ends in {suffix}, or - to print the "
+                f"{suffix[1:].upper()}; write {option} FILE{suffix}, or {option} - {file}"
+            )
         return file
-    model = Path(file, store.CARD).is_file()
-    if not model:
-        store.check_place(file)
-    stream = "/dev" in map(str, file.parents) or (file.exists() and not file.is_file())
-    if model or (file.suffix.lower() != ".json" and not stream):
-        raise UserError(
-            f"--json {file}: it takes a file's name that ends in .json, or - to print the JSON; "
-            f"write --json FILE.json, or --json - {file}"
-        )
-    return file
+
+    return place
 
 
 JsonFileOption = Annotated[
@@ -89,9 +100,19 @@ JsonFileOption = Annotated[
         "--json",
         metavar="FILE.json|-",
         help="Also write JSON here; - prints it.",
-        callback=_json_place,
+        callback=_place("--json", ".json"),
     ),
 ]
+
+
+def csv_option(option: str, help: str) -> Any:
+    """An option for a file of lines for programs, or - for standard output."""
+    return typer.Option(
+        option,
+        metavar="FILE.csv|-",
+        help=f"{help}; - prints them alone.",
+        callback=_place(option, ".csv"),
+    )
 
 
 def several(kind: type[StrEnum], help: str) -> Any:
@@ -290,6 +311,16 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """`rows` as lines of CSV; what holds a comma, a quote or the end of a line is quoted."""
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow(row)  # whose own ends of lines have \r quoted wherever it stands
+        lines.append(line.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
+
+
 def print_card(card: store.Json, folder: store.ModelFolder) -> None:
     """Print the card of `folder` as JSON, with the path of the weights, where it has their name."""
     print_json({**card, "weights": {**card["weights"], "path": str(folder.weights)}})
@@ -320,15 +351,26 @@ def _least_width(table: "Table") -> int:
     return Console(width=10_000).measure(folded).maximum
 
 
-def show(table: Any, notes: list[str], value: Any, json_file: Path | None, width: int) -> None:
+def show(
+    table: Any,
+    notes: list[str],
+    value: Any,
+    json_file: Path | None,
+    width: int,
+    instead: str | None = None,
+) -> None:
     """Print a table with its notes, and write the JSON; or, for "-", print the JSON alone.
 
-    Neither a disk nor a standard output that refuses takes the other from what was measured.
+    A text that is to be printed `instead` of the table has standard output for itself. Neither a
+    disk nor a standard output that refuses takes the other from what was measured.
     """
-    if json_file and str(json_file) == "-":
+    if is_stdout(json_file):
         print_json(value)
         return
     try:
+        if instead is not None:
+            typer.echo(instead, nl=False)
+            return
         console = wide(width, table)
         console.print(table)
         for line in notes:

@@ -1,13 +1,23 @@
 """`cifar-deploy predict`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cifar_deploy import store
-from cifar_deploy.cli.options import DeviceOption, JsonFlag, OnnxBy, TrustFlag, print_json, say
+from cifar_deploy.cli.options import (
+    DeviceOption,
+    JsonFlag,
+    OnnxBy,
+    TrustFlag,
+    csv_option,
+    csv_text,
+    is_stdout,
+    print_json,
+    say,
+)
 from cifar_deploy.errors import UserError, disk_errors
 
 if TYPE_CHECKING:
@@ -29,14 +39,17 @@ def predict(
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
+    csv_file: Annotated[Path | None, csv_option("--csv", "Also write a line an image here")] = None,
 ) -> None:
     """Classify pictures of any size and format: the likeliest classes with probabilities.
 
-    Exit status 1 if one in a folder could not be read; the others are classified, and --json tells
-    the `error` of that one.
+    Exit status 1 if one in a folder could not be read; the others are classified, and --json
+    and --csv tell the `error` of that one.
     """
     from cifar_deploy.classifier import load
 
+    if as_json and is_stdout(csv_file):
+        raise UserError("--json and --csv - both print to standard output; write --csv FILE.csv")
     read = [one for given in images for one in _read(given)]  # before a model is loaded
     classifier = load(model, device, trust, runtime)
     predictions = iter(classifier.predict([i for _, i in read if not isinstance(i, UserError)]))
@@ -50,15 +63,36 @@ def predict(
             for label, probability in next(predictions).top(top)
         ]
         answers.append({"image": str(path), "top": likeliest})
-    if as_json:
-        print_json(answers)
-    else:
-        for answer in answers:
-            if "top" in answer:  # the others have been told
-                ranks = (f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
-                typer.echo(f"{answer['image']}: {'  '.join(ranks)}")
+    lines = csv_text(_lines(answers, min(top, len(classifier.classes)))) if csv_file else ""
+    try:
+        if as_json:
+            print_json(answers)
+        elif is_stdout(csv_file):
+            typer.echo(lines, nl=False)
+        else:
+            _print(answers)
+    finally:  # whatever standard output refuses
+        if csv_file and not is_stdout(csv_file):
+            store.write_text(csv_file, lines)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
+
+
+def _print(answers: Sequence[store.Json]) -> None:
+    for answer in answers:
+        if "top" in answer:  # the others have been told
+            ranks = (f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
+            typer.echo(f"{answer['image']}: {'  '.join(ranks)}")
+
+
+def _lines(answers: Sequence[store.Json], count: int) -> Iterator[list[str | float]]:
+    """A heading, then what the JSON tells of each image, with the `count` likeliest classes."""
+    ranks = (f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability"))
+    yield ["image", *ranks, "error"]
+    for answer in answers:
+        found = [cell for one in answer.get("top", ()) for cell in one.values()]
+        unknown = [""] * (2 * count - len(found))
+        yield [answer["image"], *found, *unknown, answer.get("error", "")]
 
 
 def _read(given: Path) -> "list[tuple[Path, Images | UserError]]":

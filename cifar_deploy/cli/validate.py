@@ -1,5 +1,6 @@
 """`cifar-deploy validate`."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,10 @@ from cifar_deploy.cli.options import (
     StdOption,
     ThreadsOption,
     TrustFlag,
+    csv_option,
+    csv_text,
     doing,
+    is_stdout,
     per_channel,
     say,
     say_doubts,
@@ -79,6 +83,18 @@ def validate(
         Source | None, typer.Option(help="By default what the model was trained on.")
     ] = None,
     json_file: JsonFileOption = None,
+    answers: Annotated[
+        Path | None,
+        csv_option("--answers", "The answers to each image, the reference's and the files'"),
+    ] = None,
+    mistakes: Annotated[
+        int | None,
+        typer.Option(
+            help="So many mistakes of the reference, on the page and in the JSON. [default: 24]",
+            min=1,
+            max=1000,  # the page holds their pictures
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -98,6 +114,13 @@ def validate(
     work = _targets(targets or [], reference, kind)
     if len(runtime or []) > 1:
         raise UserError("validate takes one --runtime: a proof is of one; run it once for each")
+    if is_stdout(json_file) and is_stdout(answers):
+        raise UserError(
+            "--json - and --answers - both print to standard output; name a file for one"
+        )
+    if answers and len(work) > 1:
+        models = ", ".join(owner.name for owner, _ in work)
+        raise UserError(f"--answers is of one model; name one of: {models}")
     # The page of whole models is not written over by one of a few files or images.
     lone = any(Path(target).is_file() or address.read(target) for target in targets or [])
     part = lone or kind.chosen or images is not None
@@ -118,8 +141,9 @@ def validate(
         threads=threads,
         source=data.value if data else None,
         data_dir=data_dir,
+        mistakes=mistakes,
     )
-    publish(judgements, json_file, pages)
+    publish(judgements, json_file, pages, answers)
     if any(lost.unfit for judgement in judgements for lost in judgement.unusable):
         raise typer.Exit(2)
     if not all(judgement.passed for judgement in judgements):
@@ -203,13 +227,14 @@ def prove(
     threads: int | None = None,
     source: str | None = None,
     data_dir: Path | None = None,
+    mistakes: int | None = None,
 ) -> "list[Judgement]":
     from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.validate import proof
-    from cifar_deploy.validate.judge import Options, Reference, judge
+    from cifar_deploy.validate.judge import MISTAKES, Options, Reference, judge
 
     where = pick(device, threads)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
@@ -235,7 +260,8 @@ def prove(
         raise next(iter(unfit.values()))  # nothing is left to judge
     for reason in unfit.values():
         say(f"error: {reason}")
-    options = Options(max_drop, 1.0 if latency else 0.0, trust, mean, std, onnx)
+    seconds = 1.0 if latency else 0.0
+    options = Options(max_drop, seconds, trust, mean, std, onnx, mistakes or MISTAKES)
     loaded: dict[tuple[str, Path | None], Dataset] = {}
 
     def data_of(key: tuple[str, Path | None]) -> "Dataset":
@@ -285,22 +311,35 @@ def prove(
     return judgements
 
 
-def publish(judgements: "list[Judgement]", json_file: Path | None, pages: Sequence[Path]) -> None:
-    """Print the table, write the page of each judgement and, where asked for, the JSON.
+def publish(
+    judgements: "list[Judgement]",
+    json_file: Path | None,
+    pages: Sequence[Path],
+    answers: Path | None = None,
+) -> None:
+    """Print the table, write the page of each judgement and, where asked for, JSON and `answers`.
 
-    Judgements whose pages are the same stand on it together.
+    Judgements whose pages are the same stand on it together. `answers` are of one judgement.
     """
-    from cifar_deploy.validate import report, table
-    from cifar_deploy.validate.judge import to_json
+    from cifar_deploy.validate import judge, report, table
 
     value = {
         "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
-        "models": [to_json(judgement) for judgement in judgements],
+        "models": [judge.to_json(judgement) for judgement in judgements],
     }
     notes = table.notes(judgements)
-    try:
+    lines = csv_text(judge.answers(judgements[0])) if answers else None
+    alone = lines if is_stdout(answers) else None
+    # Whatever one disk refuses, the other files are written and the table is shown, at last.
+    with contextlib.ExitStack() as rest:
+        rest.callback(show, table.table(judgements), notes, value, json_file, 140, alone)
+        if answers and lines and not alone:
+            rest.callback(_write_answers, answers, lines, notes)
         for page in dict.fromkeys(pages):
             report.write(page, [judgements[i] for i, one in enumerate(pages) if one == page])
             notes.append(f"report: {page}")
-    finally:  # whatever one disk refuses, the table is shown and the other file written
-        show(table.table(judgements), notes, value, json_file, 140)
+
+
+def _write_answers(file: Path, lines: str, notes: list[str]) -> None:
+    store.write_text(file, lines)
+    notes.append(f"answers: {file}")

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,9 +40,11 @@ HALF = 128  # images on which a CPU computes fp16 as a GPU does
 ALONE = 32  # images that are also run in the smallest batches that a file takes
 # Of the largest logit: kernels for another batch round otherwise, by less.
 OTHERWISE = 0.05
-MISTAKES = 24  # of a reference that are named, at most
+MISTAKES = 24  # of a reference that are named, at most, unless another number is asked for
+CONFUSED = 200  # classes of which the JSON has the confusion, at most: the square grows
 STRAYED = 0.2  # points between a reference and its card, whose device rounded otherwise
 
+Counts = npt.NDArray[np.int64]
 Say = Callable[[str], None]  # told what is being done, for the progress line
 
 
@@ -61,6 +63,7 @@ class Options:
     mean: list[float] | None = None
     std: list[float] | None = None
     onnx: str = ONNXRUNTIME  # what runs ONNX files
+    mistakes: int = MISTAKES  # of the reference that are named, at most
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,7 @@ class Judgement:
     unusable: tuple[Unusable, ...]
     facts: Json  # data, device, threads, versions
     strayed: float | None = None  # what the card says, where the reference is not as accurate here
+    named: int = MISTAKES  # of the reference's mistakes, at most
 
     @property
     def passed(self) -> bool:
@@ -227,6 +231,12 @@ class Judgement:
         labels = self.split.labels
         return tally(self.classes, labels, labels[row.predictions == labels])
 
+    def confusion(self, row: Judged) -> Counts:
+        """How often `row` gave each true class each answer, int64 [truth, answer]."""
+        classes = len(self.classes)
+        pairs = self.split.labels * classes + row.predictions
+        return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
     @property
     def disagreements(self) -> dict[str, npt.NDArray[np.int64]]:
         """For each file the indices of the images on which its top-1 is not the reference's."""
@@ -235,13 +245,13 @@ class Judgement:
 
     @property
     def mistakes(self) -> list[Mistake]:
-        """Of the reference's wrong answers the MISTAKES most certain, the most certain first."""
+        """Of the reference's wrong answers the `named` most certain, the most certain first."""
         answers, labels = self.rows[0].predictions, self.split.labels
         wrong = np.flatnonzero(answers != labels)
         # Large numbers for infinities: all classes may be ruled out.
         logits = np.nan_to_num(self.rows[0].logits[wrong].astype(np.float64))
         shares = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
-        surest = np.argsort(-shares, kind="stable")[:MISTAKES]
+        surest = np.argsort(-shares, kind="stable")[: self.named]
         return [
             Mistake(i, self.split.file(i), self.classes[labels[i]], self.classes[answers[i]], share)
             for i, share in zip(wrong[surest].tolist(), shares[surest].tolist(), strict=True)
@@ -321,6 +331,7 @@ def judge(
             "remarks": watch.remarks() if options.seconds else [],  # what disturbed the times
         },
         strayed=then if then and abs(first.accuracy - then) > STRAYED / 100 else None,
+        named=options.mistakes,
     )
 
 
@@ -463,8 +474,23 @@ def _check_batches(file: str, runtime: Runtime, split: Split, logits: Logits) ->
             )
 
 
+def answers(judgement: Judgement) -> Iterator[list[str | int]]:
+    """A heading, then a line for each image that was judged: its place in the test set from 0 on,
+    its file there ("" where it has none of its own), the true class, and the answers of the
+    reference and of each file, as classes. A file that could not be run has no column.
+    """
+    split, names = judgement.split, judgement.classes
+    yield ["index", "file", "truth", "reference", *(row.file for row in judgement.rows[1:])]
+    columns = [split.labels.tolist(), *(row.predictions.tolist() for row in judgement.rows)]
+    for index, given in enumerate(zip(*columns, strict=True)):
+        yield [index, split.file(index) or "", *(names[i] for i in given)]
+
+
 def to_json(judgement: Judgement) -> Json:
-    """What a program reads: accuracies as shares, bounds and margins in percentage points."""
+    """What a program reads: accuracies as shares, bounds and margins in percentage points.
+
+    `confusion` is by classes in the order of `classes`, and left out of more than CONFUSED.
+    """
     rows: list[Json] = []
     for row in judgement.rows:
         entry: Json = {
@@ -478,6 +504,8 @@ def to_json(judgement: Judgement) -> Json:
             "classes": judgement.tally(row),
             "verdict": row.verdict,
         }
+        if len(judgement.classes) <= CONFUSED:
+            entry["confusion"] = judgement.confusion(row).tolist()
         if comparison := row.comparison:
             entry |= {
                 "difference_points": 100 * comparison.difference,

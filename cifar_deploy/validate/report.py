@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
 from cifar_deploy.data.dataset import Images, Split
 from cifar_deploy.store import write_text
 from cifar_deploy.validate import svg, table
-from cifar_deploy.validate.judge import Judged, Judgement
+from cifar_deploy.validate.judge import Counts, Judged, Judgement
 
 TEMPLATE = "report.html.j2"
 MOST_IMAGES = 48  # shown a file
 STYLES = 10  # colours of the style sheet, s0 the reference's
 LEAST_ACCURACIES = 1.0  # points that the axis of accuracies spans at least
 LEAST_DIFFERENCES = 0.5  # points to either side that the bars' scale reaches at least
-
-Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -233,21 +230,14 @@ def _class_differences(judgement: Judgement, styles: dict[str, str]) -> Markup:
     return svg.bars(groups, LEAST_DIFFERENCES, caption)
 
 
-def _confusion(judgement: Judgement, row: Judged) -> Counts:
-    """How often each true class (rows) was given each answer (columns)."""
-    classes = len(judgement.classes)
-    pairs = judgement.split.labels * classes + row.predictions
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
 def _matrices(judgement: Judgement) -> Iterator[Matrix]:
     """The reference's confusion matrix, then for each file what it adds to each cell."""
-    reference = _confusion(judgement, judgement.rows[0])
+    reference = judgement.confusion(judgement.rows[0])
     wrong = ~np.eye(len(reference), dtype=bool)
     largest = max(int(reference[wrong].max(initial=0)), 1)
     yield Matrix(judgement.reference, _named(judgement, _absolute(reference, largest)))
     for row in judgement.rows[1:]:
-        change = _confusion(judgement, row) - reference
+        change = judgement.confusion(row) - reference
         rows = _named(judgement, _changes(change)) if change.any() else []
         yield Matrix(_label(judgement, row), rows)
 

@@ -502,10 +502,33 @@ def test_the_surest_mistakes_are_named(make_judgement: MakeJudgement, small_data
         ]
     )
     assert len(order) == 30
+    more = dataclasses.replace(mistaken(make_judgement({}), logits), named=28)
+    assert [mistake.index for mistake in more.mistakes] == order[:28]
     assert to_json(make_judgement({}))["mistakes"] == []
     none = np.full_like(logits, -np.inf)
     found = strict(to_json(mistaken(make_judgement({}), none)))
     assert [one["probability"] for one in found["mistakes"]] == pytest.approx([0.1] * 24)
+
+
+def test_json_has_the_confusion(make_judgement: MakeJudgement, small_data: Dataset) -> None:
+    labels = small_data.test.labels
+    answers = np.where(np.arange(len(labels)) % 5, labels, (labels * labels + 3) % 10)
+    found: Any = strict(to_json(make_judgement({"a.onnx": answers}, unusable={"b.onnx": "cut"})))
+    reference, file, unusable = found["rows"]
+    expected = [[0] * 10 for _ in range(10)]
+    for truth, answer in zip(labels.tolist(), answers.tolist(), strict=True):
+        expected[truth][answer] += 1
+    assert file["confusion"] == expected != np.transpose(expected).tolist()
+    assert reference["confusion"] == np.diag(np.bincount(labels)).tolist()
+    for row in (reference, file):
+        right = [row["confusion"][i][i] for i in range(10)]
+        counts = [[n, sum(answered)] for n, answered in zip(right, row["confusion"], strict=True)]
+        assert counts == list(row["classes"].values())
+    assert "confusion" not in unusable
+    for count, kept in ((200, True), (201, False)):
+        many = tuple(f"class {i}" for i in range(count))
+        rows = to_json(make_judgement({"a.onnx": answers}, classes=many))["rows"]
+        assert [len(row.get("confusion", ())) for row in rows] == 2 * [count if kept else 0]
 
 
 def test_class_names_that_are_none_are_the_data_sets(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What comes first in a card. The accuracy is that of the weights as stored; `lost_by_storage` are
 # test images whose answer was right before and wrong as stored, `gained_by_storage` the others.
 # `classes` has the right answers and the images of each class: of the test images, or of those held
-# out where only they are judged.
+# out where only they are judged; where classes have not all as many, `balanced_accuracy` follows.
 JUDGED = (
     *("test_accuracy", "test_accuracy_before_storage", "test_images"),
     *("lost_by_storage", "gained_by_storage", "classes"),

@@ -23,7 +23,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
 from cifar_deploy.data.augment import ways_to_mix
-from cifar_deploy.data.dataset import SIZE, Dataset, Split, tally
+from cifar_deploy.data.dataset import SIZE, Dataset, Split, balance, tally
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
@@ -33,7 +33,7 @@ from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, s
 from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.memory import largest
 from cifar_deploy.train.norms import synchronise
-from cifar_deploy.train.objective import Objective
+from cifar_deploy.train.objective import Objective, balanced
 from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
 from cifar_deploy.train.profile import Profile
 from cifar_deploy.train.ranks import ALONE, Ranks
@@ -133,8 +133,11 @@ class Trainer:
         graph = DeploymentGraph(nn.Identity(), self.mean, self.std)
         smoothing = recipe.train.label_smoothing
         lesson = teachers.Lesson(self.teachers, recipe.distill, device) if self.teachers else None
+        weighed = recipe.train.class_weights == "balanced"
+        classes = len(job.dataset.classes)
         self.objective = Objective(
-            self.network, graph.scale, graph.shift, smoothing, self.bf16, lesson
+            *(self.network, graph.scale, graph.shift, smoothing, self.bf16, lesson),
+            class_weights=balanced(self.train_split.labels, classes) if weighed else None,
         )
         self.objective.to(device)
         self.compiled = self._compiled()
@@ -650,6 +653,7 @@ class Trainer:
             accuracies["holdout_accuracy"] = self._count(right) / len(self.holdout)
             if not tested:
                 accuracies["classes"] = self._tally(right, self.holdout)
+        accuracies |= balance(accuracies["classes"])
         if not self.ranks.main:
             self.ranks.wait()
             return accuracies

@@ -650,6 +650,40 @@ def test_held_out_and_test_images_are_never_trained_on(
     assert tested[0] == tested[1] != tested[2]
 
 
+def test_class_weights_are_those_of_what_is_trained_on(make_job: MakeJob, few: Dataset) -> None:
+    trainer = Trainer(make_job("data.holdout=200", "train.class_weights=balanced"))
+    counts = np.bincount(trainer.train_split.labels)
+    assert len(set(counts)) > 1  # though all 600 are as many of each class
+    found = trainer.objective.class_weights
+    assert found is not None
+    assert found.tolist() == pytest.approx(400 / 10 / counts)
+    assert Trainer(make_job()).objective.class_weights is None
+
+
+def test_balanced_classes_are_expected_as_often(
+    make_job: MakeJob, recorder: Watching, small_data: Dataset
+) -> None:
+    """Of one class are ten times as many images as of the other."""
+
+    def two(split: Split, rare: int) -> Split:
+        rows = [np.flatnonzero(split.labels == label) for label in (0, 1)]
+        chosen = np.concatenate([rows[0], rows[1][:rare]])
+        return Split(split.images[chosen], split.labels[chosen])
+
+    train, test = two(small_data.train, 20), two(small_data.test, 50)
+    classes = small_data.classes[:2]
+    uneven = dataclasses.replace(small_data, classes=classes, train=train, test=test)
+    said = []
+    for weighed in ("none", "balanced"):
+        options = ("train.batch_size=20", "train.epochs=4", f"train.class_weights={weighed}")
+        job = make_job(*options, "optimizer.lr=0.01", dataset=uneven, folder=weighed)
+        Trainer(job).run(recorder)
+        with torch.inference_mode():
+            logits = weights.load(job.folder).graph()(torch.from_numpy(test.images))
+        said.append(float(logits.softmax(1)[:, 1].mean()))
+    assert said == pytest.approx([20 / 220, 1 / 2], abs=0.1)
+
+
 def test_the_holdout_leaves_something_to_train_on(make_job: MakeJob) -> None:
     with pytest.raises(UserError, match=r"data\.holdout is 600, of 600 training images"):
         Trainer(make_job("data.holdout=600"))

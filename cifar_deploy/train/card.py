@@ -28,7 +28,7 @@ JUDGED = (
 )
 # What a card's `init` says of the run that the weights came from, by its own card: what it cost,
 # what came of it, and what it began with itself.
-OF_INIT = ("command", "epochs", "wall_seconds", "device", "test_accuracy", "init")
+OF_INIT = ("command", "epochs", "stopped", "wall_seconds", "device", "test_accuracy", "init")
 
 
 def make(trainer: "Trainer", accuracies: Json, written: Json) -> Json:
@@ -44,6 +44,7 @@ def make(trainer: "Trainer", accuracies: Json, written: Json) -> Json:
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         **accuracies,
         "epochs": recipe.train.epochs,
+        **({"stopped": {"step": state.step, "steps": trainer.steps}} if trainer.early else {}),
         "seed": recipe.train.seed,
         # All of the loop, and without the judging of held-out images, logs and checkpoints; what
         # comes before it is told apart.

@@ -24,7 +24,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, ModelFolder, read_card
-from cifar_deploy.train import batches, loop
+from cifar_deploy.train import batches, checkpoint, loop
 from cifar_deploy.train.batches import split_holdout
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Job, Trainer
@@ -484,6 +484,43 @@ def test_a_run_that_dies_after_its_last_step_can_be_finished(
             Trainer(job).run(recorder)
     Trainer(resumed(job)).run(recorder)
     assert job.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
+
+
+@pytest.mark.parametrize("at", [2, 8, 12])
+@pytest.mark.parametrize("options", [(), ("train.ema=0",), ("train.ema=0", "train.lookahead=5")])
+def test_a_run_may_be_ended_at_its_checkpoint(
+    make_job: MakeJob, recorder: Watching, few: Dataset, at: int, options: tuple[str, ...]
+) -> None:
+    job = make_job("data.holdout=60", "train.batch_size=90", *options)  # six steps an epoch
+    interrupt(job, at, recorder)
+    there = {name: tensor.float() for name, tensor in checkpoint.read(job.folder)[0].items()}
+    job.folder.log.unlink(missing_ok=True)  # or of an epoch that ended after the checkpoint
+    made = Trainer(dataclasses.replace(job, resume=True, finish=True)).run(recorder)
+    assert made == read_card(job.folder)
+    assert (made["stopped"], made["epochs"]) == ({"step": at, "steps": 18}, 3)
+    assert store.stopped(made) == f"stopped at epoch {(at + 5) // 6} of 3"
+    assert made["test_accuracy"] == accuracy(job.folder, few.test)
+    assert made["holdout_accuracy"] is not None
+    lines = job.folder.log.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == made["history"]
+    assert len(lines) == at // 6
+    assert names(job.folder) == ALL
+    stored = weights.load(job.folder).network.state_dict()
+    for name, tensor in stored.items():
+        kept = there[f"{'network' if options else 'average'}.{name}"]
+        if len(options) == 2:  # as at the end of a run the slow and the fast weights become one
+            kept = torch.lerp(there[f"slow.{name}"], kept, 1 - 0.95**5)
+        torch.testing.assert_close(tensor, kept, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_is_left_to_end_after_the_last_step(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("train.epochs=1")
+    interrupt(job, 6, recorder)
+    made = Trainer(dataclasses.replace(job, resume=True, finish=True)).run(recorder)
+    assert "stopped" not in made
+    assert store.stopped(made) == ""
 
 
 def test_signals_are_given_back(make_job: MakeJob, recorder: Watching) -> None:

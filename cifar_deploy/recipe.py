@@ -113,6 +113,11 @@ class Train:
     batch_size: int = number(512, 1, 65_536)
     seed: int = number(0, 0, 2**31 - 1)
     label_smoothing: float = number(0.1, 0.0, 0.9)
+    class_weights: str = choice(
+        *("none", "balanced"),
+        help="of the labels' loss; balanced: every class counts as much, "
+        "however few of the training images it has",
+    )
     ema: float = number(0.99, 0.0, 0.99999, "decay a step of the averaged weights; 0 turns it off")
     lookahead: int = number(0, 0, 1000, "go back to the slow weights every so many steps; 0: never")
     precision: str = choice("auto", "bf16", "fp32", help="auto: bf16 where that is faster")

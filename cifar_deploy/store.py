@@ -5,6 +5,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -523,7 +524,7 @@ def way_to_weights(folder: ModelFolder) -> str:
 # What a card's values are, where it has them: sections, then what is in them.
 NUMBER = (int, float)
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("data", "recipe", "recipe.model", "init", "imported"), dict),
+    **dict.fromkeys(("data", "recipe", "recipe.model", "init", "imported", "stopped"), dict),
     "classes": dict,
     **dict.fromkeys(("network", "command", "device", "stem", "recipe.model.stem"), str),
     **dict.fromkeys(("data.name", "data.verified", "data.sha256", "data.origin"), str),
@@ -532,6 +533,7 @@ CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
     **dict.fromkeys(("holdout_accuracy", "holdout_accuracy_mean", "holdout_accuracy_std"), NUMBER),
     **dict.fromkeys(("epochs", "wall_seconds", "parameters", "test_images"), NUMBER),
+    **dict.fromkeys(("stopped.step", "stopped.steps"), NUMBER),
     "data.holdout_images": NUMBER,
     **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),
     **dict.fromkeys(("data.mean", "data.std"), list),
@@ -582,6 +584,26 @@ def begun(card: Json) -> str | None:
 def taught_from(card: Json) -> list[str]:
     """The weights of others that the teachers of a card's chain go back to."""
     return [origin for run in runs_of(card) for origin in run.get("teachers_from", [])]
+
+
+def stopped_epoch(run: Json) -> int | None:
+    """The epoch in which a run was ended before its last step; None for a whole one.
+
+    `run` is its card, or what another one's `init` says of it.
+    """
+    where, epochs = run.get("stopped"), run.get("epochs")
+    if not (isinstance(where, dict) and isinstance(epochs, NUMBER)):
+        return None
+    step, steps = where.get("step"), where.get("steps")
+    if not (isinstance(step, NUMBER) and isinstance(steps, NUMBER) and steps > 0):
+        return None
+    return math.ceil(step * epochs / steps)
+
+
+def stopped(run: Json) -> str:
+    """The same in words; "" for a whole run."""
+    epoch = stopped_epoch(run)
+    return f"stopped at epoch {epoch} of {run['epochs']}" if epoch else ""
 
 
 def named_weights(card: Json) -> Any:

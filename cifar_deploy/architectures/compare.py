@@ -63,6 +63,7 @@ def _facts(card: store.Json) -> store.Json:
     return {
         **facts,
         **{key: card.get(key) for key in ("network", "parameters", "epochs")},
+        "stopped": store.stopped(card) or None,
         "seeds": [run.get("seed") for run in runs or [card]],
         "init": _of(card.get("init"), "from", "sha256"),
         "imported": _of(card.get("imported"), "from", "sha256"),

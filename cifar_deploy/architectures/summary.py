@@ -98,6 +98,7 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "test_accuracy_std": card.get("test_accuracy_std"),
         "seeds": len(card.get("runs", [None])),
         "epochs": card.get("epochs"),
+        "stopped": card.get("stopped"),
         "wall_seconds": card.get("wall_seconds"),
         "device": card.get("device"),
         "command": card.get("command"),
@@ -118,6 +119,8 @@ def _chain(card: store.Json) -> list[store.Json] | None:
         cost = {key: run.get(key) for key in COST} if isinstance(run, dict) else {}
         if not cost or not all(isinstance(value, store.NUMBER) for value in cost.values()):
             return None
+        if run.get("stopped"):
+            cost["stopped"] = run["stopped"]
         runs.insert(0, cost)
         run = run.get("init")
     return runs or None

@@ -300,7 +300,8 @@ def _begun(init: Any) -> str:
         known.append(f"sha256 {sha256[:12]}…")
     epochs, seconds = init.get("epochs"), init.get("wall_seconds")
     if isinstance(epochs, int) and isinstance(seconds, store.NUMBER):
-        known.append(f"{in_epochs(epochs)}, {seconds:,.0f} s on {init.get('device')}")
+        length = store.stopped(init) or in_epochs(epochs)
+        known.append(f"{length}, {seconds:,.0f} s on {init.get('device')}")
     facts = f" ({'; '.join(known)})" if known else ""
     return f", begun with {init.get('from')}{facts}{_begun(init.get('init'))}"
 
@@ -326,7 +327,10 @@ def _top1(entry: store.Json) -> str:
         return "-"
     if entry["epochs"] is None:
         return f"{100 * accuracy:.2f} % (imported)"
-    length = in_epochs(*(run["epochs"] for run in entry["chain"] or [entry]))
+    runs = entry["chain"] or [entry]
+    length = in_epochs(*(store.stopped_epoch(run) or run["epochs"] for run in runs))
+    if said := store.stopped(entry):
+        length = said if len(runs) == 1 else f"{length}, {said}"
     mean, spread = (entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
     if mean is None or spread is None:
         return f"{100 * accuracy:.2f} % ({length}, 1 seed)"

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FEW_STEPS = 500  # in all; of less than FEW_AN_EPOCH, the batch is large for the images
 FEW_AN_EPOCH = 10
+PASSING = ("--resume", "--finish", "--json", "--profile")  # no part of what gives a run again
 
 
 def train(
@@ -66,6 +67,10 @@ def train(
     recipe: RecipeOption = None,
     set_: SetOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    finish: Annotated[
+        bool,
+        typer.Option("--finish", help="With --resume: end the run there, with weights and card."),
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where a step's time goes; write a trace.")
     ] = False,
@@ -75,6 +80,10 @@ def train(
 
     With torchrun --nproc-per-node N -m cifar_deploy train, N processes share every batch.
     """
+    if finish and not resume:
+        raise UserError("--finish ends a run at its checkpoint: give it with --resume")
+    if finish and seeds > 1:
+        raise UserError("--finish ends one run: seeds of several lengths have no mean in common")
     flags = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     overrides = [f"train.{k}={v}" for k, v in flags.items() if v is not None]
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []
@@ -95,6 +104,7 @@ def train(
             weights_file=weights_file,
             seeds=seeds,
             profile=profile,
+            finish=finish,
         )
     if card is None:
         return
@@ -102,7 +112,8 @@ def train(
     if as_json:
         print_card(card, folder)
         return
-    typer.echo(f"{name}: {_accuracy(card)}, {_seconds(card)} on {card['device']}")
+    early = f", {said}" if (said := store.stopped(card)) else ""
+    typer.echo(f"{name}: {_accuracy(card)}{early}, {_seconds(card)} on {card['device']}")
     typer.echo(f"{folder.weights}  {folder.card}  {folder.curves}")
 
 
@@ -185,6 +196,7 @@ def run(
     weights_file: Path | None = None,
     seeds: int = 1,
     profile: bool = False,
+    finish: bool = False,
 ) -> store.Json | None:
     """Train; returns the card, or None in those of several processes that write nothing."""
     from cifar_deploy import recipe as recipes
@@ -207,7 +219,8 @@ def run(
         with ranks.one_after_the_other():  # only one of a machine's processes downloads
             dataset = find.load(source, data_dir)
         job = Job(
-            *(name, found, dataset, where, folder, resume, init, weights_file, ranks, profile),
+            *(name, found, dataset, where, folder, resume, finish),
+            *(init, weights_file, ranks, profile),
             command=_command(ranks.world, initial.pinned(init) if init else ""),
             data_seconds=time.perf_counter() - started,
         )
@@ -225,9 +238,10 @@ def run(
             card = several.run(job, seeds, watching)
         except Interrupted as stop:
             if ranks.main:
+                end = ", or end the run there with --resume --finish" if seeds == 1 else ""
                 say(
-                    f"stopped after step {stop.step}; go on with the same command and --resume "
-                    f"({stop.checkpoint})"
+                    f"stopped after step {stop.step}; go on with the same command and --resume"
+                    f"{end} ({stop.checkpoint})"
                 )
             raise typer.Exit(128 + stop.signal) from None
         return card if ranks.main else None
@@ -240,6 +254,7 @@ def _plan(trainer: "Trainer") -> str:
     job, state = trainer.job, trainer.state
     options = job.recipe.train
     begun = f", from step {state.step} on" if state.step else ""
+    begun = f", ended after step {state.step}" if job.finish else begun
     return (
         f"{job.network}: {len(trainer.train_split):,} images, {trainer.steps:,} steps in "
         f"{in_epochs(options.epochs)}{begun}, seed {options.seed}, "
@@ -303,7 +318,8 @@ def _replaced(trainer: "Trainer") -> str:
         if imported or data["sha256"] != trainer.data_sha256:
             told = f"of {imported['from'] if imported else data['name']}"
         elif _differs(trainer, card):
-            told = f"{_accuracy(card)} after {in_epochs(card['epochs'])} on {card['device']}"
+            length = store.stopped(card) or f"after {in_epochs(card['epochs'])}"
+            told = f"{_accuracy(card)} {length} on {card['device']}"
         else:
             return ""
     except (UserError, KeyError, TypeError):  # nobody's, or damaged
@@ -320,12 +336,13 @@ def _differs(trainer: "Trainer", card: store.Json) -> bool:
     taught = [teacher.to_dict() for teacher in trainer.teachers]
     mine = (trainer.job.recipe.to_dict(), describe(trainer.job.device), start, taught)
     init, there = card.get("init", {}).get("sha256"), card.get("teachers", [])
-    return mine != (completed(card["recipe"]), card["device"], init, there)
+    same = mine == (completed(card["recipe"]), card["device"], init, there)
+    return not same or "stopped" in card
 
 
 def _command(processes: int, init: str = "") -> str:
     """The command that gives this run again, from its beginning, with `--init init` if any."""
-    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--json", "--profile")]
+    arguments = [a for a in sys.argv[1:] if a not in PASSING]
     for place, argument in enumerate(arguments if init else ()):
         if argument == "--init":
             arguments[place + 1] = init

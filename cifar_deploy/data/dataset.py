@@ -26,6 +26,18 @@ def tally(classes: Sequence[str], labels: Labels, right: Labels) -> dict[str, li
     return {name: [*count] for name, *count in zip(classes, *counts, strict=True)}
 
 
+def balance(classes: dict[str, list[int]] | None) -> Json:
+    """`balanced_accuracy` by a `tally`; nothing where it is the accuracy, or there is no tally.
+
+    The mean of the classes' shares of right answers (their recall), of those that have images, as
+    scikit-learn's `balanced_accuracy_score`. Where all classes have as many it is the accuracy.
+    """
+    counts = [(right, images) for right, images in (classes or {}).values() if images]
+    if len({images for _, images in counts}) < 2:
+        return {}
+    return {"balanced_accuracy": sum(right / images for right, images in counts) / len(counts)}
+
+
 @dataclass(frozen=True)
 class Split:
     """Images, uint8 [n, 32, 32, 3] RGB, and labels, int64 [n].

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_deploy.data import folder
-from cifar_deploy.data.dataset import Dataset, Images, Labels
+from cifar_deploy.data.dataset import Dataset, Images, Labels, balance
 
 NAMED = 3  # of the classes without a right answer, in a line
 
@@ -68,7 +68,7 @@ def doubtful(classes: dict[str, list[int]]) -> str:
     """What in a `tally` an accuracy hides; "" for nothing.
 
     That one answer to all images would be as good, and of which classes, that have images, none is
-    right.
+    right; then also the balanced accuracy, where it is another.
     """
     right, images = (sum(counts) for counts in zip(*classes.values(), strict=True))
     name, most = max(((n, count) for n, (_, count) in classes.items()), key=lambda one: one[1])
@@ -81,4 +81,6 @@ def doubtful(classes: dict[str, list[int]]) -> str:
     said += lost[:NAMED]
     if more := len(lost[NAMED:]):
         said.append(f"nor any of {more} more class{'es' * (more > 1)}")
+    if said and (fair := balance(classes)):
+        said.append(f"balanced accuracy {100 * fair['balanced_accuracy']:.2f} %")
     return "; ".join(said)

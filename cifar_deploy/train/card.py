@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What comes first in a card. The accuracy is that of the weights as stored; `lost_by_storage` are
 # test images whose answer was right before and wrong as stored, `gained_by_storage` the others.
 # `classes` has the right answers and the images of each class: of the test images, or of those held
-# out where only they are judged.
+# out where only they are judged; where classes have not all as many, `balanced_accuracy` follows.
 JUDGED = (
     *("test_accuracy", "test_accuracy_before_storage", "test_images"),
     *("lost_by_storage", "gained_by_storage", "classes"),
@@ -29,7 +29,7 @@ JUDGED = (
 # What a card's `init` says of the run that the weights came from, by its own card: what it cost,
 # what came of it, and what it began with and learned from itself.
 OF_INIT = (
-    *("command", "epochs", "wall_seconds", "device", "test_accuracy", "init"),
+    *("command", "epochs", "stopped", "wall_seconds", "device", "test_accuracy", "init"),
     *("imported", "teachers", "teachers_from"),
 )
 
@@ -47,6 +47,7 @@ def make(trainer: "Trainer", accuracies: Json, written: Json) -> Json:
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         **accuracies,
         "epochs": recipe.train.epochs,
+        **({"stopped": {"step": state.step, "steps": trainer.steps}} if trainer.early else {}),
         "seed": recipe.train.seed,
         # All of the loop, and without the judging of held-out images, logs and checkpoints; what
         # comes before it is told apart.

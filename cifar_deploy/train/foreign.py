@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset, Split, tally
+from cifar_deploy.data.dataset import Dataset, Split, balance, tally
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import Json, ModelFolder, write_json
@@ -94,6 +94,7 @@ def bring(
         "test_images": len(labels),
         "classes": tally(dataset.classes, labels, labels[right]),
     }
+    accuracies |= balance(accuracies["classes"])
     if not (mean or std or facts) and (hint := _hint(trained, dataset.train.spread(TRIED), device)):
         print(hint, file=sys.stderr)
     header = weights.header(name, stem, dataset.classes, *given)

@@ -23,7 +23,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
 from cifar_deploy.data.augment import ways_to_mix
-from cifar_deploy.data.dataset import SIZE, Dataset, Split, tally
+from cifar_deploy.data.dataset import SIZE, Dataset, Split, balance, tally
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
@@ -33,7 +33,7 @@ from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, s
 from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.memory import largest
 from cifar_deploy.train.norms import synchronise
-from cifar_deploy.train.objective import Objective
+from cifar_deploy.train.objective import Objective, balanced
 from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
 from cifar_deploy.train.profile import Profile
 from cifar_deploy.train.ranks import ALONE, Ranks
@@ -71,6 +71,7 @@ class Job:
     device: torch.device
     folder: ModelFolder
     resume: bool = False
+    finish: bool = False  # end at the checkpoint
     init: str | None = None  # "imagenet", or a file of weights
     weights_file: Path | None = None
     ranks: Ranks = ALONE
@@ -133,8 +134,11 @@ class Trainer:
         graph = DeploymentGraph(nn.Identity(), self.mean, self.std)
         smoothing = recipe.train.label_smoothing
         lesson = teachers.Lesson(self.teachers, recipe.distill, device) if self.teachers else None
+        weighed = recipe.train.class_weights == "balanced"
+        classes = len(job.dataset.classes)
         self.objective = Objective(
-            self.network, graph.scale, graph.shift, smoothing, self.bf16, lesson
+            *(self.network, graph.scale, graph.shift, smoothing, self.bf16, lesson),
+            class_weights=balanced(self.train_split.labels, classes) if weighed else None,
         )
         self.objective.to(device)
         self.compiled = self._compiled()
@@ -155,6 +159,11 @@ class Trainer:
         self.sizes = sizes(recipe.schedule, self.steps, SIZE)
         self.profile = Profile(device) if job.profile and self.ranks.main else None
         self.loss: torch.Tensor | None = None  # of the last step, on the device
+
+    @property
+    def early(self) -> bool:
+        """Whether there are steps left to do."""
+        return self.state.step < self.steps
 
     def _build(self) -> tuple[nn.Module, initial.Start | None]:
         """The network before its first step, and where its weights come from if not from chance."""
@@ -247,6 +256,7 @@ class Trainer:
     def run(self, watch: Watch) -> Json:
         """Train to the end, write weights, card, curves and log. Returns the card.
 
+        With `job.finish` the end is the checkpoint's step, and the card tells so.
         Raises Interrupted after SIGINT, SIGTERM or SIGHUP with a checkpoint written, and UserError
         where the loss is no longer a number, the device's memory or the disk is full.
         """
@@ -270,13 +280,19 @@ class Trainer:
             with disk_errors(job.folder.path, "make"):
                 job.folder.path.mkdir(parents=True, exist_ok=True)
             check_place(job.folder.checkpoint)  # now, and not after the first epoch
+        if job.finish:
+            if self.early and self.lookahead:
+                self.lookahead.update(state.step, state.step)
+            if self.ranks.main:
+                self._write_log()
+            return self._finish()
         self._prepare()
         started = last_checkpoint = last_look = time.perf_counter()
         before, seen = state.seconds, 0
         profiling = contextlib.closing(self.profile) if self.profile else contextlib.nullcontext()
         alone = self.ranks.world == 1
         with signals(impatient=alone) as caught, machine.every_shape(), profiling:
-            while state.step < self.steps:
+            while self.early:
                 epoch, position = divmod(state.step, self.steps_per_epoch)
                 if position == 0:
                     self.sums.zero_()
@@ -338,7 +354,7 @@ class Trainer:
         self._wait_for(self.batches.data.images)
         self.data_seconds = time.perf_counter() - started
         self._train_mode()
-        if self.state.step < self.steps and (device.type == "cuda" or self.compiled):
+        if self.early and (device.type == "cuda" or self.compiled):
             started = time.perf_counter()
             self._warm_up()
             self._wait_for(self.sums)
@@ -510,9 +526,12 @@ class Trainer:
             self._train_mode()
         state.history.append(record)
         if self.ranks.main:
-            lines = "".join(f"{json.dumps(entry)}\n" for entry in state.history)
-            write_text(self.job.folder.log, lines)
+            self._write_log()
         watch.epoch(record)
+
+    def _write_log(self) -> None:
+        lines = "".join(f"{json.dumps(entry)}\n" for entry in self.state.history)
+        write_text(self.job.folder.log, lines)
 
     # --- what is kept ---
 
@@ -650,6 +669,7 @@ class Trainer:
             accuracies["holdout_accuracy"] = self._count(right) / len(self.holdout)
             if not tested:
                 accuracies["classes"] = self._tally(right, self.holdout)
+        accuracies |= balance(accuracies["classes"])
         if not self.ranks.main:
             self.ranks.wait()
             return accuracies

@@ -2,12 +2,27 @@
 
 import contextlib
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cifar_deploy.data.dataset import Labels
 from cifar_deploy.train.cpu_convolution import CpuConvolutions
 from cifar_deploy.train.teachers import Lesson
+
+
+def balanced(labels: Labels, classes: int) -> torch.Tensor:
+    """Each class's weight, float32 [classes], with which all classes that have images count alike.
+
+    N / (K n_class) of N `labels`, int64 [N], of K classes: scikit-learn's "balanced"
+    (`compute_class_weight`; King and Zeng 2001). The mean over the labels is 1. A class without
+    any has 0, and is none of the K.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    whole = len(labels) / np.count_nonzero(counts)
+    weights = np.divide(whole, counts, where=counts > 0, out=np.zeros(classes))
+    return torch.from_numpy(weights).float()
 
 
 class Objective(nn.Module):
@@ -15,10 +30,17 @@ class Objective(nn.Module):
 
     Normalises, runs `network` under bf16 autocast where `bf16`, and takes the cross-entropy in
     fp32, with the share of `lesson`, if any. Nothing here makes the host wait.
+
+    `class_weights`, [classes], weigh what each image's label says, the smoothed part of it, too.
+    The mean is that over the images, not, as torch's, that over the weights of the batch at hand:
+    with weights whose mean is 1 it is the same on the average, and processes that each have a part
+    of a batch agree with one that has all of it. What teachers say is of no one class, and not
+    weighed.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
+    class_weights: torch.Tensor | None
 
     def __init__(
         self,
@@ -28,11 +50,13 @@ class Objective(nn.Module):
         label_smoothing: float,
         bf16: bool,
         lesson: Lesson | None = None,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.label_smoothing = label_smoothing
         self.bf16 = bf16
         self.lesson = lesson
@@ -57,9 +81,9 @@ class Objective(nn.Module):
         with self._autocast(x), self._convolutions(x):
             logits = self.network(x)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        if share is not None:
-            others = F.cross_entropy(logits, labels.flip(0), label_smoothing=self.label_smoothing)
+        loss = self._entropy(logits, labels)
+        if share is not None:  # each label with its own weight
+            others = self._entropy(logits, labels.flip(0))
             loss = share * loss + (1 - share) * others
         if self.lesson:  # by whole images, also where the network's are small
             with self._autocast(images), self._convolutions(images):
@@ -67,6 +91,13 @@ class Objective(nn.Module):
             loss = torch.lerp(loss, taught, self.lesson.weight)
         correct = (logits.detach().argmax(1) == labels).sum()
         return loss, torch.stack([loss.detach().double(), correct.double()])
+
+    def _entropy(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        smoothing = self.label_smoothing
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return (self.class_weights[labels] * losses).mean()
 
     def _autocast(self, x: torch.Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)

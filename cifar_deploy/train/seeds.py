@@ -90,6 +90,7 @@ def _done(job: Job) -> Json | None:
     made = completed(there.get("recipe"))
     same = made == job.recipe.to_dict() and there.get("network") == job.network
     same = same and there.get("teachers", []) == teachers.facts(job.recipe)
+    same = same and "stopped" not in there
     init = there.get("init") or {}
     same = same and bool(init) == bool(job.init)
     if job.init:

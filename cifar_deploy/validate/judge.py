@@ -15,7 +15,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
-from cifar_deploy.data.dataset import Dataset, Images, Split, tally
+from cifar_deploy.data.dataset import Dataset, Images, Split, balance, tally
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
@@ -493,6 +493,7 @@ def to_json(judgement: Judgement) -> Json:
     """
     rows: list[Json] = []
     for row in judgement.rows:
+        classes = judgement.tally(row)
         entry: Json = {
             "file": row.file,
             "runtime": row.runtime,
@@ -501,7 +502,8 @@ def to_json(judgement: Judgement) -> Json:
             "precision": row.precision,
             "bytes": row.bytes,
             "accuracy": row.accuracy,
-            "classes": judgement.tally(row),
+            "classes": classes,
+            **balance(classes),
             "verdict": row.verdict,
         }
         if len(judgement.classes) <= CONFUSED:

@@ -1,9 +1,10 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
-from cifar_deploy.data.dataset import Dataset, Split, tally
+from cifar_deploy.data.dataset import Dataset, Split, balance, tally
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.data.doubts import doubtful
 
@@ -21,6 +22,12 @@ def test_describe_real_data(real_data: Dataset) -> None:
     assert facts["test"]["per_class"] == dict.fromkeys(real_data.classes, 1_000)
     assert facts["mean"] == [0.4914, 0.4822, 0.4465]
     assert len(facts["sha256"]) == 64
+
+
+def test_the_balanced_accuracy_is_the_mean_of_the_classes() -> None:
+    counts = {"a": [9, 10], "b": [1, 4], "none": [0, 0]}
+    assert balance(counts) == {"balanced_accuracy": pytest.approx((0.9 + 0.25) / 2)}
+    assert balance({"a": [9, 10], "b": [1, 10], "none": [0, 0]}) == balance(None) == {}
 
 
 def test_describe_counts_every_class_and_is_json() -> None:
@@ -93,9 +100,11 @@ def test_what_an_accuracy_hides() -> None:
     found = tally(("ant", "bee", "cow", "dog"), labels, labels[[0, 1, 5, 6, 7, 9]])
     assert found == {"ant": [2, 5], "bee": [3, 3], "cow": [1, 2], "dog": [0, 0]}
     assert doubtful(found) == ""
-    said = "no better than answering ant to all (50.00 %)"
+    said = "no better than answering ant to all (50.00 %); balanced accuracy 56.67 %"
     assert doubtful({**found, "ant": [1, 5]}) == said
-    assert doubtful({**found, "ant": [5, 5], "cow": [0, 2]}) == "cow: 0 of 2 right"
+    assert doubtful({**found, "ant": [5, 5], "cow": [0, 2]}) == (
+        "cow: 0 of 2 right; balanced accuracy 66.67 %"
+    )
     assert doubtful({name: [0, 0] for name in found}) == ""
     none = {str(n): [0, 1_000] for n in range(5)}
     assert doubtful({**none, "ant": [1_000, 1_000]}) == (

@@ -1,17 +1,20 @@
 import json
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from processes import command_line
+from processes import command_line, refusing
 from typer.testing import CliRunner, Result
 
 from cifar_deploy import store
 from cifar_deploy.cli import app
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
+from cifar_deploy.train import loop
 
 
 def run(*arguments: str | Path) -> Result:
@@ -75,6 +78,60 @@ def test_the_cards_command_begins_with_the_same_weights_or_not_at_all(
     assert re.search(
         r"^error: --init first@.* first/model.safetensors holds other weights", said, re.M
     )
+
+
+def test_a_run_that_is_stopped_may_be_ended_there(
+    pictures: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = command_line(monkeypatch, capsys)
+    refused = refusing(call)
+    options = ("--data-dir", pictures, "--epochs", "3", "--batch-size", "120", "--device", "cpu")
+    train = ("train", "simple_cnn", *options)
+    assert "--finish ends a run at its checkpoint: give it with --resume" in refused(
+        *train, "--finish"
+    )
+    end = ("--resume", "--finish")
+    models.mkdir()
+    assert "there is no checkpoint in" in refused(*train, *end)
+    assert "--finish ends one run: seeds" in refused(*train, *end, "--seeds", "2")
+    step = loop.Trainer.step
+
+    def stopping(trainer: loop.Trainer) -> None:
+        if trainer.state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", stopping)
+        stopped = call(*train)
+    assert stopped.status == 128 + signal.SIGTERM
+    said = "stopped after step 3; go on with the same command and --resume, or end the run there"
+    assert f"{said} with --resume --finish (" in stopped.err
+    ended = call(*train, *end)
+    assert ended.status == 0
+    assert "6 steps in 3 epochs, ended after step 3, seed 0" in ended.err
+    folder = ModelFolder(models / "simple_cnn")
+    card = store.read_card(folder)
+    accuracy = f"{100 * card['test_accuracy']:.2f} %"
+    said = "stopped at epoch 2 of 3"
+    assert f"simple_cnn: {accuracy} of 60 test images, {said}, " in ended.out
+    assert card["command"].endswith("--device cpu")  # which gives the whole run
+    assert card["stopped"] == {"step": 3, "steps": 6}
+    shown = " ".join(call("models").out.split())
+    assert f"{accuracy} ({said}, 1 seed)" in shown
+    assert call(*train, "--init", folder.path, "--out", models / "next").status == 0
+    shown = " ".join(call("models").out.split())
+    assert "% (2 + 3 epochs, 1 seed)" in shown
+    assert f"; {said}, " in shown.partition("begun with")[2]
+    differs = call("models", folder.path, models / "next").out
+    assert re.search(rf"^ *stopped +{said} +- *$", differs, re.M)
+    # A seed that was ended early is not done.
+    whole = call(*train, "--seeds", "2", "--resume")
+    assert f"{accuracy} of 60 test images {said} on" in whole.err
+    assert "stopped" not in store.read_card(folder)
 
 
 def test_weights_of_other_data_are_replaced_with_a_word(pictures: Path, models: Path) -> None:

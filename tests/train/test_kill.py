@@ -375,7 +375,8 @@ def test_signals_stop_the_command_and_resume_goes_on(
         said = process.communicate()[1].splitlines()
         assert process.returncode == status
         assert said[-1].startswith("stopped after step ")
-        assert said[-1].endswith(f"and --resume ({folder.checkpoint})")
+        ways = "and --resume, or end the run there with --resume --finish"
+        assert said[-1].endswith(f"{ways} ({folder.checkpoint})")
         assert set(files(folder.path)) == {"checkpoint.safetensors", "log.jsonl"}
         assert nursery.run(*command, folder.path, "--resume").code == 0
         assert files(folder.path)["model.safetensors"] == files(whole)["model.safetensors"]

@@ -24,7 +24,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, ModelFolder, read_card
-from cifar_deploy.train import batches, loop
+from cifar_deploy.train import batches, checkpoint, loop
 from cifar_deploy.train.batches import split_holdout
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Job, Trainer
@@ -486,6 +486,43 @@ def test_a_run_that_dies_after_its_last_step_can_be_finished(
     assert job.folder.weights.read_bytes() == whole.folder.weights.read_bytes()
 
 
+@pytest.mark.parametrize("at", [2, 8, 12])
+@pytest.mark.parametrize("options", [(), ("train.ema=0",), ("train.ema=0", "train.lookahead=5")])
+def test_a_run_may_be_ended_at_its_checkpoint(
+    make_job: MakeJob, recorder: Watching, few: Dataset, at: int, options: tuple[str, ...]
+) -> None:
+    job = make_job("data.holdout=60", "train.batch_size=90", *options)  # six steps an epoch
+    interrupt(job, at, recorder)
+    there = {name: tensor.float() for name, tensor in checkpoint.read(job.folder)[0].items()}
+    job.folder.log.unlink(missing_ok=True)  # or of an epoch that ended after the checkpoint
+    made = Trainer(dataclasses.replace(job, resume=True, finish=True)).run(recorder)
+    assert made == read_card(job.folder)
+    assert (made["stopped"], made["epochs"]) == ({"step": at, "steps": 18}, 3)
+    assert store.stopped(made) == f"stopped at epoch {(at + 5) // 6} of 3"
+    assert made["test_accuracy"] == accuracy(job.folder, few.test)
+    assert made["holdout_accuracy"] is not None
+    lines = job.folder.log.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == made["history"]
+    assert len(lines) == at // 6
+    assert names(job.folder) == ALL
+    stored = weights.load(job.folder).network.state_dict()
+    for name, tensor in stored.items():
+        kept = there[f"{'network' if options else 'average'}.{name}"]
+        if len(options) == 2:  # as at the end of a run the slow and the fast weights become one
+            kept = torch.lerp(there[f"slow.{name}"], kept, 1 - 0.95**5)
+        torch.testing.assert_close(tensor, kept, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_is_left_to_end_after_the_last_step(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("train.epochs=1")
+    interrupt(job, 6, recorder)
+    made = Trainer(dataclasses.replace(job, resume=True, finish=True)).run(recorder)
+    assert "stopped" not in made
+    assert store.stopped(made) == ""
+
+
 def test_signals_are_given_back(make_job: MakeJob, recorder: Watching) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = list(map(signal.getsignal, numbers))
@@ -648,6 +685,40 @@ def test_held_out_and_test_images_are_never_trained_on(
     assert held_out[0] == held_out[2] != held_out[1]
     tested = [card["test_accuracy"] for card in cards]
     assert tested[0] == tested[1] != tested[2]
+
+
+def test_class_weights_are_those_of_what_is_trained_on(make_job: MakeJob, few: Dataset) -> None:
+    trainer = Trainer(make_job("data.holdout=200", "train.class_weights=balanced"))
+    counts = np.bincount(trainer.train_split.labels)
+    assert len(set(counts)) > 1  # though all 600 are as many of each class
+    found = trainer.objective.class_weights
+    assert found is not None
+    assert found.tolist() == pytest.approx(400 / 10 / counts)
+    assert Trainer(make_job()).objective.class_weights is None
+
+
+def test_balanced_classes_are_expected_as_often(
+    make_job: MakeJob, recorder: Watching, small_data: Dataset
+) -> None:
+    """Of one class are ten times as many images as of the other."""
+
+    def two(split: Split, rare: int) -> Split:
+        rows = [np.flatnonzero(split.labels == label) for label in (0, 1)]
+        chosen = np.concatenate([rows[0], rows[1][:rare]])
+        return Split(split.images[chosen], split.labels[chosen])
+
+    train, test = two(small_data.train, 20), two(small_data.test, 50)
+    classes = small_data.classes[:2]
+    uneven = dataclasses.replace(small_data, classes=classes, train=train, test=test)
+    said = []
+    for weighed in ("none", "balanced"):
+        options = ("train.batch_size=20", "train.epochs=4", f"train.class_weights={weighed}")
+        job = make_job(*options, "optimizer.lr=0.01", dataset=uneven, folder=weighed)
+        Trainer(job).run(recorder)
+        with torch.inference_mode():
+            logits = weights.load(job.folder).graph()(torch.from_numpy(test.images))
+        said.append(float(logits.softmax(1)[:, 1].mean()))
+    assert said == pytest.approx([20 / 220, 1 / 2], abs=0.1)
 
 
 def test_the_holdout_leaves_something_to_train_on(make_job: MakeJob) -> None:

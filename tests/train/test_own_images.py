@@ -157,13 +157,15 @@ def test_an_accuracy_that_one_answer_to_all_would_have_is_told(
         for number in range(kept):  # as like the others as can be
             shutil.copy(garden / split / "leaf" / f"{2 * number}.jpg", garden / split / "sky")
     said = "simple_cnn: no better than answering leaf to all (90.91 %); sky: 0 of 1 right"
+    said += "; balanced accuracy 50.00 %"
     options = ("--batch-size", "10", "--epochs", "6", "--lr", "0.01")
     train = ("train", "simple_cnn", "--data-dir", "garden", *options)
     assert run(monkeypatch, *train, "--json") == 0
     answer = capsys.readouterr()
     assert said in answer.err
     classes = {"leaf": [10, 10], "sky": [0, 1]}
-    assert json.loads(answer.out)["classes"] == classes
+    card = json.loads(answer.out)
+    assert (card["classes"], card["balanced_accuracy"]) == (classes, 0.5)
     assert run(monkeypatch, "models", "simple_cnn") == 0
     assert "right by class: leaf 10 of 10, sky 0 of 1" in capsys.readouterr().out
     assert run(monkeypatch, "export", "simple_cnn") == 0
@@ -172,6 +174,7 @@ def test_an_accuracy_that_one_answer_to_all_would_have_is_told(
     assert f"{said}." in capsys.readouterr().out
     (found,) = json.loads(Path("found.json").read_text())["models"]
     assert [row["classes"] for row in found["rows"]] == [classes] * 2
+    assert [row["balanced_accuracy"] for row in found["rows"]] == [0.5] * 2
     # What is held out is told of where nothing else judges.
     assert run(monkeypatch, *train, "--hold-out", "9", "--out", "held") == 0
     told = read_card(ModelFolder(Path("held")))["classes"]

@@ -64,7 +64,9 @@ room = Path(sys.argv[1])
 sys.path.insert(0, str(room))
 architectures.NETWORKS["norms"] = "norms"
 CPU, DATA = torch.device("cpu"), synthetic.generate(train=60, test=20)
+DATA.train.labels[DATA.train.labels > 5] = 0  # classes of other sizes, and some without any
 QUICK = ["train.epochs=2", "train.batch_size=20", "train.precision=fp32", "optimizer.lr=0.05"]
+QUICK += ["train.class_weights=balanced"]
 FOLDER = ModelFolder(room / "out")
 
 

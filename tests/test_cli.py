@@ -368,6 +368,29 @@ def test_the_layers_of_a_file_and_one_that_is_kept_in_fp32(run: Run) -> None:
     assert "power of what simple_cnn.fp32.onnx gives" in said.out
 
 
+def test_layers_are_looked_at_with_images_of_their_classes(
+    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fp16 = FILE.replace("fp32", "fp16")
+    answer = run("layers", fp16, "--images", "9", "--json", "layers.json")
+    assert "9 training images of pictures; lost" in answer.out
+    assert json.loads(Path("layers.json").read_text())["data"] == "pictures"
+    write_folder(synthetic.generate(train=40, test=40), Path("others"))
+    for split in ("train", "test"):
+        first = min(Path("others", split).iterdir())
+        first.rename(first.with_name("zebra"))
+    other = f"simple_cnn was trained on the classes {first.name}, .*; others has .*, zebra"
+    assert re.search(other, refused("layers", fp16, "--data-dir", "others"))
+    # Where its own images are not there any more, others that are named may be another's, too.
+    path = Path("models/simple_cnn/card.json")
+    card = json.loads(path.read_text())
+    card["data"]["origin"] = str(Path("moved").resolve())
+    path.write_text(json.dumps(card))
+    monkeypatch.setenv("CIFAR_DEPLOY_DATA", "others")
+    for options in ((), ("--data", "auto")):
+        assert re.search(other, refused("layers", fp16, *options))
+
+
 def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "name one in int8 or fp16" in refused("layers", FILE)
     fp16 = FILE.replace("fp32", "fp16")

@@ -813,6 +813,19 @@ def test_models_prints_the_layers_of_one(run: Run) -> None:
     assert layers["layers"][-1]["output"] == [1, 10]
 
 
+def test_models_tells_of_a_training_that_has_not_ended(refused: Callable[..., str]) -> None:
+    place = Path("models/begun")
+    place.mkdir()
+    (place / "checkpoint.safetensors").touch()
+    for name in ("models/begun", "models/nowhere"):
+        said = refused("models", name)
+        assert said == refused("validate", name)  # as all that take a model
+        assert said.startswith(f"error: {name} has no trained weights; ")
+        assert ("its training has not ended: give its command again, with --resume" in said) == (
+            name == "models/begun"
+        )
+
+
 def test_data_describes_what_was_found(run: Run, small_data: Dataset) -> None:
     facts = json.loads(run("data", "--json").out)
     assert facts["train"]["images"] == 2_000

@@ -608,6 +608,32 @@ def test_models_tells_the_weights_a_run_began_with_and_all_seeds(run: Run) -> No
     assert "begun with" not in run("models").out
 
 
+def test_models_shows_the_held_out_images_where_they_judge(run: Run) -> None:
+    hold_out = ("train", "simple_cnn", *SHORT[:-1], "models/chosen", "--hold-out", "500")
+
+    def shown() -> tuple[dict[str, Any], dict[str, Any], str]:
+        card = json.loads(Path("models/chosen/card.json").read_text())
+        entries = {entry["model"]: entry for entry in json.loads(run("models", "--json").out)}
+        for measure in ("test_accuracy", "holdout_accuracy"):
+            for key in (measure, f"{measure}_mean", f"{measure}_std"):
+                assert entries["chosen"][key] == card.get(key)
+        assert entries["simple_cnn"]["holdout_accuracy"] is None
+        return card, entries["chosen"], run("models").out
+
+    assert run(*hold_out).status == 0
+    card, entry, said = shown()
+    assert entry["test_accuracy"] is None
+    accuracy = f"{100 * card['holdout_accuracy']:.2f} %"
+    assert f" {accuracy} held out (1 " in said  # the rest of the cell in the next line
+    assert run(*hold_out, "--seeds", "2").status == 0
+    card, entry, said = shown()
+    assert entry["seeds"] == 2
+    mean, spread = (100 * card[f"holdout_accuracy_{key}"] for key in ("mean", "std"))
+    assert f" {mean:.2f} ± {spread:.2f} % held " in said
+    accuracy = f"{100 * card['holdout_accuracy']:.2f} %"
+    assert f"; the weights are the first seed's, {accuracy}\n" in said
+
+
 def test_models_adds_up_the_runs_that_led_to_the_weights(run: Run) -> None:
     place = Path("models/simple_cnn/card.json")
     card = json.loads(place.read_text()) | {"epochs": 112, "wall_seconds": 197.4}

@@ -436,6 +436,7 @@ def test_what_int8_cannot_be_calibrated_on(run: Run, refused: Callable[..., str]
         shutil.rmtree(min((Path("few") / split).iterdir()))
     said = refused(*int8, "--data-dir", "few")
     assert "simple_cnn was trained on the classes" in said
+    assert said.endswith(": name its data set with --data-dir\n")
     assert run(*int8, "--calibration-images", "0").status == 2
     assert not Path("models/simple_cnn/simple_cnn.int8.onnx").exists()
 
@@ -550,11 +551,16 @@ def test_what_cannot_be_measured_on_training_images(refused: Callable[..., str])
     said = refused("export", "simple_cnn", "--precision", "fp32", "--max-drop", "1")
     assert "--keep-fp32 and --max-drop go with --precision int8 or fp16" in said
     export = ("export", "simple_cnn", "--precision", "int8", "--max-drop")
-    assert "1,488, which can show no less than 0.182 points" in refused(*export, "0.1")
+    said = refused(*export, "0.1")
+    assert "1,488, which can show no less than 0.182 points; ask for a larger --max-drop, w" in said
+    said = refused("export", "simple_cnn", "--precision", "fp16", "--max-drop", "0.1")
+    assert "2,000, which can show no less than 0.136 points; ask for a larger --max-drop\n" in said
     said = refused(*export, "1", "--calibration-images", "2000")
-    assert "those calibrated on: 0, which can show no less than 100" in said
-    said = refused(*export, "1", "--keep-fp32", "node_conv")
-    assert "did you mean node_conv2d_1?" in said
+    assert "those calibrated on: 0, which can show no less than 100 points; --cali" in said
+    (most,) = re.findall(r"; --calibration-images (\d+), or fewer, leave enough\n", said)
+    assert f"images {most}, or" in refused(*export, "1", "--calibration-images", int(most) + 1)
+    said = refused(*export, "1", "--calibration-images", most, "--keep-fp32", "node_conv")
+    assert "did you mean node_conv2d_1?" in said  # so many leave enough
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])

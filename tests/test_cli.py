@@ -1073,6 +1073,16 @@ def test_models_tells_where_an_engine_runs(run: Run, engine: Path) -> None:
     assert "runs on    compute capability 8.6, as asked\n" in run("models", engine).out
 
 
+def test_models_tells_which_batches_an_engine_takes(run: Run, engine: Path) -> None:
+    (answer,) = re.findall(r"\nbatches +(.*)\n", run("models", engine).out)
+    assert answer == "1 to 64, tuned for 8"
+    export = ("export", "simple_cnn", "--format", "trt", "--flavour", "tensorrt-rtx")
+    profiles = ("--batch-profile", "1", "--batch-profile", "8/64/256")
+    assert run(*export, "--precision", "fp32", *profiles).status == 0
+    assert "\nbatches    1; 8 to 256, tuned for 64\n" in run("models", engine).out
+    assert "batches" not in run("models", FILE).out
+
+
 @no_gpu
 def test_predict_says_that_an_engine_needs_a_gpu(
     engine: Path, refused: Callable[..., str], workshop: Path

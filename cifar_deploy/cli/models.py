@@ -220,6 +220,8 @@ def _show_file(facts: store.Json) -> None:
     typer.echo(f"{facts['file']}: {facts['precision']}, {kind}, {facts['bytes'] / 1e6:.3g} MB")
     typer.echo(f"takes      {side(facts['inputs'])}")
     typer.echo(f"gives      {side(facts['outputs'])}")
+    if profiles := facts.get("profiles"):
+        typer.echo(f"batches    {'; '.join(map(_profile, profiles))}")
     if "runs_on" in facts:
         typer.echo(f"runs on    {facts['runs_on']}")
     if counted := facts.get("operators"):
@@ -240,6 +242,14 @@ def _show_file(facts: store.Json) -> None:
             typer.echo(f"proof      {state}; run: {run}")
         else:  # none is left beside it
             typer.echo(f"proof      none: it is no model's; `{run} --reference MODEL` judges it")
+
+
+def _profile(profile: store.Json) -> str:
+    """The batches of an engine's optimization profile, and the one that it is tuned for."""
+    from cifar_deploy.runtimes.protocol import words
+
+    sizes = range(profile["min"], profile["max"] + 1)
+    return words([sizes]) + (f", tuned for {profile['opt']}" if len(sizes) > 1 else "")
 
 
 def _proved(proof: store.Json) -> str:

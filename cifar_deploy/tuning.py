@@ -6,6 +6,7 @@ the noise in the logits when it alone is in that precision, how many are kept is
 and a loss is what `validate` means by it, the bound of `noninferiority`. No test image takes part.
 """
 
+import bisect
 import dataclasses
 import math
 import tempfile
@@ -56,7 +57,7 @@ def within(
     precision loses more, and for what `quantise` and the reading of the weights refuse.
     """
     split = dataset.train.without(len(calibration.images)).spread(IMAGES)
-    _check_images(len(split), max_drop)
+    _check_images(len(split), len(calibration.images), max_drop)
     trained = weights.load(folder)
     exact = deployment_graph(trained, "fp32", folder.weights)
     what = {"int8": "8 bits"}.get(precision, precision)
@@ -127,14 +128,29 @@ def within(
     return dataclasses.replace(chosen, facts={**chosen.facts, "drop": drop})
 
 
-def _check_images(count: int, max_drop: float) -> None:
-    """Raise UserError where `count` images are too few to show so small a loss."""
-    least = 100 * score_bound(0, 0, count) if count else 100.0
-    if not count or least > max_drop:
-        raise UserError(
-            f"--max-drop {max_drop:g} is measured on training images besides those calibrated on: "
-            f"{count:,}, which can show no less than {math.ceil(1_000 * least) / 1_000:g} points"
-        )
+def _check_images(count: int, calibrated: int, max_drop: float) -> None:
+    """Raise UserError where `count` images, besides those calibrated on, show no loss so small."""
+
+    def least(images: int) -> float:
+        """The smallest loss, in points, that so many images can show."""
+        return 100 * score_bound(0, 0, images) if images else 100.0
+
+    if count and least(count) <= max_drop:
+        return
+    enough = 1 + bisect.bisect_left(
+        range(1, IMAGES + 1), True, key=lambda images: least(images) <= max_drop
+    )
+    spare = count + calibrated - enough
+    way = "ask for a larger --max-drop"
+    if calibrated and count < IMAGES:
+        way += ", with fewer --calibration-images"
+        if spare > 0:
+            way = f"--calibration-images {spare}, or fewer, leave enough"
+    raise UserError(
+        f"--max-drop {max_drop:g} is measured on training images besides those calibrated on: "
+        f"{count:,}, which can show no less than {math.ceil(1_000 * least(count)) / 1_000:g} "
+        f"points; {way}"
+    )
 
 
 def _harder(images: Images, mean: Sequence[float]) -> Images:

@@ -446,6 +446,29 @@ def test_the_layers_of_a_file_and_one_that_is_kept_in_fp32(run: Run) -> None:
     assert "power of what simple_cnn.fp32.onnx gives" in said.out
 
 
+def test_layers_are_looked_at_with_images_of_their_classes(
+    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fp16 = FILE.replace("fp32", "fp16")
+    answer = run("layers", fp16, "--images", "9", "--json", "layers.json")
+    assert "9 training images of pictures; lost" in answer.out
+    assert json.loads(Path("layers.json").read_text())["data"] == "pictures"
+    write_folder(synthetic.generate(train=40, test=40), Path("others"))
+    for split in ("train", "test"):
+        first = min(Path("others", split).iterdir())
+        first.rename(first.with_name("zebra"))
+    other = f"simple_cnn was trained on the classes {first.name}, .*; others has .*, zebra"
+    assert re.search(other, refused("layers", fp16, "--data-dir", "others"))
+    # Where its own images are not there any more, others that are named may be another's, too.
+    path = Path("models/simple_cnn/card.json")
+    card = json.loads(path.read_text())
+    card["data"]["origin"] = str(Path("moved").resolve())
+    path.write_text(json.dumps(card))
+    monkeypatch.setenv("CIFAR_DEPLOY_DATA", "others")
+    for options in ((), ("--data", "auto")):
+        assert re.search(other, refused("layers", fp16, *options))
+
+
 def test_what_has_no_layers_to_look_at(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "name one in int8 or fp16" in refused("layers", FILE)
     fp16 = FILE.replace("fp32", "fp16")
@@ -491,6 +514,7 @@ def test_what_int8_cannot_be_calibrated_on(run: Run, refused: Callable[..., str]
         shutil.rmtree(min((Path("few") / split).iterdir()))
     said = refused(*int8, "--data-dir", "few")
     assert "simple_cnn was trained on the classes" in said
+    assert said.endswith(": name its data set with --data-dir\n")
     assert run(*int8, "--calibration-images", "0").status == 2
     assert not Path("models/simple_cnn/simple_cnn.int8.onnx").exists()
 
@@ -605,11 +629,16 @@ def test_what_cannot_be_measured_on_training_images(refused: Callable[..., str])
     said = refused("export", "simple_cnn", "--precision", "fp32", "--max-drop", "1")
     assert "--keep-fp32 and --max-drop go with --precision int8 or fp16" in said
     export = ("export", "simple_cnn", "--precision", "int8", "--max-drop")
-    assert "1,488, which can show no less than 0.182 points" in refused(*export, "0.1")
+    said = refused(*export, "0.1")
+    assert "1,488, which can show no less than 0.182 points; ask for a larger --max-drop, w" in said
+    said = refused("export", "simple_cnn", "--precision", "fp16", "--max-drop", "0.1")
+    assert "2,000, which can show no less than 0.136 points; ask for a larger --max-drop\n" in said
     said = refused(*export, "1", "--calibration-images", "2000")
-    assert "those calibrated on: 0, which can show no less than 100" in said
-    said = refused(*export, "1", "--keep-fp32", "node_conv")
-    assert "did you mean node_conv2d_1?" in said
+    assert "those calibrated on: 0, which can show no less than 100 points; --cali" in said
+    (most,) = re.findall(r"; --calibration-images (\d+), or fewer, leave enough\n", said)
+    assert f"images {most}, or" in refused(*export, "1", "--calibration-images", int(most) + 1)
+    said = refused(*export, "1", "--calibration-images", most, "--keep-fp32", "node_conv")
+    assert "did you mean node_conv2d_1?" in said  # so many leave enough
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
@@ -661,6 +690,32 @@ def test_models_tells_the_weights_a_run_began_with_and_all_seeds(run: Run) -> No
     assert run("models").status == 0
     place.write_text(json.dumps(card | {"init": None}))
     assert "begun with" not in run("models").out
+
+
+def test_models_shows_the_held_out_images_where_they_judge(run: Run) -> None:
+    hold_out = ("train", "simple_cnn", *SHORT[:-1], "models/chosen", "--hold-out", "500")
+
+    def shown() -> tuple[dict[str, Any], dict[str, Any], str]:
+        card = json.loads(Path("models/chosen/card.json").read_text())
+        entries = {entry["model"]: entry for entry in json.loads(run("models", "--json").out)}
+        for measure in ("test_accuracy", "holdout_accuracy"):
+            for key in (measure, f"{measure}_mean", f"{measure}_std"):
+                assert entries["chosen"][key] == card.get(key)
+        assert entries["simple_cnn"]["holdout_accuracy"] is None
+        return card, entries["chosen"], run("models").out
+
+    assert run(*hold_out).status == 0
+    card, entry, said = shown()
+    assert entry["test_accuracy"] is None
+    accuracy = f"{100 * card['holdout_accuracy']:.2f} %"
+    assert f" {accuracy} held out (1 " in said  # the rest of the cell in the next line
+    assert run(*hold_out, "--seeds", "2").status == 0
+    card, entry, said = shown()
+    assert entry["seeds"] == 2
+    mean, spread = (100 * card[f"holdout_accuracy_{key}"] for key in ("mean", "std"))
+    assert f" {mean:.2f} ± {spread:.2f} % held " in said
+    accuracy = f"{100 * card['holdout_accuracy']:.2f} %"
+    assert f"; the weights are the first seed's, {accuracy}\n" in said
 
 
 def test_models_adds_up_the_runs_that_led_to_the_weights(run: Run) -> None:
@@ -866,6 +921,19 @@ def test_models_prints_the_layers_of_one(run: Run) -> None:
     layers = json.loads(run("models", "simple_cnn", "--json").out)
     assert layers["parameters"] == 62_006
     assert layers["layers"][-1]["output"] == [1, 10]
+
+
+def test_models_tells_of_a_training_that_has_not_ended(refused: Callable[..., str]) -> None:
+    place = Path("models/begun")
+    place.mkdir()
+    (place / "checkpoint.safetensors").touch()
+    for name in ("models/begun", "models/nowhere"):
+        said = refused("models", name)
+        assert said == refused("validate", name)  # as all that take a model
+        assert said.startswith(f"error: {name} has no trained weights; ")
+        assert ("its training has not ended: give its command again, with --resume" in said) == (
+            name == "models/begun"
+        )
 
 
 def test_data_describes_what_was_found(run: Run, small_data: Dataset) -> None:
@@ -1124,6 +1192,16 @@ def test_models_tells_where_an_engine_runs(run: Run, engine: Path) -> None:
     assert "runs on    GPUs that TensorRT for RTX " in run("models", engine).out
     beside.write_text(json.dumps({**manifest, "targets": ["8.6"]}))
     assert "runs on    compute capability 8.6, as asked\n" in run("models", engine).out
+
+
+def test_models_tells_which_batches_an_engine_takes(run: Run, engine: Path) -> None:
+    (answer,) = re.findall(r"\nbatches +(.*)\n", run("models", engine).out)
+    assert answer == "1 to 64, tuned for 8"
+    export = ("export", "simple_cnn", "--format", "trt", "--flavour", "tensorrt-rtx")
+    profiles = ("--batch-profile", "1", "--batch-profile", "8/64/256")
+    assert run(*export, "--precision", "fp32", *profiles).status == 0
+    assert "\nbatches    1; 8 to 256, tuned for 64\n" in run("models", engine).out
+    assert "batches" not in run("models", FILE).out
 
 
 @no_gpu

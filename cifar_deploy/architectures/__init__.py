@@ -72,10 +72,15 @@ def _check_no_package(folder: Path) -> None:
 def network_of(model: str) -> str:
     """The network of that name or alias, or of the trained model of that name or folder.
 
-    Its weights need not be there. Raises UserError as `folder` and `canonical` do.
+    Its weights need not be there. Raises UserError as `folder` and `canonical` do, and, as
+    `store.read_card` does, for the folder of a model without a card.
     """
-    if model not in NETWORKS and (card := folder(model).card).is_file():
-        return canonical(str(store.read_json(card).get("network")))
+    if model not in NETWORKS:
+        found = folder(model)
+        if found.card.is_file():
+            return canonical(str(store.read_json(found.card).get("network")))
+        if model not in ALIASES:
+            store.read_card(found)  # tells what its training lacks
     return canonical(model)
 
 

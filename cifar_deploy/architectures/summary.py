@@ -8,6 +8,7 @@ from torchinfo import ModelStatistics, summary
 from torchinfo.enums import Units
 
 from cifar_deploy import architectures, store
+from cifar_deploy.architectures.compare import MEASURES
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
 
@@ -63,9 +64,11 @@ def layers(model: str) -> store.Json:
 def overview() -> list[store.Json]:
     """Every network, then every other model: what its card says of its training, exported files.
 
-    `model` is the folder's name, `chain` are the epochs and seconds of the runs that led to its
-    weights, one after the other, where they are known. `stale` are the exported files of other
-    weights than its own, `damaged` is what is wrong with the card, whose values are then missing.
+    `model` is the folder's name. `test_accuracy` and `holdout_accuracy` are shares, None where
+    those images did not judge; `_mean` and `_std` are of several seeds. `chain` are the epochs and
+    seconds of the runs that led to its weights, one after the other, where they are known. `stale`
+    are the exported files of other weights than its own, `damaged` is what is wrong with the card,
+    whose values are then missing.
     """
     root = store.models_root()
     others = [f for f in store.trained_models() if f.name not in architectures.NETWORKS]
@@ -93,9 +96,7 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "aliases": [a for a, target in architectures.ALIASES.items() if target == folder.name],
         "parameters": card.get("parameters") or (_parameters(known, classes) if known else None),
         "data": data.get("name"),
-        "test_accuracy": card.get("test_accuracy"),
-        "test_accuracy_mean": card.get("test_accuracy_mean"),
-        "test_accuracy_std": card.get("test_accuracy_std"),
+        **{f"{m}{of}": card.get(f"{m}{of}") for m in MEASURES for of in ("", "_mean", "_std")},
         "seeds": len(card.get("runs", [None])),
         "epochs": card.get("epochs"),
         "stopped": card.get("stopped"),

@@ -72,6 +72,7 @@ def layers(
         "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
         "file": str(file),
         "reference": str(exact),
+        "data": dataset.name,
         "images": count,
         "layers": [
             # JSON has no infinity, and no word for what is no number.
@@ -82,7 +83,8 @@ def layers(
     }
     note = (
         f"SNR: power of what {exact.name} gives over that of the difference, {count:,} training "
-        "images; lost: how much lower that is than the noisiest of what the layer takes."
+        f"images of {dataset.name}; lost: how much lower that is than the noisiest of what the "
+        "layer takes."
     )
     if any(layer.snr is None for layer in found):
         note += (
@@ -110,16 +112,18 @@ def _check(path: Path, made_from: str | None) -> None:
 def _dataset(
     folder: store.ModelFolder, source: Source | None, data_dir: Path | None
 ) -> "tuple[Dataset, tuple[list[float], list[float]]]":
-    """The images, those that the model was trained on by default, and their mean and std for it."""
+    """The images, those that the model was trained on by default, and their mean and std for it.
+
+    Raises UserError where the model knows other classes.
+    """
     from cifar_deploy.data import find
 
-    card = {} if source else store.card_of(folder)
-    if not card.get("data"):
-        dataset = find.load(source.value if source else "auto", data_dir)
-        return dataset, dataset.normalisation()
-    dataset = find.load(*find.trained_on(card, None, data_dir))
+    card = store.card_of(folder)
+    data = card.get("data", {})
+    dataset = find.load(*find.trained_on(card, source.value if source else None, data_dir))
+    dataset.expect_classes(folder.name, tuple(data.get("classes", dataset.classes)))
     normal = dataset.normalisation()
-    return dataset, (card["data"].get("mean") or normal[0], card["data"].get("std") or normal[1])
+    return dataset, (data.get("mean") or normal[0], data.get("std") or normal[1])
 
 
 def _infinite(value: Any) -> bool:

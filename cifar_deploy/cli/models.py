@@ -220,6 +220,8 @@ def _show_file(facts: store.Json) -> None:
     typer.echo(f"{facts['file']}: {facts['precision']}, {kind}, {facts['bytes'] / 1e6:.3g} MB")
     typer.echo(f"takes      {side(facts['inputs'])}")
     typer.echo(f"gives      {side(facts['outputs'])}")
+    if profiles := facts.get("profiles"):
+        typer.echo(f"batches    {'; '.join(map(_profile, profiles))}")
     if "runs_on" in facts:
         typer.echo(f"runs on    {facts['runs_on']}")
     if counted := facts.get("operators"):
@@ -240,6 +242,14 @@ def _show_file(facts: store.Json) -> None:
             typer.echo(f"proof      {state}; run: {run}")
         else:  # none is left beside it
             typer.echo(f"proof      none: it is no model's; `{run} --reference MODEL` judges it")
+
+
+def _profile(profile: store.Json) -> str:
+    """The batches of an engine's optimization profile, and the one that it is tuned for."""
+    from cifar_deploy.runtimes.protocol import words
+
+    sizes = range(profile["min"], profile["max"] + 1)
+    return words([sizes]) + (f", tuned for {profile['opt']}" if len(sizes) > 1 else "")
 
 
 def _proved(proof: store.Json) -> str:
@@ -283,8 +293,9 @@ def _show(entries: list[store.Json]) -> None:
             known = entry["data"] in (None, "CIFAR-10")
             of = "" if known else f"; its accuracy is of {entry['data']}'s images"
             said = f"{entry['command']}, on {entry['device']}{_begun(entry['init'])}{of}{gone}"
-            if entry["seeds"] > 1 and entry["test_accuracy"] is not None:
-                said += f"; the weights are the first seed's, {100 * entry['test_accuracy']:.2f} %"
+            accuracy = entry[_measure(entry)]
+            if entry["seeds"] > 1 and accuracy is not None:
+                said += f"; the weights are the first seed's, {100 * accuracy:.2f} %"
             typer.echo(f"{entry['model']}: {said}")
 
 
@@ -318,20 +329,27 @@ def _time(entry: store.Json) -> str:
     return f"{sum(run['wall_seconds'] for run in entry['chain'] or [entry]):,.0f} s"
 
 
+def _measure(entry: store.Json) -> str:
+    """By what a model is judged: the images held out where the test images were not looked at."""
+    return "holdout_accuracy" if entry["test_accuracy"] is None else "test_accuracy"
+
+
 def _top1(entry: store.Json) -> str:
     """Accuracy, spread and length of training, as a cell."""
     if entry["damaged"]:
         return "damaged card"
-    accuracy = entry["test_accuracy"]
+    measure = _measure(entry)
+    accuracy = entry[measure]
     if accuracy is None:
         return "-"
     if entry["epochs"] is None:
         return f"{100 * accuracy:.2f} % (imported)"
+    of = " held out" if measure == "holdout_accuracy" else ""
     runs = entry["chain"] or [entry]
     length = in_epochs(*(store.stopped_epoch(run) or run["epochs"] for run in runs))
     if said := store.stopped(entry):
         length = said if len(runs) == 1 else f"{length}, {said}"
-    mean, spread = (entry[f"test_accuracy_{key}"] for key in ("mean", "std"))
+    mean, spread = (entry[f"{measure}_{key}"] for key in ("mean", "std"))
     if mean is None or spread is None:
-        return f"{100 * accuracy:.2f} % ({length}, 1 seed)"
-    return f"{100 * mean:.2f} ± {100 * spread:.2f} % ({length}, {entry['seeds']} seeds)"
+        return f"{100 * accuracy:.2f} %{of} ({length}, 1 seed)"
+    return f"{100 * mean:.2f} ± {100 * spread:.2f} %{of} ({length}, {entry['seeds']} seeds)"

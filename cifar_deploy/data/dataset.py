@@ -148,7 +148,7 @@ class Dataset:
         if self.classes != classes:
             raise UserError(
                 f"{model} was trained on the classes {', '.join(classes)}; "
-                f"{self.origin} has {', '.join(self.classes)}"
+                f"{self.origin} has {', '.join(self.classes)}: name its data set with --data-dir"
             )
 
     def untested(self) -> tuple[str, ...]:

@@ -56,11 +56,7 @@ def bring(
     missing and what is extra) or for other classes, and where the disk refuses.
     """
     state, facts = weights.read_state(source), weights.own_facts(source)
-    if facts.get("classes", list(dataset.classes)) != list(dataset.classes):
-        raise UserError(
-            f"{source} was trained on the classes {', '.join(facts['classes'])}; "
-            f"{dataset.origin} has {', '.join(dataset.classes)}: name its data set with --data-dir"
-        )
+    dataset.expect_classes(str(source), tuple(facts.get("classes", dataset.classes)))
     own_mean, own_std = dataset.normalisation()
     stem = _stem(name, state)
     network = architectures.build(name, len(dataset.classes), stem)

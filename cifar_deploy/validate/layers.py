@@ -70,7 +70,6 @@ def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tupl
     (facts, first, _), (other_facts, second, _) = (
         onnx_interface.adapted_model(path, pixels) for path in (reference, file)
     )
-    first, second = rounded(first), rounded(second)
     fixed = _fixed_batch({reference: facts, file: other_facts})
     batch = fixed or BATCH
     count = len(images) // fixed * fixed if fixed else len(images)
@@ -82,9 +81,10 @@ def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tupl
     behind = _behind(second.graph)
     theirs = [behind.get(name, name) for name in shared]
     power = {name: [0.0, 0.0] for name in shared}  # of the signal, and of the noise
+    # The nodes are the files' own: what rounds is put between them only here.
     answers = (
-        _run(reference, first, facts, shared, images[:count], batch),
-        _run(file, second, other_facts, theirs, images[:count], batch),
+        _run(reference, rounded(first), facts, shared, images[:count], batch),
+        _run(file, rounded(second), other_facts, theirs, images[:count], batch),
     )
     for mine, other in zip(*answers, strict=True):
         for name, x, y in zip(shared, mine, other, strict=True):

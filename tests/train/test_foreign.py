@@ -277,6 +277,7 @@ def test_weights_written_here_bring_their_own_normalisation(
     status, _, err = run("import", "simple_cnn", lone, *to)
     assert (status, err.count("\n")) == (2, 1)
     assert "lone was trained on the classes class0, class1" in err
+    assert err.count(": name its data set with --data-dir") == 1
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,25 @@ def test_fp16_has_a_little_noise_everywhere(
         assert 40 < layer.snr < 90
 
 
+def test_the_layers_of_an_fp16_reference_are_those_that_it_has(
+    folder: ModelFolder, exact: Path, images: Images
+) -> None:
+    half = folder.onnx("fp16")
+    names = [node.name for node in onnx.load(half).graph.node]
+    same = compare(half, half, images, Pixels())
+    assert [layer.node for layer in same] == names
+    assert {layer.snr for layer in same} == {math.inf}
+    against = compare(half, exact, images, Pixels())
+    assert [layer.node for layer in against] == names
+    # The noise is that of the other way round, but for whose power it is measured by.
+    back = {layer.node: layer.snr for layer in compare(exact, half, images, Pixels())}
+    *layers, last = [layer for layer in against if layer.operator in ("Conv", "Gemm")]
+    assert len(layers) == 4
+    for layer in layers:
+        assert layer.snr == pytest.approx(back[layer.node], abs=0.1)
+    assert last.snr is None  # in fp32 the logits are its own, here those of the Cast behind it
+
+
 def test_the_layer_that_is_damaged_is_the_first_with_noise(
     exact: Path, images: Images, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ from cifar_deploy.timing import (
     default_batches,
     stream,
     summarise,
+    times,
     warm_up,
 )
 from cifar_deploy.watch import Span, Watch, describe, summary
@@ -91,6 +92,15 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Latency with several batches in flight, in milliseconds, and of how many calls it is."""
+
+    p50: float
+    p99: float
+    calls: int
+
+
+@dataclass(frozen=True)
 class Throughput:
     """With several batches in flight, trtexec's Throughput in images a second."""
 
@@ -100,6 +110,7 @@ class Throughput:
     images_per_second: float
     joules: float | None  # of the whole card; None without an energy counter
     images_per_joule: float | None
+    latency_ms: Load  # of a batch from its issue until its answer is there, see Flown
 
 
 @dataclass(frozen=True)
@@ -376,6 +387,8 @@ class _Turn:
     def _throughput(self) -> Throughput:
         images = sum(flown.images for flown in self._flown)
         seconds = sum(flown.seconds for flown in self._flown)
+        calls = [spent for flown in self._flown for spent in flown.milliseconds]
+        spent = times(calls)
         return Throughput(
             self._flight.count,
             images,
@@ -383,6 +396,7 @@ class _Turn:
             images / seconds,
             self._joules,
             images / self._joules if self._joules else None,
+            Load(spent.p50, spent.p99, len(calls)),
         )
 
 

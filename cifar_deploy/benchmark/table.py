@@ -26,6 +26,8 @@ NUMBERS = (
     "\np99",
     "images/s",
     "in flight\nimages/s",
+    "\np50 ms",
+    "\np99",
     "images/J",
 )
 NONE = "-"
@@ -55,6 +57,7 @@ def cells(row: Row) -> list[str]:
     """The texts of one line, one for each heading."""
     timing = row.timing
     flown = row.throughput
+    load = flown.latency_ms if flown else None
     per_joule = flown.images_per_joule if flown else None
     name = row.who.name
     if not name.startswith(row.who.model):
@@ -67,6 +70,8 @@ def cells(row: Row) -> list[str]:
         *(milliseconds(getattr(timing.latency, q)) for q in ("min", "p50", "p90", "p99")),
         f"{timing.images_per_second:,.0f}",
         f"{flown.images_per_second:,.0f}" if flown else NONE,
+        milliseconds(load.p50) if load else NONE,
+        milliseconds(load.p99) if load else NONE,
         f"{per_joule:,.0f}" if per_joule else NONE,
     ]
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Work = tuple[store.ModelFolder, list[Path | Address], bool]
 OFFLINE_BATCH = 256
 MAX_SLOWDOWN = 10.0  # percent
+WIDTH, SCENARIO_WIDTH = 180, 160  # columns of a table where there is no terminal
 
 
 class Scenario(StrEnum):
@@ -200,7 +201,7 @@ def benchmark(
                 value["baseline"] = earlier.to_json(before, changes, limit)
                 # A comparison with nothing is none that went well.
                 worse = not changes or bool(late)
-    show(shown, said, value, json_file, 160)
+    show(shown, said, value, json_file, SCENARIO_WIDTH if scenario else WIDTH)
     if ended:
         raise ended
     # Engines that come with a model are told where there is no GPU, and are no failure.

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,7 @@ def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
             row.throughput.images / row.throughput.seconds
         )
         assert row.throughput.joules is None
+        assert row.throughput.latency_ms.p99 >= row.throughput.latency_ms.p50 > 0
         assert row.card is None
     value = json.loads(json.dumps(sweep.to_json(result, "the command")))
     assert value["command"] == "the command"
@@ -96,6 +98,7 @@ def test_numbers_are_whole_at_any_width(
     for row in sweep.to_json(result, "")["rows"]:
         times = [row["compute"]["p50"], *(row["latency"][q] for q in ("min", "p50", "p90", "p99"))]
         speeds = (row["images_per_second"], row["throughput"]["images_per_second"])
+        times += [row["throughput"]["latency_ms"][q] for q in ("p50", "p99")]
         words = {"8", *map(table.milliseconds, times), *(f"{speed:,.0f}" for speed in speeds)}
         assert any(words <= set(line) for line in lines), (words, lines)
 
@@ -238,6 +241,19 @@ def test_energy_is_counted_over_more_than_the_counters_steps(
     )
 
 
+def test_latency_in_flight_is_of_the_measured_calls() -> None:
+    def alone_or_not(_: int) -> float:
+        return 0.002 if threading.current_thread() is threading.main_thread() else 0.02
+
+    entered = [Contender("m", "f", Sleeper(alone_or_not))]
+    (row,) = sweep.run([entered], Settings((4,), 0.5, 3), CPU).rows
+    assert row.throughput
+    load = row.throughput.latency_ms
+    # Warming up is not counted, nor in each slice the first call of each of the three.
+    assert load.calls == row.throughput.images // 4 - sweep.FLIGHT_TURNS * 3
+    assert load.p99 >= load.p50 >= 20 > row.timing.latency.p50
+
+
 def test_models_are_measured_one_after_another() -> None:
     order: list[str] = []
 
@@ -371,7 +387,7 @@ def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
     (failure,) = result.failures
     assert (failure.name, failure.batch) == ("narrow", 8)
     assert "memory is exhausted" in failure.reason
-    assert table.cells(narrow)[-2:] == ["-", "-"]
+    assert table.cells(narrow)[-4:] == ["-"] * 4
 
 
 def test_a_batch_is_as_large_as_it_is_called() -> None:
@@ -480,6 +496,7 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
         assert timing.latency.p50 > timing.compute.p50 > 0
         assert thrown
         assert thrown.images_per_second > 0
+        assert thrown.latency_ms.p99 >= thrown.latency_ms.p50 > 0
         if thrown.joules is not None and thrown.images_per_joule:
             assert thrown.images_per_joule == pytest.approx(thrown.images / thrown.joules)
     assert result.facts["gpu"]["compute_capability"].count(".") == 1

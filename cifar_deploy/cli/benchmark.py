@@ -71,7 +71,11 @@ def benchmark(
         float, typer.Option(help="Of measuring, for each file and batch.", min=0.0)
     ] = 1.0,
     in_flight: Annotated[
-        int | None, typer.Option(help="Batches at once; 0: none. [default: 4, CPU 2]", min=0)
+        list[str] | None,
+        typer.Option(
+            metavar="N[,N...]",
+            help="Batches at once; may be repeated; 0: none. [default: 4, CPU 2]",
+        ),
     ] = None,
     compiled: Annotated[
         bool | None,
@@ -118,6 +122,9 @@ def benchmark(
     if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
         raise UserError(f"{given[0]} goes with --scenario; speed alone needs no test images")
     sizes = _batches(batch or [])
+    counts = _at_once(in_flight or [])
+    if scenario and len(counts) > 1:
+        raise UserError("--scenario takes one --in-flight; run it once for each")
     if scenario and len(sizes) > (scenario is Scenario.Offline):
         takes = "one --batch" if scenario is Scenario.Offline else "single images, no --batch"
         raise UserError(f"--scenario {scenario.value} takes {takes}")
@@ -142,7 +149,7 @@ def benchmark(
 
     where = pick(device, threads)
     on_gpu = where.type == "cuda"
-    at_once = (4 if on_gpu else 2) if in_flight is None else in_flight
+    at_once = counts or ((4 if on_gpu else 2),)
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
     before = earlier.read(baseline, describe(where)) if baseline else None
     worse = False
@@ -173,7 +180,7 @@ def benchmark(
             ran = mlperf.run_all(
                 models(),
                 _test_images(folders, data.value if data else None, data_dir, images),
-                mlperf.Settings(scenario.value, seconds, offline, max(at_once, 1)),
+                mlperf.Settings(scenario.value, seconds, offline, max(at_once[0], 1)),
                 out or store.models_root() / "mlperf",
                 where,
                 told,
@@ -185,7 +192,8 @@ def benchmark(
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures, ended = ran.failures, ran.ended
         else:
-            settings = sweep.Settings(sizes or BATCHES, seconds, at_once, bool(sizes))
+            flights = tuple(count for count in at_once if count)
+            settings = sweep.Settings(sizes or BATCHES, seconds, flights, bool(sizes))
             result = sweep.run(models(), settings, where, told)
             result.failures[:0] = failures
             _check_some(result.tried, result.failures)
@@ -237,6 +245,17 @@ def _batches(texts: list[str]) -> tuple[int, ...]:
             raise UserError(f"--batch {part}: images a call, 1 or more, as 8 or 1,8,32")
         if int(part) > LARGEST_BATCH:
             raise UserError(f"--batch {part}: a batch over {LARGEST_BATCH:,} is no batch")
+    return tuple(map(int, parts))
+
+
+def _at_once(texts: list[str]) -> tuple[int, ...]:
+    """The batches in flight, given as the batch sizes are, or a 0 alone. Raises UserError."""
+    parts = [part for text in texts for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"[0-9]{1,4}", part) or (not int(part) and len(parts) > 1):
+            raise UserError(
+                f"--in-flight {part}: batches at once, 1 to 9999, as 4 or 1,2,4; 0 alone for none"
+            )
     return tuple(map(int, parts))
 
 

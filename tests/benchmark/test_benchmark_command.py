@@ -87,7 +87,7 @@ def test_what_is_slower_than_before_is_told_and_status_1(
 ) -> None:
     file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
     before, after = tmp_path / "before.json", tmp_path / "after.json"
-    quick = (file, *QUICK, "--batch", "1,2", "--in-flight", "0", "--json")
+    quick = (file, *QUICK, "--batch", "1,2", "--in-flight", "1,2", "--json")
     assert run(*quick, str(before))[0] == 0
     value = json.loads(before.read_text())
 
@@ -241,6 +241,10 @@ def test_a_scenario_keeps_loadgens_logs(
         (("simple_cnn", "--batch", "0"), "--batch 0: images a call"),
         (("simple_cnn", "--batch", "8,-1"), "--batch -1: images a call"),
         (("simple_cnn", "--batch", "8,"), "--batch : images a call"),
+        (("simple_cnn", "--in-flight", "1,0"), "--in-flight 0: batches at once"),
+        (("simple_cnn", "--in-flight", "-1"), "--in-flight -1: batches at once"),
+        (("simple_cnn", "--in-flight", "2,"), "--in-flight : batches at once"),
+        (("simple_cnn", "--scenario", "Offline", "--in-flight", "1,2"), "takes one --in-flight"),
         (("nothing.onnx",), "nothing.onnx"),
         (("/nowhere/file.onnx",), "/nowhere/file.onnx"),
         (("vgg19",), "run: cifar-deploy train vgg19"),

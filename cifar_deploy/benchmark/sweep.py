@@ -497,6 +497,16 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
     return Failure(who.model, who.name, reason, batch)
 
 
+def slower_than(rows: Sequence[Row], bound: float) -> list[str]:
+    """What is said of each row whose p99 of the latency is over `bound`, both in milliseconds."""
+    return [
+        f"{row.who.model}, {row.who.name}, batch {row.timing.batch}: "
+        f"its latency has a p99 of {p99:.4g} ms, over --max-latency {bound:g}"
+        for row in rows
+        if (p99 := row.timing.latency.p99) > bound
+    ]
+
+
 def to_json(result: Benchmark, command: str) -> Json:
     """What a program reads: times in milliseconds.
 

@@ -1,5 +1,6 @@
 """`cifar-deploy benchmark`."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from cifar_deploy.cli.options import (
     TrustFlag,
     all_trained,
     doing,
+    say,
     several,
     show,
 )
@@ -111,12 +113,16 @@ def benchmark(
         float | None,
         typer.Option(help="Percent that a median may be over the baseline's. [default: 10]", min=0),
     ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="What the p99 latency of every batch has to keep within."),
+    ] = None,
     json_file: JsonFileOption = None,
 ) -> None:
     """Measure latency and throughput of PyTorch and exported files side by side.
 
     Exit status 1 if something could not be measured (but for a model's engines where no GPU is),
-    or is slower than --baseline allows.
+    or is slower than --baseline or --max-latency allows.
     """
     loadgens = {"--images": images, "--out": out, "--data": data, "--data-dir": data_dir}
     if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
@@ -139,6 +145,10 @@ def benchmark(
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
         raise UserError("--max-slowdown goes with --baseline")
+    if max_latency is not None and scenario:
+        raise UserError("--max-latency judges what is measured without --scenario")
+    if max_latency is not None and not 0 < max_latency < math.inf:
+        raise UserError(f"--max-latency {max_latency:g}: milliseconds, more than 0")
     # Now: nothing may come between what was measured and its table.
     told_of_files = [*_stale(work), *left, *_unexported(all_work)]
     from cifar_deploy.benchmark import baseline as earlier
@@ -152,7 +162,7 @@ def benchmark(
     at_once = counts or ((4 if on_gpu else 2),)
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
     before = earlier.read(baseline, describe(where)) if baseline else None
-    worse = False
+    worse, over = False, list[str]()
     if scenario:
         if len(runtime or []) > 1:
             raise UserError("--scenario takes one --runtime; run it once for each")
@@ -209,12 +219,17 @@ def benchmark(
                 value["baseline"] = earlier.to_json(before, changes, limit)
                 # A comparison with nothing is none that went well.
                 worse = not changes or bool(late)
+            if max_latency is not None:
+                value["max_latency_ms"] = max_latency
+                over = sweep.slower_than(result.rows, max_latency)
     show(shown, said, value, json_file, SCENARIO_WIDTH if scenario else WIDTH)
+    for line in over:
+        say(line)
     if ended:
         raise ended
     # Engines that come with a model are told where there is no GPU, and are no failure.
     named = Format.trt in kind.formats
-    if worse or any(named or not _waits(work, failure) for failure in failures):
+    if worse or over or any(named or not _waits(work, failure) for failure in failures):
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""Throughput with several batches in flight.
+"""Throughput with several batches in flight, and how long each of them takes meanwhile.
 
 On CUDA one thread keeps a queue: each batch has a stream, buffers and copies of its own, and is
 waited for only when its turn comes again, as trtexec does with `--infStreams`. On a CPU each batch
@@ -25,6 +25,9 @@ class Flown:
 
     images: int
     seconds: float
+    # Of each call, from its issue until its answer is there: on CUDA the copies are in it. Without
+    # the first call of each batch in flight, which finds the caches cold, where more follow.
+    milliseconds: list[float]
 
 
 class Flight(Protocol):
@@ -73,9 +76,10 @@ class CpuFlight:
                 self.count, initializer=torch.set_num_threads, initargs=(self._threads,)
             ) as threads:
                 done = threads.map(lambda bound: self._repeat(bound, start + seconds), self._bounds)
-                calls = sum(done)
+                calls = list(done)
             spent = time.perf_counter() - start
-        return Flown(calls * self._batch, spent)
+        images = self._batch * sum(map(len, calls))
+        return Flown(images, spent, [took for one in calls for took in one[1:] or one])
 
     @contextlib.contextmanager
     def _sharing(self) -> Iterator[None]:
@@ -87,12 +91,13 @@ class CpuFlight:
         finally:
             torch.set_num_threads(before)
 
-    def _repeat(self, bound: Bound, end: float) -> int:
-        calls = 0
+    def _repeat(self, bound: Bound, end: float) -> list[float]:
+        calls: list[float] = []
         while not calls or time.perf_counter() < end:
             bound.given.copy_(self._pool.take(self._batch))
+            issued = time.perf_counter_ns()
             bound.run()
-            calls += 1
+            calls.append((time.perf_counter_ns() - issued) / 1e6)
         return calls
 
 
@@ -109,28 +114,43 @@ class CudaFlight:
 
     def fly(self, seconds: float) -> Flown:
         """As the protocol says; at least one batch a stream."""
+        calls: list[float] = []
         sent, start = 0, time.perf_counter()
         while sent < self.count or time.perf_counter() - start < seconds:
-            self._slots[sent % self.count].send(self._pool.take(self._batch))
+            slot = self._slots[sent % self.count]
+            if sent >= self.count:
+                calls.append(slot.took())
+            slot.send(self._pool.take(self._batch))
             sent += 1
-        for slot in self._slots:
-            slot.wait()
-        return Flown(sent * self._batch, time.perf_counter() - start)
+        for number in range(sent, sent + self.count):  # the eldest first
+            calls.append(self._slots[number % self.count].took())
+        spent = time.perf_counter() - start
+        return Flown(sent * self._batch, spent, calls[self.count :] or calls)
 
 
 def slots(runtime: Runtime, images: Images, count: int, one_stream: bool = False) -> "list[Slot]":
     """`count` slots for batches of the size of `images`, each on a stream of its own."""
     if not runtime.device.startswith("cuda"):
         return [Slot(runtime, images, None) for _ in range(count)]
-    return [
-        Slot(runtime, images, stream(runtime.device, 0 if one_stream else i)) for i in range(count)
-    ]
+    if one_stream:
+        one, idle = stream(runtime.device, 0), stream(runtime.device, 1)
+        return [Slot(runtime, images, one, idle) for _ in range(count)]
+    return [Slot(runtime, images, stream(runtime.device, i)) for i in range(count)]
 
 
 class Slot:
-    """A batch's buffers. What is sent is computed on the stream; without one (a CPU) at once."""
+    """A batch's buffers. What is sent is computed on the stream; without one (a CPU) at once.
 
-    def __init__(self, runtime: Runtime, images: Images, stream: torch.cuda.Stream | None) -> None:
+    `idle`: another stream, on which nothing computes meanwhile, where slots share theirs.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        images: Images,
+        stream: torch.cuda.Stream | None,
+        idle: torch.cuda.Stream | None = None,
+    ) -> None:
         self._stream = stream
         with torch.cuda.stream(stream):  # None: as it is
             self._bound = runtime.bind(images)
@@ -138,13 +158,20 @@ class Slot:
                 self._bound.run(), device="cpu", pin_memory=stream is not None
             )
         if stream:
-            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # A stream of its own is idle when a batch is sent; a shared one is not.
+            self._idle = idle or stream
+            self._sent, self._done = (
+                torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                for _ in range(2)
+            )
             stream.synchronize()
 
     def send(self, images: torch.Tensor) -> None:
         """Enqueue copy, inference and copy back, when what was sent before is done."""
         self.wait()
         with torch.cuda.stream(self._stream):
+            if self._stream:
+                self._sent.record(self._idle)
             self._bound.given.copy_(images, non_blocking=True)
             self.answer.copy_(self._bound.run(), non_blocking=True)
             if self._stream:
@@ -154,3 +181,9 @@ class Slot:
         """Wait until `answer`, float32 [n, classes], is that of what was sent last."""
         if self._stream:
             self._done.synchronize()  # at once, where nothing was sent
+
+    def took(self) -> float:
+        """Wait, and say how many milliseconds what was sent last took, from being sent; on CUDA."""
+        self.wait()
+        self._sent.synchronize()  # at once: it was there before the answer
+        return float(self._sent.elapsed_time(self._done))

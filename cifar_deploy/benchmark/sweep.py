@@ -9,6 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from cifar_deploy import device as machine
 from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
-from cifar_deploy.benchmark.flight import Flown, flight
+from cifar_deploy.benchmark.flight import Flight, Flown, flight
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.device import quiet_autotune
 from cifar_deploy.errors import UserError, one_line
@@ -36,6 +37,7 @@ from cifar_deploy.timing import (
     default_batches,
     stream,
     summarise,
+    times,
     warm_up,
 )
 from cifar_deploy.watch import Span, Watch, describe, summary
@@ -57,7 +59,7 @@ class Settings:
 
     batches: tuple[int, ...]
     seconds: float  # of latency, and at least of throughput, for each file and batch
-    in_flight: int  # batches in flight for throughput; 0 leaves it out
+    in_flight: tuple[int, ...]  # batches in flight for throughput, one count after another
     chosen: bool = True  # whether the batches were asked for; else they are those of each file
 
 
@@ -91,6 +93,15 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Latency with several batches in flight, in milliseconds, and of how many calls it is."""
+
+    p50: float
+    p99: float
+    calls: int
+
+
+@dataclass(frozen=True)
 class Throughput:
     """With several batches in flight, trtexec's Throughput in images a second."""
 
@@ -100,6 +111,7 @@ class Throughput:
     images_per_second: float
     joules: float | None  # of the whole card; None without an energy counter
     images_per_joule: float | None
+    latency_ms: Load  # of a batch from its issue until its answer is there, see Flown
 
 
 @dataclass(frozen=True)
@@ -108,12 +120,17 @@ class Row:
 
     who: Who
     timing: Timing
-    throughput: Throughput | None
+    throughputs: tuple[Throughput, ...]  # one for each count of batches in flight that was measured
     card: Json | None  # clocks, temperature, power while it was measured; None where not watched
     steady: bool  # whether its times were so when the warm-up ended
     # A cold start, of libraries that were loaded; None of what is served.
     open_s: float | None  # seconds to open the contender, the same in each of its rows
     first_call_ms: float | None  # then the first call at this batch size, see Lane.first
+
+    @property
+    def throughput(self) -> Throughput | None:
+        """The first of them."""
+        return self.throughputs[0] if self.throughputs else None
 
 
 @dataclass(frozen=True)
@@ -318,8 +335,9 @@ class _Turn:
         self.contender, self._pool, self._batch = contender, pool, batch
         self._calls: list[Call] = []
         self._spans: list[Span] = []
-        self._flown: list[Flown] = []
-        self._joules: float | None = 0.0
+        self._lane: Lane | None = None
+        self._flight: Flight | None = None
+        self._throughputs: list[Throughput] = []
         self._steady = False
         # What a server computes on is not watched, be it the card that is here.
         self._remote = contender.runtime.device == REMOTE
@@ -331,9 +349,11 @@ class _Turn:
 
     def once(self) -> None:
         """A call that is not timed."""
+        assert self._lane
         self._lane.call()
 
     def time(self, seconds: float) -> None:
+        assert self._lane
         begin = time.perf_counter()
         calls = collect(self._lane.call, seconds, fewest=1)
         # The first finds the caches as another contender left them; five such would be the p99.
@@ -341,16 +361,20 @@ class _Turn:
         self._spans.append((begin, time.perf_counter()))
 
     def board(self, in_flight: int) -> None:
-        del self._lane  # its buffers make room
+        self._lane = self._flight = None  # their buffers make room
+        self._flown: list[Flown] = []
+        self._joules: float | None = 0.0
         self._flight = flight(
             self.contender.runtime, self._pool, self._batch, in_flight, self.contender.one_stream
         )
 
     def fly_once(self) -> None:
         """A flight that is not timed, as short as can be."""
+        assert self._flight
         self._flight.fly(0.0)
 
     def fly(self, seconds: float, watch: Watch) -> None:
+        assert self._flight
         before, begin = watch.joules(), time.perf_counter()
         self._flown.append(self._flight.fly(seconds))
         after = watch.joules()
@@ -360,29 +384,36 @@ class _Turn:
         else:
             self._joules += after - before
 
-    def row(self, watch: Watch, flew: bool) -> Row:
-        """What was timed; of the throughput, where `flew` to the end."""
+    def row(self, watch: Watch) -> Row:
+        """What was timed; of the throughput what flew to the end."""
         on_cuda = self.contender.runtime.device.startswith("cuda")
         return Row(
             self.contender.who,
             summarise(self._batch, self._calls, on_cuda),
-            self._throughput() if flew else None,
+            tuple(self._throughputs),
             None if self._remote else summary(watch.samples, self._spans),
             self._steady,
             None if self._remote else self.contender.open_s,
             None if self._remote else self._first_ms,
         )
 
-    def _throughput(self) -> Throughput:
+    def land(self) -> None:
+        """Sum up what flew."""
+        assert self._flight
         images = sum(flown.images for flown in self._flown)
         seconds = sum(flown.seconds for flown in self._flown)
-        return Throughput(
-            self._flight.count,
-            images,
-            seconds,
-            images / seconds,
-            self._joules,
-            images / self._joules if self._joules else None,
+        calls = [spent for flown in self._flown for spent in flown.milliseconds]
+        spent = times(calls)
+        self._throughputs.append(
+            Throughput(
+                self._flight.count,
+                images,
+                seconds,
+                images / seconds,
+                self._joules,
+                images / self._joules if self._joules else None,
+                Load(spent.p50, spent.p99, len(calls)),
+            )
         )
 
 
@@ -423,19 +454,20 @@ def _batch(
         each("warms up", _Turn.once)
     for _ in range(TURNS):
         each("latency", lambda turn: turn.time(settings.seconds / TURNS))
-    timed, flew = list(left), []
+    timed = list(left)
     try:
-        if settings.in_flight:
-            each("warms up", lambda turn: turn.board(settings.in_flight))
+        counted = watch.joules() is not None
+        seconds = max(settings.seconds, ENERGY_SECONDS) if counted else settings.seconds
+        for count in settings.in_flight:
+            each("warms up", partial(_Turn.board, in_flight=count))
             if on_cuda:
                 each("warms up", _Turn.fly_once)
-            counted = watch.joules() is not None
-            seconds = max(settings.seconds, ENERGY_SECONDS) if counted else settings.seconds
             for _ in range(FLIGHT_TURNS):
                 each("throughput", lambda turn: turn.fly(seconds / FLIGHT_TURNS, watch))
-            flew = left
+            for turn in left:
+                turn.land()
     finally:  # the latency also of what then did not fit several times, or was ended
-        result.rows += [turn.row(watch, turn in flew) for turn in timed]
+        result.rows += [turn.row(watch) for turn in timed]
 
 
 def not_taken(who: Contender) -> str:
@@ -465,13 +497,33 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
     return Failure(who.model, who.name, reason, batch)
 
 
+def slower_than(rows: Sequence[Row], bound: float) -> list[str]:
+    """What is said of each row whose p99 of the latency is over `bound`, both in milliseconds."""
+    return [
+        f"{row.who.model}, {row.who.name}, batch {row.timing.batch}: "
+        f"its latency has a p99 of {p99:.4g} ms, over --max-latency {bound:g}"
+        for row in rows
+        if (p99 := row.timing.latency.p99) > bound
+    ]
+
+
 def to_json(result: Benchmark, command: str) -> Json:
-    """What a program reads: times in milliseconds."""
-    rows = [{**one.pop("who"), **one.pop("timing"), **one} for one in map(asdict, result.rows)]
+    """What a program reads: times in milliseconds.
+
+    Who asks for one count of batches in flight reads what there was before several could be asked
+    for: its number in the settings, and of each row `throughput`, which is the first of several.
+    """
+    rows = []
+    for one in map(asdict, result.rows):
+        first = next(iter(one["throughputs"]), None)
+        rows.append({**one.pop("who"), **one.pop("timing"), "throughput": first, **one})
+    settings = asdict(result.settings)
+    if len(counts := result.settings.in_flight) < 2:
+        settings["in_flight"] = counts[0] if counts else 0
     return {
         "command": command,
         **result.facts,
-        "settings": asdict(result.settings),
+        "settings": settings,
         "remarks": result.remarks,
         "rows": rows,
         "failures": [asdict(failure) for failure in result.failures],

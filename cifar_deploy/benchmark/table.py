@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cifar_deploy.benchmark.mlperf import Result, Runs
-from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Who
+from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Throughput, Who
 from cifar_deploy.store import Json
 from cifar_deploy.timing import WARM_UP_SECONDS, Times
 
@@ -25,7 +25,10 @@ NUMBERS = (
     "\np90",
     "\np99",
     "images/s",
-    "in flight\nimages/s",
+    "in flight\nbatches",
+    "\nimages/s",
+    "\np50 ms",
+    "\np99",
     "images/J",
 )
 NONE = "-"
@@ -34,7 +37,7 @@ BATCHES_IN_FLIGHT = 20  # fewer, and how the last ones end counts
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A line a contender and batch; those of one model and batch stand together."""
+    """A line a contender, batch and count in flight; those of a model and batch stand together."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in (*TEXTS, *NUMBERS):
         number = heading in NUMBERS
@@ -47,26 +50,39 @@ def table(rows: Sequence[Row]) -> Table:
         if before and group != before:
             result.add_section()
         before = group
-        result.add_row(*map(Text, cells(row)))  # names are no markup
+        for line in lines(row):
+            result.add_row(*map(Text, line))  # names are no markup
     return result
 
 
-def cells(row: Row) -> list[str]:
-    """The texts of one line, one for each heading."""
+def lines(row: Row) -> list[list[str]]:
+    """The texts of a row's lines, one for each heading; from the second on what is in flight."""
     timing = row.timing
-    flown = row.throughput
-    per_joule = flown.images_per_joule if flown else None
     name = row.who.name
     if not name.startswith(row.who.model):
         name = f"{row.who.model}, {name}"
-    return [
+    alone = [
         name,
         _runtime(row.who),
         str(timing.batch),
         *(_median(part) for part in (timing.h2d, timing.compute, timing.d2h, timing.enqueue)),
         *(milliseconds(getattr(timing.latency, q)) for q in ("min", "p50", "p90", "p99")),
         f"{timing.images_per_second:,.0f}",
-        f"{flown.images_per_second:,.0f}" if flown else NONE,
+    ]
+    first, *others = map(_load, row.throughputs or [None])
+    return [[*alone, *first], *([""] * len(alone) + other for other in others)]
+
+
+def _load(flown: Throughput | None) -> list[str]:
+    """The texts of what was in flight."""
+    if not flown:
+        return [NONE] * 5
+    per_joule = flown.images_per_joule
+    return [
+        str(flown.in_flight),
+        f"{flown.images_per_second:,.0f}",
+        milliseconds(flown.latency_ms.p50),
+        milliseconds(flown.latency_ms.p99),
         f"{per_joule:,.0f}" if per_joule else NONE,
     ]
 
@@ -94,8 +110,8 @@ def notes(result: Benchmark) -> list[str]:
         "latency: H2D + compute + D2H of one batch after another; images/s: at its median by the "
         "host's clock"
     )
-    if result.settings.in_flight:
-        terms += f"; in flight: {result.settings.in_flight} batches at once"
+    if counts := result.settings.in_flight:
+        terms += f"; in flight: {', '.join(map(str, counts))} batches at once"
     lines += [f"{terms}.", *_cold(result.rows), *_few(result.rows)]
     return lines + _said(result.remarks, result.failures)
 
@@ -125,7 +141,7 @@ def _few(rows: Sequence[Row]) -> list[str]:
             f"{len(few)} of {len(rows)} rows have fewer than {CALLS_FOR_P99} calls, the fewest "
             f"{min(few)}: their p99 is about the slowest call; --seconds makes more."
         )
-    flown = [r.throughput.images // r.timing.batch for r in rows if r.throughput]
+    flown = [one.images // row.timing.batch for row in rows for one in row.throughputs]
     if short := [batches for batches in flown if batches < BATCHES_IN_FLIGHT]:
         lines.append(
             f"{len(short)} of {len(flown)} figures in flight are of fewer than {BATCHES_IN_FLIGHT} "

@@ -1,5 +1,6 @@
 """`cifar-deploy benchmark`."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from cifar_deploy.cli.options import (
     TrustFlag,
     all_trained,
     doing,
+    say,
     several,
     show,
 )
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 Work = tuple[store.ModelFolder, list[Path | Address], bool]
 OFFLINE_BATCH = 256
 MAX_SLOWDOWN = 10.0  # percent
+WIDTH, SCENARIO_WIDTH = 180, 160  # columns of a table where there is no terminal
 
 
 class Scenario(StrEnum):
@@ -70,7 +73,11 @@ def benchmark(
         float, typer.Option(help="Of measuring, for each file and batch.", min=0.0)
     ] = 1.0,
     in_flight: Annotated[
-        int | None, typer.Option(help="Batches at once; 0: none. [default: 4, CPU 2]", min=0)
+        list[str] | None,
+        typer.Option(
+            metavar="N[,N...]",
+            help="Batches at once; may be repeated; 0: none. [default: 4, CPU 2]",
+        ),
     ] = None,
     compiled: Annotated[
         bool | None,
@@ -106,17 +113,24 @@ def benchmark(
         float | None,
         typer.Option(help="Percent that a median may be over the baseline's. [default: 10]", min=0),
     ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="What the p99 latency of every batch has to keep within."),
+    ] = None,
     json_file: JsonFileOption = None,
 ) -> None:
     """Measure latency and throughput of PyTorch and exported files side by side.
 
     Exit status 1 if something could not be measured (but for a model's engines where no GPU is),
-    or is slower than --baseline allows.
+    or is slower than --baseline or --max-latency allows.
     """
     loadgens = {"--images": images, "--out": out, "--data": data, "--data-dir": data_dir}
     if given := [] if scenario else [name for name, value in loadgens.items() if value is not None]:
         raise UserError(f"{given[0]} goes with --scenario; speed alone needs no test images")
     sizes = _batches(batch or [])
+    counts = _at_once(in_flight or [])
+    if scenario and len(counts) > 1:
+        raise UserError("--scenario takes one --in-flight; run it once for each")
     if scenario and len(sizes) > (scenario is Scenario.Offline):
         takes = "one --batch" if scenario is Scenario.Offline else "single images, no --batch"
         raise UserError(f"--scenario {scenario.value} takes {takes}")
@@ -131,6 +145,10 @@ def benchmark(
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
         raise UserError("--max-slowdown goes with --baseline")
+    if max_latency is not None and scenario:
+        raise UserError("--max-latency judges what is measured without --scenario")
+    if max_latency is not None and not 0 < max_latency < math.inf:
+        raise UserError(f"--max-latency {max_latency:g}: milliseconds, more than 0")
     # Now: nothing may come between what was measured and its table.
     told_of_files = [*_stale(work), *left, *_unexported(all_work)]
     from cifar_deploy.benchmark import baseline as earlier
@@ -141,10 +159,10 @@ def benchmark(
 
     where = pick(device, threads)
     on_gpu = where.type == "cuda"
-    at_once = (4 if on_gpu else 2) if in_flight is None else in_flight
+    at_once = counts or ((4 if on_gpu else 2),)
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
     before = earlier.read(baseline, describe(where)) if baseline else None
-    worse = False
+    worse, over = False, list[str]()
     if scenario:
         if len(runtime or []) > 1:
             raise UserError("--scenario takes one --runtime; run it once for each")
@@ -172,7 +190,7 @@ def benchmark(
             ran = mlperf.run_all(
                 models(),
                 _test_images(folders, data.value if data else None, data_dir, images),
-                mlperf.Settings(scenario.value, seconds, offline, max(at_once, 1)),
+                mlperf.Settings(scenario.value, seconds, offline, max(at_once[0], 1)),
                 out or store.models_root() / "mlperf",
                 where,
                 told,
@@ -184,7 +202,8 @@ def benchmark(
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures, ended = ran.failures, ran.ended
         else:
-            settings = sweep.Settings(sizes or BATCHES, seconds, at_once, bool(sizes))
+            flights = tuple(count for count in at_once if count)
+            settings = sweep.Settings(sizes or BATCHES, seconds, flights, bool(sizes))
             result = sweep.run(models(), settings, where, told)
             result.failures[:0] = failures
             _check_some(result.tried, result.failures)
@@ -200,12 +219,17 @@ def benchmark(
                 value["baseline"] = earlier.to_json(before, changes, limit)
                 # A comparison with nothing is none that went well.
                 worse = not changes or bool(late)
-    show(shown, said, value, json_file, 160)
+            if max_latency is not None:
+                value["max_latency_ms"] = max_latency
+                over = sweep.slower_than(result.rows, max_latency)
+    show(shown, said, value, json_file, SCENARIO_WIDTH if scenario else WIDTH)
+    for line in over:
+        say(line)
     if ended:
         raise ended
     # Engines that come with a model are told where there is no GPU, and are no failure.
     named = Format.trt in kind.formats
-    if worse or any(named or not _waits(work, failure) for failure in failures):
+    if worse or over or any(named or not _waits(work, failure) for failure in failures):
         raise typer.Exit(1)
 
 
@@ -236,6 +260,17 @@ def _batches(texts: list[str]) -> tuple[int, ...]:
             raise UserError(f"--batch {part}: images a call, 1 or more, as 8 or 1,8,32")
         if int(part) > LARGEST_BATCH:
             raise UserError(f"--batch {part}: a batch over {LARGEST_BATCH:,} is no batch")
+    return tuple(map(int, parts))
+
+
+def _at_once(texts: list[str]) -> tuple[int, ...]:
+    """The batches in flight, given as the batch sizes are, or a 0 alone. Raises UserError."""
+    parts = [part for text in texts for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"[0-9]{1,4}", part) or (not int(part) and len(parts) > 1):
+            raise UserError(
+                f"--in-flight {part}: batches at once, 1 to 9999, as 4 or 1,2,4; 0 alone for none"
+            )
     return tuple(map(int, parts))
 
 

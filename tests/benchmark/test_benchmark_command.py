@@ -15,12 +15,14 @@ import torch
 from processes import command_line
 
 import cifar_deploy
+from cifar_deploy.benchmark.sweep import Row, Who, slower_than
 from cifar_deploy.cli.options import OnnxBy
 from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.engines.manifest import MAGIC_RTX
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.runtimes.load import ONNX
 from cifar_deploy.store import ModelFolder, write_manifest
+from cifar_deploy.timing import Times, Timing
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -87,7 +89,7 @@ def test_what_is_slower_than_before_is_told_and_status_1(
 ) -> None:
     file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
     before, after = tmp_path / "before.json", tmp_path / "after.json"
-    quick = (file, *QUICK, "--batch", "1,2", "--in-flight", "0", "--json")
+    quick = (file, *QUICK, "--batch", "1,2", "--in-flight", "1,2", "--json")
     assert run(*quick, str(before))[0] == 0
     value = json.loads(before.read_text())
 
@@ -126,6 +128,34 @@ def test_what_is_slower_than_before_is_told_and_status_1(
     for row, said in (({}, "is not what"), (wrong, "is not what"), (still, "of no time")):
         status, _, err = compared(1.0, rows=[row])
         assert (status, said in err) == (2, True)
+
+
+def test_a_latency_over_the_bound_is_told_and_status_1(
+    run: Run, models: Path, tmp_path: Path
+) -> None:
+    file, figures = str(models / "simple_cnn" / "simple_cnn.fp32.onnx"), tmp_path / "figures.json"
+    quick = (file, *QUICK, "--batch", "1,256", "--in-flight", "0", "--json", str(figures))
+    over = "simple_cnn, simple_cnn.fp32.onnx, batch {}: its latency has a p99 of {:.4g} ms, over"
+    for bound, status in (("0.000001", 1), ("3600000", 0)):
+        found, out, err = run(*quick, "--max-latency", bound)
+        value = json.loads(figures.read_text())
+        said = [over.format(row["batch"], row["latency"]["p99"]) for row in value["rows"]]
+        assert found == status
+        assert (len(said), value["max_latency_ms"]) == (2, float(bound))
+        assert [line.rpartition(" --")[0] for line in err.splitlines() if "p99" in line] == (
+            said if status else []
+        )
+        assert "simple_cnn.fp32.onnx" in out
+
+
+def test_only_rows_over_the_bound_are_told() -> None:
+    def row(p99: float, batch: int) -> Row:
+        times = Times(0.1, 0.2, 0.3, p99)
+        timing = Timing(batch, 100, times, times, None, None, None, times, 1.0)
+        return Row(Who("m", "f", "r 1", "CPU", "cpu", "fp32"), timing, (), None, True, None, None)
+
+    (said,) = slower_than([row(2.0, 1), row(2.5, 8)], 2.0)
+    assert said == "m, f, batch 8: its latency has a p99 of 2.5 ms, over --max-latency 2"
 
 
 def test_a_models_file_of_another_batch_is_left_out(run: Run, models: Path, tmp_path: Path) -> None:
@@ -241,6 +271,10 @@ def test_a_scenario_keeps_loadgens_logs(
         (("simple_cnn", "--batch", "0"), "--batch 0: images a call"),
         (("simple_cnn", "--batch", "8,-1"), "--batch -1: images a call"),
         (("simple_cnn", "--batch", "8,"), "--batch : images a call"),
+        (("simple_cnn", "--in-flight", "1,0"), "--in-flight 0: batches at once"),
+        (("simple_cnn", "--in-flight", "-1"), "--in-flight -1: batches at once"),
+        (("simple_cnn", "--in-flight", "2,"), "--in-flight : batches at once"),
+        (("simple_cnn", "--scenario", "Offline", "--in-flight", "1,2"), "takes one --in-flight"),
         (("nothing.onnx",), "nothing.onnx"),
         (("/nowhere/file.onnx",), "/nowhere/file.onnx"),
         (("vgg19",), "run: cifar-deploy train vgg19"),
@@ -257,6 +291,12 @@ def test_a_scenario_keeps_loadgens_logs(
         ),
         (("simple_cnn", "--baseline", "b.json"), "b.json"),
         (("simple_cnn", "--max-slowdown", "5"), "--max-slowdown goes with --baseline"),
+        (("simple_cnn", "--max-latency", "0"), "--max-latency 0: milliseconds, more than 0"),
+        (("simple_cnn", "--max-latency", "nan"), "--max-latency nan: milliseconds"),
+        (
+            ("simple_cnn", "--scenario", "Offline", "--max-latency", "1"),
+            "--max-latency judges what is measured without --scenario",
+        ),
         (("simple_cnn", "--threads", str(2**40)), "--threads"),
         (("simple_cnn", "--data-dir", "."), "--data-dir goes with --scenario"),
         (

@@ -105,6 +105,25 @@ def test_no_time_still_sends_each_once() -> None:
     assert flown.seconds >= 0.001  # those that it took, not those that were asked for
 
 
+def test_every_call_in_flight_is_timed_but_the_first_of_each() -> None:
+    began: set[int] = set()
+
+    def seconds(_: int) -> float:
+        first = threading.get_ident() not in began
+        began.add(threading.get_ident())
+        return 1.0 if first else 0.01
+
+    made = flight(Sleeper(seconds), Pool(blank(8), CPU), 4, 2)
+    began.clear()
+    flown = made.fly(1.2)
+    assert len(flown.milliseconds) == flown.images // 4 - 2
+    assert min(flown.milliseconds) >= 10
+    # Each batch's calls follow one another: their times cannot be more than those of the flight.
+    assert sum(flown.milliseconds) / 1000 <= 2 * flown.seconds - 2 * 1.0
+    began.clear()
+    assert min(made.fly(0.0).milliseconds) >= 1000  # there are no others
+
+
 def test_an_error_in_flight_comes_out() -> None:
     def fail(_: int) -> float:
         if runtime.calls > 4:
@@ -145,18 +164,24 @@ def test_slots_on_streams_do_not_mix(
     for i, place in enumerate(places):
         place.wait()
         np.testing.assert_allclose(place.answer.numpy(), expected[16 * i : 16 * i + 16], atol=1e-4)
+        assert place.took() > 0
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("one_stream", [False, True])
 def test_a_flight_on_cuda_waits_for_the_last_batch(
-    measured: ModelFolder, small_data: Dataset
+    measured: ModelFolder, small_data: Dataset, one_stream: bool
 ) -> None:
     device = torch.device("cuda", 0)
     runtime = PyTorch(weights.load(measured), device)
-    made = flight(runtime, Pool(small_data.test.images, device), 64, 4)
+    made = flight(runtime, Pool(small_data.test.images, device), 64, 4, one_stream)
     start = time.perf_counter()
     flown = made.fly(0.2)
     spent = time.perf_counter() - start
     assert 0.2 <= flown.seconds <= spent
     assert flown.images % 64 == 0
     assert flown.images >= 4 * 64
+    assert len(flown.milliseconds) == flown.images // 64 - 4
+    assert min(flown.milliseconds) > 0
+    # A slot's calls follow one another; the clocks of the host and of the GPU are two.
+    assert sum(flown.milliseconds) / 1000 <= 1.05 * 4 * flown.seconds

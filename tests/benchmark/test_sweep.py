@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import ONNX, ONNXRUNTIME, OPENVINO
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
-from cifar_deploy.runtimes.protocol import REMOTE, Bound
+from cifar_deploy.runtimes.protocol import REMOTE, Bound, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import BUFFERS, Lane, Pool
@@ -55,7 +56,7 @@ def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
     assert failures == []
     names = ["PyTorch eager fp32", "simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
     assert [contender.name for contender in entered] == names
-    result = sweep.run([entered], Settings((1, 4), 0.05, 2), CPU)
+    result = sweep.run([entered], Settings((1, 4), 0.05, (2,)), CPU)
     assert [(row.who.name, row.timing.batch) for row in result.rows] == [
         (name, batch) for batch in (1, 4) for name in names
     ]
@@ -67,6 +68,7 @@ def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
             row.throughput.images / row.throughput.seconds
         )
         assert row.throughput.joules is None
+        assert row.throughput.latency_ms.p99 >= row.throughput.latency_ms.p50 > 0
         assert row.card is None
     value = json.loads(json.dumps(sweep.to_json(result, "the command")))
     assert value["command"] == "the command"
@@ -76,7 +78,7 @@ def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
     lines = table.notes(result)
     assert any("no GPU is measured" in line for line in lines)
     for row in result.rows:
-        cells = table.cells(row)
+        (cells,) = table.lines(row)
         assert len(cells) == len(table.TEXTS) + len(table.NUMBERS)
         # H2D, D2H and enqueue: there is no copy on a CPU.
         assert [cells[3], cells[5], cells[6]] == ["-", "-", "-"]
@@ -90,12 +92,13 @@ def test_numbers_are_whole_at_any_width(
     width: int,
 ) -> None:
     entered, _ = sweep.contenders([(measured, measured.exported(), True)], CPU, False)
-    result = sweep.run([entered], Settings((8,), 0.01, 2), CPU)
+    result = sweep.run([entered], Settings((8,), 0.01, (2,)), CPU)
     printing = partial(show, table.table(result.rows), [], {}, None, 160)
     lines = lines_in_terminal(monkeypatch, capsys, width, printing)
     for row in sweep.to_json(result, "")["rows"]:
         times = [row["compute"]["p50"], *(row["latency"][q] for q in ("min", "p50", "p90", "p99"))]
         speeds = (row["images_per_second"], row["throughput"]["images_per_second"])
+        times += [row["throughput"]["latency_ms"][q] for q in ("p50", "p99")]
         words = {"8", *map(table.milliseconds, times), *(f"{speed:,.0f}" for speed in speeds)}
         assert any(words <= set(line) for line in lines), (words, lines)
 
@@ -127,7 +130,7 @@ def test_a_cold_start_of_every_runtime(
     begin = time.perf_counter()
     entered, failures = sweep.contenders(work, CPU, False, onnx=[ONNXRUNTIME, *openvino])
     took = time.perf_counter() - begin
-    rows = sweep.run([entered], Settings((1, 4), 0.02, 0), CPU).rows
+    rows = sweep.run([entered], Settings((1, 4), 0.02, ()), CPU).rows
     assert failures == []
     assert len(rows) == 2 * (2 + len(openvino))
     assert len(made) == 1
@@ -148,7 +151,7 @@ def test_the_first_call_shows_what_is_slow_once(measured: ModelFolder) -> None:
         lambda *_: time.sleep(0.0 if next(calls) else 1.0)  # type: ignore[func-returns-value]
     )
     entered = [Contender("m", "f", PyTorch(trained, CPU), open_s=0.25)]
-    one, four = sweep.run([entered], Settings((1, 4), 0.1, 0), CPU).rows
+    one, four = sweep.run([entered], Settings((1, 4), 0.1, ()), CPU).rows
     assert cold([one])[0][1] >= 1000 > one.timing.latency.p99
     assert cold([four])[0][1] < 1000
 
@@ -182,7 +185,7 @@ def test_cold_starts_are_told_a_line_a_model() -> None:
         Contender("m", "two", single, open_s=0.009),
         Contender("m", "served", there, open_s=0.1),
     ]
-    result = sweep.run([entered], Settings((1, 2), 0.0, 0), CPU)
+    result = sweep.run([entered], Settings((1, 2), 0.0, ()), CPU)
     served = [row for row in result.rows if row.who.name == "served"]
     assert {(row.open_s, row.first_call_ms) for row in served} == {(None, None)}
     known = {"a": 3.14, "b": 12345.6, "two": 0.5}
@@ -206,7 +209,7 @@ def test_contenders_take_turns() -> None:
         return Sleeper(lambda _: order.append(name) or 0.002)  # type: ignore[func-returns-value]
 
     entered = [Contender("m", name, noting(name)) for name in "abc"]
-    result = sweep.run([entered], Settings((2,), 0.1, 0), CPU)
+    result = sweep.run([entered], Settings((2,), 0.1, ()), CPU)
     turns = [name for name, _ in itertools.groupby(order)]
     # First each is warmed up, then each has its slices in turn.
     assert turns == list("abc") * (1 + sweep.TURNS)
@@ -226,7 +229,7 @@ def test_energy_is_counted_over_more_than_the_counters_steps(
     there = Sleeper(lambda _: 0.001)
     there.device = REMOTE
     entered = [Contender("m", "f", Sleeper(lambda _: 0.001)), Contender("m", "served", there)]
-    row, served = sweep.run([entered], Settings((4,), 0.05, 1), CPU).rows
+    row, served = sweep.run([entered], Settings((4,), 0.05, (1,)), CPU).rows
     # Nobody knows whether a server computes on the card that is here.
     assert served.throughput
     assert served.throughput.joules is served.throughput.images_per_joule is served.card is None
@@ -238,6 +241,68 @@ def test_energy_is_counted_over_more_than_the_counters_steps(
     )
 
 
+def test_latency_in_flight_is_of_the_measured_calls() -> None:
+    def alone_or_not(_: int) -> float:
+        return 0.002 if threading.current_thread() is threading.main_thread() else 0.02
+
+    entered = [Contender("m", "f", Sleeper(alone_or_not))]
+    (row,) = sweep.run([entered], Settings((4,), 0.5, (3,)), CPU).rows
+    assert row.throughput
+    load = row.throughput.latency_ms
+    # Warming up is not counted, nor in each slice the first call of each of the three.
+    assert load.calls == row.throughput.images // 4 - sweep.FLIGHT_TURNS * 3
+    assert load.p99 >= load.p50 >= 20 > row.timing.latency.p50
+
+
+def test_several_counts_in_flight_are_a_line_each(measured: ModelFolder) -> None:
+    # A processor of three cores, if they were: it computes three at once.
+    cores = threading.Semaphore(3)
+
+    def shared(_: int) -> float:
+        with cores:
+            time.sleep(0.01)
+        return 0.0
+
+    entered = [Contender("m", "f", Sleeper(shared))]
+    result = sweep.run([entered], Settings((4,), 0.6, (1, 3, 6)), CPU)
+    one, three, six = result.rows[0].throughputs
+    assert [flown.in_flight for flown in (one, three, six)] == [1, 3, 6]
+    assert three.images_per_second > 1.5 * one.images_per_second
+    # Beyond the cores only the waiting grows.
+    assert six.images_per_second < 1.5 * three.images_per_second
+    (row,) = json.loads(json.dumps(sweep.to_json(result, "")))["rows"]
+    assert row["throughput"] == row["throughputs"][0]
+    assert [flown["in_flight"] for flown in row["throughputs"]] == [1, 3, 6]
+    assert sweep.to_json(result, "")["settings"]["in_flight"] == (1, 3, 6)
+    first, *others = table.lines(result.rows[0])
+    assert [line[-5] for line in (first, *others)] == ["1", "3", "6"]
+    assert {len(line) for line in (first, *others)} == {len(table.TEXTS) + len(table.NUMBERS)}
+    assert not any("".join(line[:-5]) for line in others)
+    assert any("in flight: 1, 3, 6 batches at once" in note for note in table.notes(result))
+
+
+def test_who_asks_for_one_count_reads_what_there_was_before() -> None:
+    entered = [Contender("m", "f", Sleeper(lambda _: 0.0))]
+    for counts, in_flight in (((), 0), ((2,), 2)):
+        value = sweep.to_json(sweep.run([entered], Settings((1,), 0.01, counts), CPU), "")
+        assert value["settings"]["in_flight"] == in_flight
+        (row,) = value["rows"]
+        assert (row["throughput"] or {"in_flight": 0})["in_flight"] == in_flight
+
+
+def test_what_is_too_much_in_flight_leaves_the_counts_before_it() -> None:
+    class Narrow(Sleeper):
+        def streams(self, count: int) -> Sequence[Runtime]:
+            if count > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().streams(count)
+
+    entered = [Contender("m", "f", Narrow(lambda _: 0.0))]
+    result = sweep.run([entered], Settings((4,), 0.01, (1, 2, 4)), CPU)
+    assert [flown.in_flight for flown in result.rows[0].throughputs] == [1, 2]
+    assert ["memory is exhausted" in failure.reason for failure in result.failures] == [True]
+
+
 def test_models_are_measured_one_after_another() -> None:
     order: list[str] = []
 
@@ -245,7 +310,7 @@ def test_models_are_measured_one_after_another() -> None:
         return Sleeper(lambda _: order.append(name) or 0.0)  # type: ignore[func-returns-value]
 
     entered = [[Contender(name, "file", noting(name))] for name in "ab"]
-    sweep.run(entered, Settings((1, 2), 0.01, 1), CPU)
+    sweep.run(entered, Settings((1, 2), 0.01, (1,)), CPU)
     assert [name for name, _ in itertools.groupby(order)] == ["a", "b"]
 
 
@@ -260,7 +325,7 @@ def test_a_models_runtimes_are_let_go_before_the_next_ones_are_opened() -> None:
             yield opened
             del opened
 
-    result = sweep.run(models(), Settings((1, 2), 0.01, 1), CPU)
+    result = sweep.run(models(), Settings((1, 2), 0.01, (1,)), CPU)
     assert [row.who.model for row in result.rows] == [*"aaaabbbbcccc"]
 
 
@@ -293,7 +358,7 @@ def test_what_fails_is_told_and_the_rest_measured(error: Exception, said: str) -
         Contender("m", "small", Refusing(4, error)),
         Contender("m", "large", Sleeper(lambda _: 0.0)),
     ]
-    result = sweep.run([entered], Settings((1, 8), 0.01, 2), CPU)
+    result = sweep.run([entered], Settings((1, 8), 0.01, (2,)), CPU)
     assert [(row.who.name, row.timing.batch) for row in result.rows] == [
         ("small", 1),
         ("large", 1),
@@ -308,11 +373,11 @@ def test_a_batch_that_a_file_does_not_take_is_told_only_where_it_was_asked_for()
     single, four = Sleeper(lambda _: 0.0), Sleeper(lambda _: 0.0)
     single.batches, four.batches = [range(1, 2)], [range(4, 5)]
     entered = [[Contender("m", "single", single)], [Contender("n", "four", four)]]
-    result = sweep.run(entered, Settings((1, 2), 0.01, 0, chosen=False), CPU)
+    result = sweep.run(entered, Settings((1, 2), 0.01, (), chosen=False), CPU)
     measured = [(row.who.name, row.timing.batch) for row in result.rows]
     assert measured == [("single", 1), ("four", 4)]  # at its own, where no other fits
     assert result.failures == []
-    result = sweep.run(entered, Settings((2,), 0.01, 0), CPU)
+    result = sweep.run(entered, Settings((2,), 0.01, ()), CPU)
     assert [(failure.name, failure.batch, failure.reason) for failure in result.failures] == [
         ("single", 2, "it takes batches of 1 only"),
         ("four", 2, "it takes batches of 4 only"),
@@ -330,22 +395,22 @@ def test_a_call_after_another_contenders_is_not_counted() -> None:
         return seconds
 
     entered = [Contender("m", name, Sleeper(cold(name))) for name in ("one", "two")]
-    for row in sweep.run([entered], Settings((1,), 1.0, 0), CPU).rows:
+    for row in sweep.run([entered], Settings((1,), 1.0, ()), CPU).rows:
         assert row.timing.calls >= sweep.TURNS
         assert row.timing.latency.p99 < 25
 
 
 def test_what_rests_on_few_calls_is_told() -> None:
     entered = [Contender("m", "slow", Sleeper(lambda _: 0.05))]
-    (row,) = (result := sweep.run([entered], Settings((1,), 0.2, 0), CPU)).rows
+    (row,) = (result := sweep.run([entered], Settings((1,), 0.2, ()), CPU)).rows
     calls = row.timing.calls
     assert any(f"the fewest {calls}: their p99" in note for note in table.notes(result))
     assert row.steady
     entered = [Contender("m", "quick", Sleeper(lambda _: 0.0005))]
-    result = sweep.run([entered], Settings((1,), 0.5, 1), CPU)
+    result = sweep.run([entered], Settings((1,), 0.5, (1,)), CPU)
     assert not any("p99" in note or "figures in flight" in note for note in table.notes(result))
     entered = [Contender("m", "slow in flight", Sleeper(lambda _: 0.05))]
-    (row,) = (result := sweep.run([entered], Settings((2,), 0.1, 2), CPU)).rows
+    (row,) = (result := sweep.run([entered], Settings((2,), 0.1, (2,)), CPU)).rows
     assert row.throughput
     told = f"1 of 1 figures in flight are of fewer than 20 batches, the fewest {2 * 2}:"
     assert any(told in note for note in table.notes(result))
@@ -362,7 +427,7 @@ def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
         Contender("m", "narrow", Narrow(lambda _: 0.0)),
         Contender("m", "b", Sleeper(lambda _: 0.0)),
     ]
-    result = sweep.run([entered], Settings((8,), 0.01, 2), CPU)
+    result = sweep.run([entered], Settings((8,), 0.01, (2,)), CPU)
     assert [row.who.name for row in result.rows] == ["narrow", "b"]
     narrow, other = result.rows
     assert narrow.timing.calls >= sweep.TURNS
@@ -371,13 +436,13 @@ def test_what_does_not_fit_several_times_keeps_its_latency() -> None:
     (failure,) = result.failures
     assert (failure.name, failure.batch) == ("narrow", 8)
     assert "memory is exhausted" in failure.reason
-    assert table.cells(narrow)[-2:] == ["-", "-"]
+    assert table.lines(narrow)[0][-5:] == ["-"] * 5
 
 
 def test_a_batch_is_as_large_as_it_is_called() -> None:
     runtime = Sleeper(lambda _: 0.0)
     batch = len(sweep.pixels(CPU)) + 1
-    (row,) = sweep.run([[Contender("m", "f", runtime)]], Settings((batch,), 0.01, 1), CPU).rows
+    (row,) = sweep.run([[Contender("m", "f", runtime)]], Settings((batch,), 0.01, (1,)), CPU).rows
     assert set(runtime.bound) == {batch}
     assert row.throughput
     assert row.throughput.images % batch == 0
@@ -387,18 +452,18 @@ def test_a_gpu_that_fails_ends_the_run_in_one_line() -> None:
     error = torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with")
     entered = [Contender("m", "file", Refusing(0, error))]
     with pytest.raises(UserError, match=r"^m, file: the GPU failed: CUDA error: .*nvidia-smi$"):
-        sweep.run([entered], Settings((1,), 0.01, 0), CPU)
+        sweep.run([entered], Settings((1,), 0.01, ()), CPU)
     # Also where the runtime has told it already.
     told = UserError("file: the GPU failed during a run")
     told.__cause__ = error
     with pytest.raises(UserError, match=r"^file: the GPU failed during a run$"):
-        sweep.run([[Contender("m", "file", Refusing(0, told))]], Settings((1,), 0.01, 0), CPU)
+        sweep.run([[Contender("m", "file", Refusing(0, told))]], Settings((1,), 0.01, ()), CPU)
 
 
 def test_a_gpu_that_fails_later_leaves_what_was_measured() -> None:
     error = torch.AcceleratorError("CUDA error: unspecified launch failure")
     entered = [Contender("m", "file", Refusing(1, error))]
-    result = sweep.run([entered], Settings((1, 2, 4), 0.01, 0), CPU)
+    result = sweep.run([entered], Settings((1, 2, 4), 0.01, ()), CPU)
     assert [row.timing.batch for row in result.rows] == [1]
     assert isinstance(result.ended, UserError)
     assert sweep.UNFINISHED in sweep.to_json(result, "")["remarks"]
@@ -410,7 +475,7 @@ def test_an_end_during_throughput_leaves_the_latency() -> None:
             raise KeyboardInterrupt
 
     entered = [Contender("m", name, Sleeper(lambda _: 0.0)) for name in ("one", "two")]
-    result = sweep.run([entered], Settings((1, 2), 0.01, 1), CPU, stop)
+    result = sweep.run([entered], Settings((1, 2), 0.01, (1,)), CPU, stop)
     assert [(row.who.name, row.timing.batch) for row in result.rows] == [
         ("one", 1),
         ("two", 1),
@@ -468,7 +533,7 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
     names = [contender.name for contender in entered]
     assert names[0] == "PyTorch eager fp32"
     assert "torch.compile fp32" in names
-    result = sweep.run([entered], Settings((32,), 0.3, 3), device)
+    result = sweep.run([entered], Settings((32,), 0.3, (3,)), device)
     assert result.failures == []
     assert len(result.rows) == len(entered)
     assert min(min(one) for one in cold(result.rows)) > 0
@@ -480,6 +545,7 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
         assert timing.latency.p50 > timing.compute.p50 > 0
         assert thrown
         assert thrown.images_per_second > 0
+        assert thrown.latency_ms.p99 >= thrown.latency_ms.p50 > 0
         if thrown.joules is not None and thrown.images_per_joule:
             assert thrown.images_per_joule == pytest.approx(thrown.images / thrown.joules)
     assert result.facts["gpu"]["compute_capability"].count(".") == 1

@@ -576,9 +576,11 @@ def begun(card: Json) -> str | None:
     Such are torchvision's, what `import` took, and files of which nothing is known.
     """
     *later, first = runs_of(card)
-    if imported := first.get("imported"):
-        return str(imported["from"])
-    return str(first["from"]) if later and "command" not in first else None
+    if "imported" in first:
+        first = first["imported"]
+    elif not later or "command" in first:
+        return None
+    return str(first.get("from", "weights that their card does not name"))
 
 
 def taught_from(card: Json) -> list[str]:

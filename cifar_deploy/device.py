@@ -28,13 +28,14 @@ LIBRARIES = (
     "numpy",
     "pillow",
 )
-# Memory that is full, in the words of cuDNN, cuBLAS, CUDA and torch's allocator for CPUs.
+# Memory that is full, in the words of cuDNN, cuBLAS, CUDA, torch's allocator for CPUs and oneDNN.
 FULL = (
     "unable to find an engine",
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
     "out of memory",
     "can't allocate memory",
+    "could not create a primitive",
 )
 
 

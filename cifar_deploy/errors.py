@@ -2,8 +2,11 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+FEW = 10  # names in a message
+TEMPORARY = Path("to a temporary folder ($TMPDIR can name another)")  # for disk_errors
 
 
 class UserError(Exception):
@@ -21,6 +24,12 @@ class OwnError(UserError):
 def one_line(error: Exception) -> str:
     """The first line of what an error says, or its name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def few(names: Sequence[str]) -> str:
+    """`names` with commas; of many the first ones, and how many more there are."""
+    more = len(names) - FEW
+    return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
 
 
 @contextlib.contextmanager

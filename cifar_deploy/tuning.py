@@ -20,7 +20,7 @@ import torch
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.augment import augment
 from cifar_deploy.data.dataset import Dataset, Images, Split
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
 from cifar_deploy.export.mixed import mixed
 from cifar_deploy.export.onnx_file import deployment_graph
 from cifar_deploy.export.quantise import Calibration, check_kept, kept, layers, quantise
@@ -161,7 +161,7 @@ def _harder(images: Images, mean: Sequence[float]) -> Images:
 
 def _answers(model: onnx.ModelProto, images: Images) -> Logits:
     with (
-        disk_errors(Path("to a temporary folder ($TMPDIR can name another)"), "write"),
+        disk_errors(TEMPORARY, "write"),
         tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room,
     ):
         path = Path(room) / "model.onnx"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cifar_deploy.benchmark.sweep import pixels
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
 from cifar_deploy.runtimes.load import OPENVINO
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
@@ -70,11 +70,21 @@ def profile(path: Path, onnx: str, batch: int, seconds: float) -> Profile:
 
 
 def _onnxruntime(path: Path, batch: int, seconds: float) -> Profile:
-    with tempfile.TemporaryDirectory() as place:
+    with (
+        disk_errors(TEMPORARY, "write"),
+        tempfile.TemporaryDirectory() as place,
+    ):
         runtime = OnnxRuntime(path, CPU, Pixels(), profile=Path(place, "profile"))
         lane = _warm(path, runtime, batch)
         times = _times(lane.call, seconds)
-        events = json.loads(runtime.end_profile().read_text())
+        written = runtime.end_profile().read_text()
+    try:
+        events = json.loads(written)
+    except ValueError as error:  # ONNX Runtime says nothing of a disk that is full
+        raise UserError(
+            "ONNX Runtime could not write all of its profile to a temporary folder; make room, or "
+            "name another with $TMPDIR"
+        ) from error
     begins = sorted(event["ts"] for event in events if event["name"] == "model_run")[-len(times) :]
     runs: list[Took] = [{} for _ in begins]
     for event in events:

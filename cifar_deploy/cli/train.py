@@ -31,7 +31,7 @@ from cifar_deploy.cli.options import (
     say_doubtful,
     say_doubts,
 )
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, few
 
 if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer
@@ -267,9 +267,9 @@ def _uneven(trainer: "Trainer") -> str:
     """What is told of classes that the draw of the held-out images left without any on one side."""
     dataset, said = trainer.job.dataset, []
     if trainer.holdout and (lost := dataset.missing(trainer.holdout)):
-        said.append(f"no image of {', '.join(lost)} is held out")
+        said.append(f"no image of {few(lost)} is held out")
     if trainer.holdout and (lost := dataset.missing(trainer.train_split)):
-        said.append(f"all images of {', '.join(lost)} are held out, and none is left to train on")
+        said.append(f"all images of {few(lost)} are held out, and none is left to train on")
     if not said:
         return ""
     return f"{'; '.join(said)}: chance drew them from all {len(dataset.train):,} together"

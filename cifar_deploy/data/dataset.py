@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, few
 from cifar_deploy.store import Json
 
 Images = npt.NDArray[np.uint8]  # [n, 32, 32, 3], RGB
@@ -147,8 +147,8 @@ class Dataset:
         """Raise UserError where `model` knows other classes than the data set."""
         if self.classes != classes:
             raise UserError(
-                f"{model} was trained on the classes {', '.join(classes)}; "
-                f"{self.origin} has {', '.join(self.classes)}: name its data set with --data-dir"
+                f"{model} was trained on the classes {few(classes)}; "
+                f"{self.origin} has {few(self.classes)}: name its data set with --data-dir"
             )
 
     def untested(self) -> tuple[str, ...]:

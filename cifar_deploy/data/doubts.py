@@ -7,6 +7,7 @@ import numpy as np
 
 from cifar_deploy.data import folder
 from cifar_deploy.data.dataset import Dataset, Images, Labels, balance
+from cifar_deploy.errors import few
 
 NAMED = 3  # of the classes without a right answer, in a line
 
@@ -15,9 +16,7 @@ def doubts(dataset: Dataset) -> list[str]:
     """A line for each thing about `dataset` that whoever made it would want to know."""
     said = []
     if lost := dataset.untested():
-        said.append(
-            f"{dataset.origin} has no test image of {', '.join(lost)}: no accuracy tells of them"
-        )
+        said.append(f"{dataset.origin} has no test image of {few(lost)}: no accuracy tells of them")
     if dataset.verified == folder.VERIFIED:  # of published sets it is known
         said += _of_the_images(dataset) + _of_the_folder(Path(dataset.origin))
     return said

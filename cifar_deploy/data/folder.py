@@ -3,8 +3,10 @@
 import hashlib
 import os
 import shlex
+import threading
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.image import may_be_image, read_image, without_warnings
 from cifar_deploy.errors import UserError, disk_errors
 
+MOST_THREADS = 32  # which read images
 NAMED = 5  # of the unreadable files, in a message
 VERIFIED = "folder of images: no published checksum"
 TEST = ("test", "val")  # the first of them that is there
@@ -119,15 +122,32 @@ def _split(root: Path, classes: tuple[str, ...], folders: dict[str, Path]) -> Sp
     files.sort()
     images = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
 
-    def read_row(row: int) -> UserError | None:
-        try:
-            images[row] = read_image(files[row][2])
-        except UserError as error:
-            return error
-        return None
+    # As many tasks as threads: ^C while a pool takes a task may leave it locked for ever.
+    threads = min(len(os.sched_getaffinity(0)) + 4, MOST_THREADS)
+    over = threading.Event()
 
-    with without_warnings(), ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
-        bad = [error for error in pool.map(read_row, range(len(files))) if error]
+    def read_rows(first: int) -> dict[int, UserError]:
+        failed = {}
+        for row in range(first, len(files), threads):
+            if over.is_set():
+                break
+            try:
+                images[row] = read_image(files[row][2])
+            except UserError as error:
+                if isinstance(error.__cause__, MemoryError):  # not the file's fault
+                    raise
+                failed[row] = error
+        return failed
+
+    # Pillow decodes without Python's lock.
+    with without_warnings(), ThreadPoolExecutor(threads) as pool:
+        try:
+            failed = dict(
+                chain.from_iterable(f.items() for f in pool.map(read_rows, range(threads)))
+            )
+        finally:
+            over.set()
+    bad = [failed[row] for row in sorted(failed)]
     if len(bad) > 1:
         named = "; ".join(map(str, bad[:NAMED]))
         more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""

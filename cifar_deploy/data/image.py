@@ -60,6 +60,8 @@ def _decoding(name: str) -> Iterator[None]:
             yield
     except UnidentifiedImageError:
         raise UserError(f"{name} is not an image in a format that Pillow reads") from None
+    except MemoryError as error:
+        raise UserError(f"{name}: memory is short; make it smaller, or free some") from error
     except Exception as error:  # on foreign bytes decoders raise whatever they stumble over
         raise UserError(f"{name} cannot be read as an image: {error}") from error
 
@@ -104,5 +106,6 @@ def to_array(image: Image.Image) -> Images:
         image = Image.fromarray((values >> 8 if deep else values).clip(0, 255).astype(np.uint8))
     # In this order, rows first, as the C++ library does: Pillow from 13 on would begin with the
     # columns of tall images.
-    narrow = image.convert("RGB").resize((SIZE, image.height), Image.Resampling.BILINEAR)
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    narrow = image.resize((SIZE, image.height), Image.Resampling.BILINEAR)
     return np.array(narrow.resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.uint8)

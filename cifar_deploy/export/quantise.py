@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
 from cifar_deploy.store import Json
 
 COUNT = 512  # images to calibrate with
@@ -151,7 +151,7 @@ def quantise(
         "OpTypesToExcludeOutputQuantization": LAYERS if symmetric else LINEAR,
     }
     with (
-        disk_errors(Path("to a temporary folder ($TMPDIR can name another)"), "write"),
+        disk_errors(TEMPORARY, "write"),
         tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room,
         contextlib.redirect_stdout(io.StringIO()),
     ):

@@ -44,7 +44,8 @@ def cuda_errors(what: str, device: torch.device, batch: int) -> Iterator[None]:
 
 def whose(error: BaseException) -> str:
     """The memory that is full."""
-    return "the memory" if "CPUAllocator" in str(error) else "the GPU's memory"
+    of_cpu = ("CPUAllocator", "could not create a primitive")
+    return "the memory" if any(said in str(error) for said in of_cpu) else "the GPU's memory"
 
 
 def needed(error: BaseException) -> str:

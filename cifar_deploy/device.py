@@ -139,6 +139,21 @@ def memory_left() -> int | None:
     return min(found, default=None)
 
 
+def memory_taken(device: "torch.device", status: Path = Path("/proc/self/status")) -> int | None:
+    """Bytes that are taken of a GPU's memory, by whomever; on a CPU, of this process in memory.
+
+    The latter is VmRSS of proc(5), in `status`; None where there is no such file.
+    """
+    import torch
+
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+    if not status.exists() or not (said := re.search(r"VmRSS:\s+(\d+) kB", status.read_text())):
+        return None
+    return 1024 * int(said[1])
+
+
 def gpu_memory_left(device: "torch.device | None" = None) -> str:
     """What is free on a GPU, or on the current one, as the end of a sentence."""
     import torch

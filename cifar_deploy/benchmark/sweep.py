@@ -4,6 +4,7 @@ They take turns in short slices, so that a drift of the clocks hits all alike.
 """
 
 import contextlib
+import copy
 import datetime
 import gc
 import time
@@ -19,6 +20,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import Flight, Flown, flight
+from cifar_deploy.benchmark.memory import Memory
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.device import quiet_autotune
 from cifar_deploy.errors import UserError, one_line
@@ -84,6 +86,7 @@ class Contender:
     runtime: Runtime
     one_stream: bool = False
     open_s: float | None = None  # seconds from the file until it was ready; None: not known
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def who(self) -> Who:
@@ -126,6 +129,8 @@ class Row:
     # A cold start, of libraries that were loaded; None of what is served.
     open_s: float | None  # seconds to open the contender, the same in each of its rows
     first_call_ms: float | None  # then the first call at this batch size, see Lane.first
+    # What it has taken by the end of that call since before it was opened, see Memory.
+    memory_mib: int | None
 
     @property
     def throughput(self) -> Throughput | None:
@@ -181,9 +186,11 @@ def contenders(
             name = f"{file.name}, {how}" if several and file.name.endswith(".onnx") else file.name
             import_library(file, device, trust, how)
             try:
-                with _opening(device) as seconds:
+                memory = Memory(device)
+                with memory.step(), _opening(device) as seconds:
                     runtime = open_runtime(file, device, trust, pixels=pixels, onnx=how)
-                opened.append(Contender(folder.name, name, runtime, open_s=sum(seconds)))
+                spent = sum(seconds)
+                opened.append(Contender(folder.name, name, runtime, open_s=spent, memory=memory))
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, name, reason))
@@ -192,17 +199,20 @@ def contenders(
             halves = ["fp16"] if device.type == "cuda" and half else []
             if compiled:
                 quiet_autotune()  # imports the compiler
-            begin = time.perf_counter()
-            trained = weights.load(folder)
-            reading = time.perf_counter() - begin
+            read = Memory(device)
+            with read.step():
+                begin = time.perf_counter()
+                trained = weights.load(folder)
+                reading = time.perf_counter() - begin
             for precision in ["fp32", *halves]:
                 for fused in [False, True] if compiled else [False]:
                     name = f"{'torch.compile' if fused else 'PyTorch eager'} {precision}"
                     try:
-                        with _opening(device) as seconds:
+                        memory = copy.copy(read)
+                        with memory.step(), _opening(device) as seconds:
                             eager = PyTorch(trained, device, precision, fused)
                         spent = reading + sum(seconds)
-                        found.append(Contender(folder.name, name, eager, fused, spent))
+                        found.append(Contender(folder.name, name, eager, fused, spent, memory))
                     except RuntimeError as error:
                         if not (told := refusal(error)):
                             raise
@@ -343,8 +353,10 @@ class _Turn:
         self._remote = contender.runtime.device == REMOTE
 
     def warm(self) -> None:
-        self._lane = Lane(self.contender.runtime, self._pool, self._batch)
-        self._first_ms = self._lane.first()
+        with self.contender.memory.step():
+            self._lane = Lane(self.contender.runtime, self._pool, self._batch)
+            self._first_ms = self._lane.first()
+        self._memory_mib = self.contender.memory.mib
         self._steady = warm_up(self._lane)
 
     def once(self) -> None:
@@ -360,8 +372,13 @@ class _Turn:
         self._calls += calls[1:] or calls
         self._spans.append((begin, time.perf_counter()))
 
+    def leave(self) -> None:
+        """Let the buffers of the latency go."""
+        with self.contender.memory.step():
+            self._lane = None
+
     def board(self, in_flight: int) -> None:
-        self._lane = self._flight = None  # their buffers make room
+        self._flight = None  # its buffers make room
         self._flown: list[Flown] = []
         self._joules: float | None = 0.0
         self._flight = flight(
@@ -395,6 +412,7 @@ class _Turn:
             self._steady,
             None if self._remote else self.contender.open_s,
             None if self._remote else self._first_ms,
+            None if self._remote else self._memory_mib,
         )
 
     def land(self) -> None:
@@ -456,6 +474,7 @@ def _batch(
         each("latency", lambda turn: turn.time(settings.seconds / TURNS))
     timed = list(left)
     try:
+        each("latency", _Turn.leave)  # all of them: there is more room for what is in flight
         counted = watch.joules() is not None
         seconds = max(settings.seconds, ENERGY_SECONDS) if counted else settings.seconds
         for count in settings.in_flight:

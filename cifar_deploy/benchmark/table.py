@@ -112,7 +112,7 @@ def notes(result: Benchmark) -> list[str]:
     )
     if counts := result.settings.in_flight:
         terms += f"; in flight: {', '.join(map(str, counts))} batches at once"
-    lines += [f"{terms}.", *_cold(result.rows), *_few(result.rows)]
+    lines += [f"{terms}.", *_cold(result.rows), *_memory(result.rows), *_few(result.rows)]
     return lines + _said(result.remarks, result.failures)
 
 
@@ -129,6 +129,22 @@ def _cold(rows: Sequence[Row]) -> list[str]:
             said.setdefault((who.model, row.timing.batch), []).append(f"{who.name} {spent} ms")
     return [
         f"Cold start of {model}, opening + first call of batch {batch}: {'; '.join(each)}."
+        for (model, batch), each in said.items()
+    ]
+
+
+def _memory(rows: Sequence[Row]) -> list[str]:
+    """A line a model: what each contender takes when it has had its largest batch."""
+    last = {row.who: row for row in sorted(rows, key=lambda row: row.timing.batch)}
+    said: dict[tuple[str, int], list[str]] = {}
+    for who in dict.fromkeys(row.who for row in rows):
+        row = last[who]
+        if row.memory_mib is not None:
+            told = f"{who.name} {row.memory_mib:,} MiB"
+            said.setdefault((who.model, row.timing.batch), []).append(told)
+    return [
+        f"Memory of {model}, from before opening to after the first call of batch {batch}: "
+        f"{'; '.join(each)}."
         for (model, batch), each in said.items()
     ]
 

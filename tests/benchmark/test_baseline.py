@@ -13,7 +13,7 @@ from cifar_deploy.timing import Times, Timing
 def row(p50: float, runtime: str = "ONNX Runtime 1.31.1", name: str = "m.onnx") -> Row:
     spent, other = Times(0.5 * p50, p50, 3 * p50, 4 * p50), Times(9.0, 9.0, 9.0, 9.0)
     timing = Timing(8, 100, spent, other, None, None, None, other, 8000 / 9)
-    return Row(Who("m", name, runtime, "CPU", "cpu", "fp32"), timing, (), None, True, None, None)
+    return Row(Who("m", name, runtime, "CPU", "cpu", "fp32"), timing, (), None, True, *[None] * 3)
 
 
 def test_a_median_is_slower_by_its_share_of_the_one_before(tmp_path: Path) -> None:

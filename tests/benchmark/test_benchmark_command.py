@@ -52,6 +52,8 @@ def test_a_model_with_all_its_files(run: Run, tmp_path: Path) -> None:
     ]
     assert all(row["open_s"] > 0 and row["first_call_ms"] > 0 for row in value["rows"])
     assert "Cold start of simple_cnn, opening + first call of batch 2: PyTorch eager fp32 " in out
+    assert "Memory of simple_cnn, from before opening to after the first call of batch 3: " in out
+    assert all(isinstance(row["memory_mib"], int) for row in value["rows"])
     assert "no GPU is measured" in out
     assert "compute" in out
 
@@ -152,7 +154,7 @@ def test_only_rows_over_the_bound_are_told() -> None:
     def row(p99: float, batch: int) -> Row:
         times = Times(0.1, 0.2, 0.3, p99)
         timing = Timing(batch, 100, times, times, None, None, None, times, 1.0)
-        return Row(Who("m", "f", "r 1", "CPU", "cpu", "fp32"), timing, (), None, True, None, None)
+        return Row(Who("m", "f", "r 1", "CPU", "cpu", "fp32"), timing, (), None, True, *[None] * 3)
 
     (said,) = slower_than([row(2.0, 1), row(2.5, 8)], 2.0)
     assert said == "m, f, batch 8: its latency has a p99 of 2.5 ms, over --max-latency 2"

@@ -546,6 +546,7 @@ def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
         assert thrown
         assert thrown.images_per_second > 0
         assert thrown.latency_ms.p99 >= thrown.latency_ms.p50 > 0
+        assert row.memory_mib is not None
         if thrown.joules is not None and thrown.images_per_joule:
             assert thrown.images_per_joule == pytest.approx(thrown.images / thrown.joules)
     assert result.facts["gpu"]["compute_capability"].count(".") == 1

@@ -2,6 +2,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cifar_deploy.data import cifar10, folder
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.errors import UserError
 
 
@@ -90,6 +91,39 @@ def test_hidden_files_are_skipped(picture_folder: Callable[..., Path]) -> None:
         (place / name).write_bytes(b"x")
     (place / "test/.cache").mkdir()
     assert folder.read(place).sha256() == before
+
+
+def test_ctrl_c_ends_the_reading(
+    picture_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    ctrl_c: Callable[[], None],
+) -> None:
+    place = picture_folder("many", train=150, test=1)
+    begun = list[Path]()
+
+    def slow(path: Path) -> Images:
+        begun.append(path)
+        if len(begun) == 1:
+            ctrl_c()
+        time.sleep(0.005)
+        return np.zeros((32, 32, 3), np.uint8)
+
+    monkeypatch.setattr(folder, "read_image", slow)
+    with pytest.raises(KeyboardInterrupt):
+        folder.read(place)
+    assert len(begun) < 150
+
+
+def test_memory_that_is_short_is_no_fault_of_the_image(
+    picture_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object) -> None:
+        raise MemoryError
+
+    place = picture_folder("large", train=3, test=1)
+    monkeypatch.setattr(Image.Image, "load", short)
+    with pytest.raises(UserError, match=r"\.png: memory is short; make it smaller, or free some$"):
+        folder.read(place)
 
 
 def test_what_is_wrong_is_named(picture_folder: Callable[..., Path], tmp_path: Path) -> None:

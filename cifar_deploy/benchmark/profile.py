@@ -70,10 +70,7 @@ def profile(path: Path, onnx: str, batch: int, seconds: float) -> Profile:
 
 
 def _onnxruntime(path: Path, batch: int, seconds: float) -> Profile:
-    with (
-        disk_errors(TEMPORARY, "write"),
-        tempfile.TemporaryDirectory() as place,
-    ):
+    with disk_errors(TEMPORARY, "write"), tempfile.TemporaryDirectory() as place:
         runtime = OnnxRuntime(path, CPU, Pixels(), profile=Path(place, "profile"))
         lane = _warm(path, runtime, batch)
         times = _times(lane.call, seconds)

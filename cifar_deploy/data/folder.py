@@ -123,7 +123,7 @@ def _split(root: Path, classes: tuple[str, ...], folders: dict[str, Path]) -> Sp
     images = np.empty((len(files), SIZE, SIZE, 3), np.uint8)
 
     # As many tasks as threads: ^C while a pool takes a task may leave it locked for ever.
-    threads = min(len(os.sched_getaffinity(0)) + 4, MOST_THREADS)
+    threads = min((os.cpu_count() or 1) + 4, MOST_THREADS)
     over = threading.Event()
 
     def read_rows(first: int) -> dict[int, UserError]:

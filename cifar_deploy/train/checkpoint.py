@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from cifar_deploy import recipe
 from cifar_deploy.architectures import weights
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, ModelFolder
@@ -48,6 +49,49 @@ def read(folder: ModelFolder) -> tuple[Tensors, Json]:
         way = "give --seeds as before" if folder.seeds.exists() else "start without --resume"
         raise UserError(f"--resume: there is no checkpoint in {folder.path}; {way}")
     return weights.read_tensors(folder.checkpoint)
+
+
+def told(network: str | None, data_sha256: str, made: Json, taught: list[str]) -> Json:
+    """What has to be the same where a run goes on, by the words for it.
+
+    `made` is the recipe's, `taught` the sha256 of the teachers.
+    """
+    flat = {
+        f"recipe.{section}.{key}": value
+        for section, values in made.items()
+        for key, value in values.items()
+    }
+    return {
+        "network": network,
+        "data_sha256": data_sha256,
+        **flat,
+        "teachers' weights": taught,
+    }
+
+
+def check(folder: ModelFolder, facts: Json, run: Json, images: str) -> None:
+    """Raise UserError where the checkpoint with `facts` is not of `run`, which `told` tells.
+
+    `images` says where the run's are.
+    """
+    made = recipe.completed(facts.get("recipe", {}))
+    taught = [teacher["sha256"] for teacher in facts.get("teachers", [])]
+    there = told(facts.get("network"), facts.get("data_sha256", ""), made, taught)
+    for key, value in run.items():
+        if there.get(key) == value:
+            continue
+        if key == "data_sha256" and there[key]:
+            raise UserError(
+                f"--resume: the images in {images} are not those that the run "
+                f"in {folder.path} began with; bring those back, or begin anew without "
+                f"--resume: elsewhere, with --out, or after removing {folder.checkpoint}"
+            )
+        raise UserError(
+            f"--resume: the checkpoint in {folder.path} was made with {key} = "
+            f"{there.get(key)}, not {value}; resume with the same, or start anew"
+        )
+    if "step" not in facts:
+        raise UserError(f"--resume: {folder.checkpoint} is no checkpoint; start without")
 
 
 def restore(

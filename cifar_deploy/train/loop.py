@@ -12,25 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cifar_deploy import architectures, recipe
+from cifar_deploy import architectures
 from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
 from cifar_deploy.data.augment import ways_to_mix
-from cifar_deploy.data.dataset import SIZE, Dataset, Split, balance, tally
-from cifar_deploy.data.device import DeviceSplit
+from cifar_deploy.data.dataset import SIZE, Dataset, Split, balance
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import Json, ModelFolder, check_place, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial, teachers
 from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
+from cifar_deploy.train.judge import Judge
 from cifar_deploy.train.memory import largest
 from cifar_deploy.train.norms import synchronise
 from cifar_deploy.train.objective import Objective, balanced
@@ -41,7 +40,6 @@ from cifar_deploy.train.ranks import ALONE, Ranks
 CHECKPOINT_SECONDS = 240.0  # a checkpoint at least every five minutes
 LOOK_SECONDS = {"cpu": 0.5, "cuda": 2.0}  # reading back waits for the device: seldom
 COMPILE_STEPS = 2_000  # below that, torch.compile costs more than it saves
-EVALUATION_BATCH = 500
 WARM_UP_STEPS = 3
 
 Done = TypeVar("Done")
@@ -132,6 +130,7 @@ class Trainer:
             self._there = None  # it is as large as the run's memory
         # Rounded as the deployment graph rounds it: one multiplication and one addition a pixel.
         graph = DeploymentGraph(nn.Identity(), self.mean, self.std)
+        self.judge = Judge(device, self.ranks, self.mean, self.std)
         smoothing = recipe.train.label_smoothing
         lesson = teachers.Lesson(self.teachers, recipe.distill, device) if self.teachers else None
         weighed = recipe.train.class_weights == "balanced"
@@ -541,38 +540,7 @@ class Trainer:
 
     def accuracy(self, network: nn.Module, split: Split) -> float:
         """Share of `split` that `network` gets right."""
-        return self._count(self._right(network, split)) / len(split)
-
-    def _count(self, right: torch.Tensor) -> int:
-        """How many of all processes' images are marked."""
-        return int(self.ranks.total(right.sum()))
-
-    def _tally(self, right: torch.Tensor, split: Split) -> Json:
-        """`tally` of all processes' images, by the marks of this one's, `_right`."""
-        whole = torch.zeros(len(split), dtype=torch.int64, device=right.device)
-        whole[self.ranks.rank :: self.ranks.world] = right.long()
-        marked = self.ranks.total(whole).bool().cpu().numpy()
-        return tally(self.job.dataset.classes, split.labels, split.labels[marked])
-
-    def _right(self, network: nn.Module, split: Split) -> torch.Tensor:
-        """Which images of `split` `network` gets right, in fp32 through the deployment graph.
-
-        The processes share the images; these are this one's.
-        """
-        device, ranks = self.job.device, self.ranks
-        ranks.same_buffers(network)
-        graph = DeploymentGraph(network, self.mean, self.std).to(device)
-        mine = slice(ranks.rank, None, ranks.world)
-        part = Split(
-            np.ascontiguousarray(split.images[mine]), np.ascontiguousarray(split.labels[mine])
-        )
-        right = [torch.zeros(0, dtype=torch.bool, device=device)]  # there may be no image for it
-        # A search among algorithms, anew for these batches, would take longer than judging does.
-        exact: Any = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-        with torch.inference_mode(), exact:
-            for images, labels in DeviceSplit(part, device).batches(EVALUATION_BATCH):
-                right.append(graph(images).argmax(1) == labels)
-        return torch.cat(right)
+        return self.judge.accuracy(network, split)
 
     def _facts(self) -> Json:
         job = self.job
@@ -603,35 +571,10 @@ class Trainer:
         self.saved = self.state.step
 
     def _read_checkpoint(self) -> tuple[checkpoint.Tensors, Json]:
-        folder = self.job.folder
-        tensors, facts = checkpoint.read(folder)
-        made = recipe.completed(facts.get("recipe", {}))
-        asked = {
-            "network": self.job.network,
-            "data_sha256": self.data_sha256,
-            **{f"recipe.{k}": v for k, v in _flat(self.job.recipe.to_dict())},
-            "teachers' weights": [teacher.sha256 for teacher in self.teachers],
-        }
-        there = {
-            "network": facts.get("network"),
-            "data_sha256": facts.get("data_sha256"),
-            **{f"recipe.{k}": v for k, v in _flat(made)},
-            "teachers' weights": [teacher["sha256"] for teacher in facts.get("teachers", [])],
-        }
-        for key, value in asked.items():
-            if key == "data_sha256" and there[key] not in (value, None):
-                raise UserError(
-                    f"--resume: the images in {self.job.dataset.origin} are not those that the run "
-                    f"in {folder.path} began with; bring those back, or begin anew without "
-                    f"--resume: elsewhere, with --out, or after removing {folder.checkpoint}"
-                )
-            if there.get(key) != value:
-                raise UserError(
-                    f"--resume: the checkpoint in {folder.path} was made with {key} = "
-                    f"{there.get(key)}, not {value}; resume with the same, or start anew"
-                )
-        if "step" not in facts:
-            raise UserError(f"--resume: {folder.checkpoint} is no checkpoint; start without")
+        tensors, facts = checkpoint.read(self.job.folder)
+        taught = [teacher.sha256 for teacher in self.teachers]
+        run = checkpoint.told(self.job.network, self.data_sha256, self.job.recipe.to_dict(), taught)
+        checkpoint.check(self.job.folder, facts, run, self.job.dataset.origin)
         return tensors, facts
 
     def _restore(self, tensors: checkpoint.Tensors, facts: Json) -> None:
@@ -647,28 +590,28 @@ class Trainer:
     def _finish(self) -> Json:
         from cifar_deploy.train import curves
 
-        job, recipe = self.job, self.job.recipe
-        kept = self.best()
+        job, recipe, judge = self.job, self.job.recipe, self.judge
+        kept, classes = self.best(), self.job.dataset.classes
         tested = job.dataset.test if recipe.data.test else None
-        before = self._right(kept, tested) if tested else None
+        before = judge.right(kept, tested) if tested else None
         state = weights.stored(kept, recipe.train.storage)
         weights.fill(kept, state, job.folder.weights)
         accuracies: Json = {**dict.fromkeys(card.JUDGED), "test_images": 0}
         if tested and before is not None:
-            after = self._right(kept, tested)
+            after = judge.right(kept, tested)
             accuracies |= {
-                "test_accuracy": self._count(after) / len(tested),
-                "test_accuracy_before_storage": self._count(before) / len(tested),
+                "test_accuracy": judge.count(after) / len(tested),
+                "test_accuracy_before_storage": judge.count(before) / len(tested),
                 "test_images": len(tested),
-                "lost_by_storage": self._count(before & ~after),
-                "gained_by_storage": self._count(after & ~before),
-                "classes": self._tally(after, tested),
+                "lost_by_storage": judge.count(before & ~after),
+                "gained_by_storage": judge.count(after & ~before),
+                "classes": judge.tally(after, tested, classes),
             }
         if self.holdout:
-            right = self._right(kept, self.holdout)
-            accuracies["holdout_accuracy"] = self._count(right) / len(self.holdout)
+            right = judge.right(kept, self.holdout)
+            accuracies["holdout_accuracy"] = judge.count(right) / len(self.holdout)
             if not tested:
-                accuracies["classes"] = self._tally(right, self.holdout)
+                accuracies["classes"] = judge.tally(right, self.holdout, classes)
         accuracies |= balance(accuracies["classes"])
         if not self.ranks.main:
             self.ranks.wait()
@@ -687,7 +630,3 @@ def use_bf16(recipe: Recipe, device: torch.device) -> bool:
     """Whether to train in bf16 autocast on `device`."""
     wish = recipe.train.precision
     return wish == "bf16" or (wish == "auto" and machine.has_bf16(device))
-
-
-def _flat(sections: Json) -> list[tuple[str, Any]]:
-    return [(f"{s}.{k}", v) for s, values in sections.items() for k, v in values.items()]

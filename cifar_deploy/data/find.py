@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar_deploy.data import cifar10, folder, synthetic
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, is_gone
+from cifar_deploy.store import Json, is_abandoned, this_process
 
 DATA_VARIABLE = "CIFAR_DEPLOY_DATA"
 SOURCES = ("auto", "synthetic")
@@ -116,7 +116,7 @@ def _download(place: Path) -> Dataset:
         place.mkdir(parents=True, exist_ok=True)
         _sweep(place)
         with (
-            tempfile.TemporaryDirectory(dir=place, prefix=f".download-{os.getpid()}-") as room,
+            tempfile.TemporaryDirectory(dir=place, prefix=f".download-{this_process()}-") as room,
             contextlib.redirect_stdout(sys.stderr),  # the answer of --json stays alone on stdout
             patience(),
         ):
@@ -140,7 +140,7 @@ def _download(place: Path) -> Dataset:
 def _sweep(place: Path) -> None:
     """Remove what killed downloads left in `place`."""
     for room in place.glob(".download-*-*"):
-        if is_gone(room.name.split("-")[1]):
+        if is_abandoned(room, room.name.split("-")[1]):
             shutil.rmtree(room, ignore_errors=True)
 
 

@@ -145,10 +145,14 @@ def models_place() -> str:
     return f"{root}/ (not there, seen from {Path.cwd()}; ${MODELS_VARIABLE} can name another)"
 
 
+def model_folders() -> list[ModelFolder]:
+    """Every folder among the models, by name."""
+    return [ModelFolder(path) for path in sorted(models_root().glob("*/"))]
+
+
 def trained_models() -> list[ModelFolder]:
     """Every folder among the models that has weights, by name."""
-    folders = [ModelFolder(path) for path in sorted(models_root().glob("*/"))]
-    return [folder for folder in folders if folder.weights.exists()]
+    return [folder for folder in model_folders() if folder.weights.exists()]
 
 
 def packaged_recipe(name: str, file: str = "recipe.toml") -> Path | None:
@@ -386,6 +390,21 @@ def only_writer(folder: Path) -> Iterator[None]:
             os.close(number)
 
 
+def training(folder: ModelFolder) -> str | None:
+    """How far a training is that has not ended: "running" or "stopped"; None where there is none.
+
+    On a disk without locks a running one is taken for stopped, once it has a checkpoint.
+    """
+    with contextlib.suppress(OSError):  # no such folder, or on Windows
+        number = os.open(folder.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            if _lock(number) is False:
+                return "running"
+        finally:
+            os.close(number)
+    return "stopped" if folder.checkpoint.exists() or folder.seeds.exists() else None
+
+
 @contextlib.contextmanager
 def in_turn(file: Path) -> Iterator[None]:
     """Let one process after another read and write anew what stands beside `file`.
@@ -546,7 +565,9 @@ def stale(file: Path, card: Json) -> bool:
 
 def way_to_weights(folder: ModelFolder) -> str:
     """What a user does about a model that is not trained here, for the end of an error."""
-    if folder.checkpoint.exists():
+    if (state := training(folder)) == "running":
+        return "its training has not ended: it is running, wait for it"
+    if state:
         return f"its training has not ended: give its command again, with --resume ({folder.path})"
     card = card_of(folder)
     if command := card.get("command"):

@@ -64,6 +64,7 @@ def layers(model: str) -> store.Json:
 def overview() -> list[store.Json]:
     """Every network, then every other model: what its card says of its training, exported files.
 
+    `training` is "running" or "stopped" where one has not ended; there need not be a card then.
     `model` is the folder's name. `test_accuracy` and `holdout_accuracy` are shares, None where
     those images did not judge; `_mean` and `_std` are of several seeds. `chain` are the epochs and
     seconds of the runs that led to its weights, one after the other, where they are known. `stale`
@@ -71,10 +72,14 @@ def overview() -> list[store.Json]:
     whose values are then missing.
     """
     root = store.models_root()
-    others = [f for f in store.trained_models() if f.name not in architectures.NETWORKS]
+    others = [f for f in store.model_folders() if f.name not in architectures.NETWORKS]
     return [
         *(_entry(store.ModelFolder(root / name), name) for name in architectures.NETWORKS),
-        *(one for one in map(_entry, others) if one["network"] or one["damaged"]),
+        *(
+            one
+            for one in map(_entry, others)
+            if one["training"] or (one["weights"] and (one["network"] or one["damaged"]))
+        ),
     ]
 
 
@@ -100,6 +105,7 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "seeds": len(card.get("runs", [None])),
         "epochs": card.get("epochs"),
         "stopped": card.get("stopped"),
+        "training": store.training(folder),
         "wall_seconds": card.get("wall_seconds"),
         "device": card.get("device"),
         "command": card.get("command"),

@@ -11,6 +11,11 @@ from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import JsonFlag, Precision, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
 
+TRAINING = {  # that has not ended, by what `store.training` calls it
+    "running": "in training",
+    "stopped": "its training stopped at a checkpoint; its command with --resume goes on",
+}
+
 
 def models(
     names: Annotated[
@@ -297,6 +302,8 @@ def _show(entries: list[store.Json]) -> None:
             if entry["seeds"] > 1 and accuracy is not None:
                 said += f"; the weights are the first seed's, {100 * accuracy:.2f} %"
             typer.echo(f"{entry['model']}: {said}")
+        if state := entry["training"]:
+            typer.echo(f"{entry['model']}: {TRAINING[state]}")
 
 
 def _begun(init: Any) -> str:

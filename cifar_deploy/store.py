@@ -622,10 +622,13 @@ def card_of(folder: ModelFolder) -> Json:
 
 
 def runs_of(card: Json) -> Iterator[Json]:
-    """A card, and what it says of each earlier run that its weights come from, the latest first."""
+    """A card, and what it says of each earlier run that its weights come from, the latest first.
+
+    Of one that a card names and says nothing of, the last is empty.
+    """
     yield card
-    while isinstance(init := card.get("init"), dict):
-        yield (card := init)
+    while (init := card.get("init")) is not None:
+        yield (card := init if isinstance(init, dict) else {})
 
 
 def begun(card: Json) -> str | None:

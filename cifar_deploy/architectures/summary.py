@@ -1,7 +1,6 @@
 """What can be told about the networks without running them."""
 
 import contextlib
-from typing import Any
 
 import torch
 from torchinfo import ModelStatistics, summary
@@ -121,16 +120,14 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
 def _chain(card: store.Json) -> list[store.Json] | None:
     """The runs that led to a card's weights, the first one first; None where one is not known."""
     runs: list[store.Json] = []
-    run: Any = card
-    while run:
-        cost = {key: run.get(key) for key in COST} if isinstance(run, dict) else {}
-        if not cost or not all(isinstance(value, store.NUMBER) for value in cost.values()):
+    for run in store.runs_of(card):
+        cost = {key: run.get(key) for key in COST}
+        if not all(isinstance(value, store.NUMBER) for value in cost.values()):
             return None
         if run.get("stopped"):
             cost["stopped"] = run["stopped"]
         runs.insert(0, cost)
-        run = run.get("init")
-    return runs or None
+    return runs
 
 
 def _parameters(name: str, classes: int) -> int:

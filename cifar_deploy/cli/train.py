@@ -1,6 +1,7 @@
 """`cifar-deploy train`."""
 
 import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -225,10 +226,14 @@ def run(
             data_seconds=time.perf_counter() - started,
         )
 
+        @functools.cache
+        def doubt() -> None:  # all seeds have the same images
+            say_doubts(dataset)
+
         def watching(trainer: Trainer) -> Bar:
             if ranks.main:
                 say(_plan(trainer))
-                say_doubts(dataset)
+                doubt()
                 told = (_uneven(trainer), _unknown(trainer), _few(trainer), _replaced(trainer))
                 for line in filter(None, told):
                     say(line)

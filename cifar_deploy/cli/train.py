@@ -204,6 +204,7 @@ def run(
 
     found = recipes.load(recipes.find(recipe, folder, name), overrides)
     from cifar_deploy.data import find
+    from cifar_deploy.data.progress import Reading
     from cifar_deploy.device import pick
     from cifar_deploy.train import initial
     from cifar_deploy.train import seeds as several
@@ -217,8 +218,9 @@ def run(
     prepare(where)
     with together(where) as ranks:
         started = time.perf_counter()
-        with ranks.one_after_the_other():  # only one of a machine's processes downloads
-            dataset = find.load(source, data_dir)
+        # Only one of a machine's processes downloads.
+        with ranks.one_after_the_other(), Reading(not ranks.main) as watch:
+            dataset = find.load(source, data_dir, watch=watch)
         job = Job(
             *(name, found, dataset, where, folder, resume, finish),
             *(init, weights_file, ranks, profile),

@@ -2,15 +2,18 @@
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from cifar_deploy.errors import UserError, disk_errors
 
 MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
 CARD = "card.json"
+ABANDONED_SECONDS = 24 * 3600.0  # without a change, of what another machine began to write
 EXPORTED = (".onnx", ".engine")  # what the exporter writes, by its suffix
 # What a whole proof says in words and in numbers.
 PROOF_TEXTS = ("sha256", "verdict", "runtime", "provider", "device")
@@ -141,10 +145,14 @@ def models_place() -> str:
     return f"{root}/ (not there, seen from {Path.cwd()}; ${MODELS_VARIABLE} can name another)"
 
 
+def model_folders() -> list[ModelFolder]:
+    """Every folder among the models, by name."""
+    return [ModelFolder(path) for path in sorted(models_root().glob("*/"))]
+
+
 def trained_models() -> list[ModelFolder]:
     """Every folder among the models that has weights, by name."""
-    folders = [ModelFolder(path) for path in sorted(models_root().glob("*/"))]
-    return [folder for folder in folders if folder.weights.exists()]
+    return [folder for folder in model_folders() if folder.weights.exists()]
 
 
 def packaged_recipe(name: str, file: str = "recipe.toml") -> Path | None:
@@ -188,7 +196,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 stream.write(part.read_bytes())
         return
     path = path.resolve() if path.is_symlink() else path
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part(path)
     with disk_errors(path, "write"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,16 +241,50 @@ def _forget(part: Path, error: OSError) -> None:
         error.filename = None
 
 
-def is_gone(process: str) -> bool:
-    """Whether there is no process of this number any more; False where that cannot be told."""
-    return not Path("/proc", process).exists() and Path("/proc/self").exists()
+@functools.cache
+def _numbering() -> str:
+    """Where a process's number counts, as 8 hexadecimal digits: containers number their own.
+
+    Where the system does not tell, it is another one for every process.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        place = f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        return hashlib.sha256(place.encode()).hexdigest()[:8]
+    except OSError:
+        return secrets.token_hex(4)
+
+
+def this_process() -> str:
+    """This process as temporary names have it, for `is_abandoned`."""
+    return f"{_numbering()}.{os.getpid()}"
+
+
+def is_abandoned(temporary: Path, process: str) -> bool:
+    """Whether the `process` that made a file or folder is gone; False where that cannot be told.
+
+    Of one in another container or on another machine the number says nothing here: what it made
+    is taken for abandoned a day after its last change. A number alone, as earlier versions wrote
+    it, is taken for one of here.
+    """
+    numbering, _, number = process.rpartition(".")
+    if numbering not in ("", _numbering()):
+        with contextlib.suppress(OSError):
+            return time.time() - temporary.stat().st_mtime > ABANDONED_SECONDS
+        return False
+    return not Path("/proc", number).exists() and Path("/proc/self").exists()
+
+
+def _part(path: Path) -> Path:
+    """A temporary name beside `path` that nobody else has, whoever shares the disk."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{this_process()}.part")
 
 
 def _sweep(path: Path) -> None:
     """Remove temporary files of `path` whose process is gone."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        owner = re.fullmatch(r".*\.(\d+)\.part", part.name)
-        if owner and is_gone(owner[1]):
+        owner = re.fullmatch(r".*?\.((?:[0-9a-f]{8}\.)?\d+)\.part", part.name)
+        if owner and is_abandoned(part, owner[1]):
             if part.is_dir():
                 shutil.rmtree(part, ignore_errors=True)
             else:
@@ -256,12 +298,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that is there already is replaced then. A crash leaves the old folder or none, never
     half of one. Raises UserError where the disk refuses.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _part(path)
     with disk_errors(path, "write"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
-            shutil.rmtree(part, ignore_errors=True)  # an earlier process had the same number
             part.mkdir()
             new = part / "new"
             new.mkdir()
@@ -347,6 +388,21 @@ def only_writer(folder: Path) -> Iterator[None]:
                 place.rmdir()
         if number >= 0:
             os.close(number)
+
+
+def training(folder: ModelFolder) -> str | None:
+    """How far a training is that has not ended: "running" or "stopped"; None where there is none.
+
+    On a disk without locks a running one is taken for stopped, once it has a checkpoint.
+    """
+    with contextlib.suppress(OSError):  # no such folder, or on Windows
+        number = os.open(folder.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            if _lock(number) is False:
+                return "running"
+        finally:
+            os.close(number)
+    return "stopped" if folder.checkpoint.exists() or folder.seeds.exists() else None
 
 
 @contextlib.contextmanager
@@ -509,7 +565,9 @@ def stale(file: Path, card: Json) -> bool:
 
 def way_to_weights(folder: ModelFolder) -> str:
     """What a user does about a model that is not trained here, for the end of an error."""
-    if folder.checkpoint.exists():
+    if (state := training(folder)) == "running":
+        return "its training has not ended: it is running, wait for it"
+    if state:
         return f"its training has not ended: give its command again, with --resume ({folder.path})"
     card = card_of(folder)
     if command := card.get("command"):
@@ -564,10 +622,13 @@ def card_of(folder: ModelFolder) -> Json:
 
 
 def runs_of(card: Json) -> Iterator[Json]:
-    """A card, and what it says of each earlier run that its weights come from, the latest first."""
+    """A card, and what it says of each earlier run that its weights come from, the latest first.
+
+    Of one that a card names and says nothing of, the last is empty.
+    """
     yield card
-    while isinstance(init := card.get("init"), dict):
-        yield (card := init)
+    while (init := card.get("init")) is not None:
+        yield (card := init if isinstance(init, dict) else {})
 
 
 def begun(card: Json) -> str | None:

@@ -346,6 +346,17 @@ def append(name: str, data: bytes) -> Callable[[Path], None]:
     return append
 
 
+def of_another(name: str) -> Callable[[Path], None]:
+    """Puts what speaks of another file in the place of `name`, as where two packages are mixed."""
+
+    def of_another(package: Path) -> None:
+        path = package / name
+        facts = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**facts, "sha256": "0" * 64}))
+
+    return of_another
+
+
 def test_labels_that_are_no_text(package: Path) -> None:
     labels = package / "labels.txt"
     before = sha256_of(labels)
@@ -371,6 +382,9 @@ def test_labels_that_are_no_text(package: Path) -> None:
         (change("file model.onnx\n", ""), "file is missing"),
         (change("file model.onnx", "file gone.onnx"), "gone.onnx"),
         (change("classes 10", "classes 9"), "has 10 names"),
+        (of_another("manifest.json"), "manifest.json is not the manifest of model.onnx"),
+        (of_another("proof.json"), "proof.json is not the proof of model.onnx; package it again"),
+        (append("proof.json", b"}"), "proof.json is not JSON"),
     ],
 )
 def test_a_damaged_package(package: Path, damage: Callable[[Path], None], said: str) -> None:

@@ -32,7 +32,8 @@ from processes import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifar_deploy import cli
+from cifar_deploy import cli, store
+from cifar_deploy.cli.models import TRAINING
 from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.device import threads_allowed
@@ -923,7 +924,9 @@ def test_models_prints_the_layers_of_one(run: Run) -> None:
     assert layers["layers"][-1]["output"] == [1, 10]
 
 
-def test_models_tells_of_a_training_that_has_not_ended(refused: Callable[..., str]) -> None:
+def test_models_tells_of_a_training_that_has_not_ended(
+    run: Run, refused: Callable[..., str]
+) -> None:
     place = Path("models/begun")
     place.mkdir()
     (place / "checkpoint.safetensors").touch()
@@ -933,6 +936,26 @@ def test_models_tells_of_a_training_that_has_not_ended(refused: Callable[..., st
         assert said.startswith(f"error: {name} has no trained weights; ")
         assert ("its training has not ended: give its command again, with --resume" in said) == (
             name == "models/begun"
+        )
+
+    def told() -> tuple[str, str]:
+        """In the list and its JSON, which do not fail, and where it is named."""
+        entries = {entry["model"]: entry for entry in json.loads(run("models", "--json").out)}
+        assert entries["simple_cnn"]["training"] is None
+        line = f"begun: {TRAINING[entries['begun']['training']]}"
+        assert line in run("models").out.splitlines()
+        error = refused("models", "begun")
+        assert error == refused("models", "begun", "--json")
+        _, _, way = error.partition("; ")
+        assert refused("models", "simple_cnn", "begun").endswith(f"to compare; {way}")
+        return line, way
+
+    assert "with --resume" in "".join(told())
+    with store.only_writer(place):
+        line, way = told()
+        assert (line, way) == (
+            "begun: in training",
+            "its training has not ended: it is running, wait for it\n",
         )
 
 

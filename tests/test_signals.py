@@ -123,7 +123,7 @@ def test_the_status_is_the_signals(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(store, "trained_models", happens)
+    monkeypatch.setattr(store, "model_folders", happens)
     monkeypatch.setattr(sys, "argv", ["cifar-deploy", "models"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -147,6 +147,54 @@ def test_a_dead_processes_part_is_swept_and_a_living_ones_is_not(tmp_path: Path)
     assert names(tmp_path) == sorted([file.name, other.name])
 
 
+def test_writers_of_one_number_do_not_meet(tmp_path: Path) -> None:
+    # As in two containers that share a folder, where processes' numbers are the same.
+    file, folder = tmp_path / "a.txt", tmp_path / "folder"
+    with store.atomic_path(file) as mine, store.atomic_path(file) as theirs:
+        mine.write_text("mine")
+        theirs.write_text("theirs")
+    assert file.read_text() == "mine"
+    with store.atomic_folder(folder) as here, store.atomic_folder(folder) as there:
+        (here / "mine").write_text("mine")
+        (there / "theirs").write_text("theirs")
+    assert names(folder) == ["mine"]
+    assert names(tmp_path) == ["a.txt", "folder"]
+
+
+def leave_part(file: Path, *before: str) -> Path:
+    """What a process leaves that ends while it writes `file`; `before` is what it is run by."""
+    script = (
+        "import os, sys; from pathlib import Path; from cifar_deploy import store\n"
+        "with store.atomic_path(Path(sys.argv[1])) as part:\n"
+        "    part.write_text('theirs')\n"
+        "    os._exit(0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*before, sys.executable, "-c", script, file], check=True, env=environment)
+    (part,) = file.parent.iterdir()
+    return part
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    leave_part(tmp_path / "a.txt")
+    store.write_text(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_another_container_writes_is_left_alone_for_a_day(tmp_path: Path) -> None:
+    inside = ["unshare", "-rpf", "--mount-proc"]
+    if not may_mount() or subprocess.run([*inside, "true"], check=False).returncode:
+        pytest.skip("no namespace of process numbers is to be had here")
+    file = tmp_path / "a.txt"
+    part = leave_part(file, *inside)
+    store.write_text(file, "mine")
+    assert part.read_text() == "theirs"
+    then = part.stat().st_mtime - store.ABANDONED_SECONDS
+    os.utime(part, (then, then))
+    store.write_text(file, "mine")
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*/a\.txt: Is a directory"):

@@ -53,7 +53,8 @@ def folder(model: str) -> store.ModelFolder:
         # A model has the name of its folder, also where that is called "." or "..".
         named = Path(model).name not in ("", "..")
         return store.ModelFolder(Path(model) if named else Path(model).resolve())
-    if (second := store.ModelFolder(store.models_root() / model)).card.is_file():
+    second = store.ModelFolder(store.models_root() / model)
+    if second.card.is_file() or (model and store.training(second)):
         return second  # custom_resnet-speed, say
     if model not in ("", *NETWORKS, *ALIASES) and Path(model).is_dir():
         _check_no_package(Path(model))

@@ -1,7 +1,6 @@
 """What can be told about the networks without running them."""
 
 import contextlib
-from typing import Any
 
 import torch
 from torchinfo import ModelStatistics, summary
@@ -64,6 +63,7 @@ def layers(model: str) -> store.Json:
 def overview() -> list[store.Json]:
     """Every network, then every other model: what its card says of its training, exported files.
 
+    `training` is "running" or "stopped" where one has not ended; there need not be a card then.
     `model` is the folder's name. `test_accuracy` and `holdout_accuracy` are shares, None where
     those images did not judge; `_mean` and `_std` are of several seeds. `chain` are the epochs and
     seconds of the runs that led to its weights, one after the other, where they are known. `stale`
@@ -71,10 +71,14 @@ def overview() -> list[store.Json]:
     whose values are then missing.
     """
     root = store.models_root()
-    others = [f for f in store.trained_models() if f.name not in architectures.NETWORKS]
+    others = [f for f in store.model_folders() if f.name not in architectures.NETWORKS]
     return [
         *(_entry(store.ModelFolder(root / name), name) for name in architectures.NETWORKS),
-        *(one for one in map(_entry, others) if one["network"] or one["damaged"]),
+        *(
+            one
+            for one in map(_entry, others)
+            if one["training"] or (one["weights"] and (one["network"] or one["damaged"]))
+        ),
     ]
 
 
@@ -100,6 +104,7 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "seeds": len(card.get("runs", [None])),
         "epochs": card.get("epochs"),
         "stopped": card.get("stopped"),
+        "training": store.training(folder),
         "wall_seconds": card.get("wall_seconds"),
         "device": card.get("device"),
         "command": card.get("command"),
@@ -115,16 +120,14 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
 def _chain(card: store.Json) -> list[store.Json] | None:
     """The runs that led to a card's weights, the first one first; None where one is not known."""
     runs: list[store.Json] = []
-    run: Any = card
-    while run:
-        cost = {key: run.get(key) for key in COST} if isinstance(run, dict) else {}
-        if not cost or not all(isinstance(value, store.NUMBER) for value in cost.values()):
+    for run in store.runs_of(card):
+        cost = {key: run.get(key) for key in COST}
+        if not all(isinstance(value, store.NUMBER) for value in cost.values()):
             return None
         if run.get("stopped"):
             cost["stopped"] = run["stopped"]
         runs.insert(0, cost)
-        run = run.get("init")
-    return runs or None
+    return runs
 
 
 def _parameters(name: str, classes: int) -> int:

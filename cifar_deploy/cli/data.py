@@ -38,6 +38,7 @@ def data(
     """Say what data set was found: counts, checksums, class balance, mean and std."""
     from cifar_deploy import recipe as recipes
     from cifar_deploy.data import find
+    from cifar_deploy.data.progress import Reading
 
     path = None
     if model:  # a trained model knows its network, whatever it is called
@@ -53,7 +54,8 @@ def data(
             raise UserError("--split needs --data-dir, the folder with a folder for each class")
         make(data_dir, split)
         data_dir = split
-    dataset = find.load(source.value, data_dir)
+    with Reading() as watch:
+        dataset = find.load(source.value, data_dir, watch=watch)
     say_doubts(dataset)
     facts = dataset.describe()
     if preview:

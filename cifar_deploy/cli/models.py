@@ -11,6 +11,11 @@ from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import JsonFlag, Precision, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
 
+TRAINING = {  # that has not ended, by what `store.training` calls it
+    "running": "in training",
+    "stopped": "its training stopped at a checkpoint; its command with --resume goes on",
+}
+
 
 def models(
     names: Annotated[
@@ -292,29 +297,33 @@ def _show(entries: list[store.Json]) -> None:
             gone = "" if entry["weights"] else "; its weights are not here"
             known = entry["data"] in (None, "CIFAR-10")
             of = "" if known else f"; its accuracy is of {entry['data']}'s images"
-            said = f"{entry['command']}, on {entry['device']}{_begun(entry['init'])}{of}{gone}"
+            said = f"{entry['command']}, on {entry['device']}{_begun(entry)}{of}{gone}"
             accuracy = entry[_measure(entry)]
             if entry["seeds"] > 1 and accuracy is not None:
                 said += f"; the weights are the first seed's, {100 * accuracy:.2f} %"
             typer.echo(f"{entry['model']}: {said}")
+        if state := entry["training"]:
+            typer.echo(f"{entry['model']}: {TRAINING[state]}")
 
 
-def _begun(init: Any) -> str:
+def _begun(entry: store.Json) -> str:
     """Which weights a run began with: those of that name may be others by now.
 
     Where the run that made them is known, also what it cost, and what it began with.
     """
-    if not init or not isinstance(init, dict):
-        return ""
-    known = []
-    if isinstance(sha256 := init.get("sha256"), str):
-        known.append(f"sha256 {sha256[:12]}…")
-    epochs, seconds = init.get("epochs"), init.get("wall_seconds")
-    if isinstance(epochs, int) and isinstance(seconds, store.NUMBER):
-        length = store.stopped(init) or in_epochs(epochs)
-        known.append(f"{length}, {seconds:,.0f} s on {init.get('device')}")
-    facts = f" ({'; '.join(known)})" if known else ""
-    return f", begun with {init.get('from')}{facts}{_begun(init.get('init'))}"
+    said = ""
+    _, *earlier = store.runs_of(entry)
+    for run in filter(None, earlier):
+        known = []
+        if isinstance(sha256 := run.get("sha256"), str):
+            known.append(f"sha256 {sha256[:12]}…")
+        epochs, seconds = run.get("epochs"), run.get("wall_seconds")
+        if isinstance(epochs, int) and isinstance(seconds, store.NUMBER):
+            length = store.stopped(run) or in_epochs(epochs)
+            known.append(f"{length}, {seconds:,.0f} s on {run.get('device')}")
+        facts = f" ({'; '.join(known)})" if known else ""
+        said += f", begun with {run.get('from')}{facts}"
+    return said
 
 
 def _name(entry: store.Json) -> str:

@@ -1,6 +1,7 @@
 """`cifar-deploy train`."""
 
 import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -203,6 +204,7 @@ def run(
 
     found = recipes.load(recipes.find(recipe, folder, name), overrides)
     from cifar_deploy.data import find
+    from cifar_deploy.data.progress import Reading
     from cifar_deploy.device import pick
     from cifar_deploy.train import initial
     from cifar_deploy.train import seeds as several
@@ -216,8 +218,9 @@ def run(
     prepare(where)
     with together(where) as ranks:
         started = time.perf_counter()
-        with ranks.one_after_the_other():  # only one of a machine's processes downloads
-            dataset = find.load(source, data_dir)
+        # Only one of a machine's processes downloads.
+        with ranks.one_after_the_other(), Reading(not ranks.main) as watch:
+            dataset = find.load(source, data_dir, watch=watch)
         job = Job(
             *(name, found, dataset, where, folder, resume, finish),
             *(init, weights_file, ranks, profile),
@@ -225,10 +228,14 @@ def run(
             data_seconds=time.perf_counter() - started,
         )
 
+        @functools.cache
+        def doubt() -> None:  # all seeds have the same images
+            say_doubts(dataset)
+
         def watching(trainer: Trainer) -> Bar:
             if ranks.main:
                 say(_plan(trainer))
-                say_doubts(dataset)
+                doubt()
                 told = (_uneven(trainer), _unknown(trainer), _few(trainer), _replaced(trainer))
                 for line in filter(None, told):
                     say(line)

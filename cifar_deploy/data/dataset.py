@@ -1,5 +1,6 @@
 """A data set in memory, and what can be said about it."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ class Split:
 class Dataset:
     """Training and test images of one set of classes.
 
-    `origin` says where it was read; `verified` what its checksums showed.
+    `origin` says where it was read; `verified` what its checksums showed. Its arrays are not
+    changed: the checksums are computed once.
     """
 
     name: str
@@ -91,10 +93,18 @@ class Dataset:
 
     def sha256(self) -> str:
         """SHA-256 of all pixels and labels, training first: the same for every form on disk."""
-        return self._sha256(self.train, self.test)
+        return self._all_sha256
 
     def test_sha256(self) -> str:
         """The same of the test images and their labels alone."""
+        return self._test_sha256
+
+    @functools.cached_property
+    def _all_sha256(self) -> str:
+        return self._sha256(self.train, self.test)
+
+    @functools.cached_property
+    def _test_sha256(self) -> str:
         return self._sha256(self.test)
 
     def same_test(self, seen: Json) -> bool | None:

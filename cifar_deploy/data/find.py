@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar_deploy.data import cifar10, folder, synthetic
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, is_gone
+from cifar_deploy.store import Json, is_abandoned, this_process
 
 DATA_VARIABLE = "CIFAR_DEPLOY_DATA"
 SOURCES = ("auto", "synthetic")
@@ -25,8 +25,13 @@ def named(data_dir: Path | None = None) -> Path | None:
     return data_dir or (Path(variable) if variable else None)
 
 
-def load(source: str = "auto", data_dir: Path | None = None, download: bool = True) -> Dataset:
-    """The data set to work on.
+def load(
+    source: str = "auto",
+    data_dir: Path | None = None,
+    download: bool = True,
+    watch: folder.Watch | None = None,
+) -> Dataset:
+    """The data set to work on. `watch` is told how far a folder of images is read.
 
     "synthetic" is the generated one. "auto" looks in `data_dir`, else in $CIFAR_DEPLOY_DATA, else
     in `data/`; where none was named and nothing is there, CIFAR-10 is downloaded to `data/`.
@@ -44,7 +49,7 @@ def load(source: str = "auto", data_dir: Path | None = None, download: bool = Tr
         raise UserError(f"--data {source}: it can be {' or '.join(SOURCES)}")
     chosen = named(data_dir)
     place = chosen or Path("data")
-    if found := _read(place):
+    if found := _read(place, watch):
         return found
     if chosen:
         origin = "--data-dir" if data_dir else f"${DATA_VARIABLE}"
@@ -92,14 +97,14 @@ def trained_on(
     return "auto", Path(origin)
 
 
-def _read(place: Path) -> Dataset | None:
+def _read(place: Path, watch: folder.Watch | None) -> Dataset | None:
     with disk_errors(place, "read"):
         for candidate in (place / "cifar-10-batches-py", place / "cifar-10-batches-bin", place):
             if cifar10.is_python(candidate):
                 return cifar10.read_python(candidate)
             if cifar10.is_binary(candidate):
                 return cifar10.read_binary(candidate)
-        return folder.read(place) if folder.is_folder(place) else None
+        return folder.read(place, watch) if folder.is_folder(place) else None
 
 
 def _download(place: Path) -> Dataset:
@@ -116,7 +121,7 @@ def _download(place: Path) -> Dataset:
         place.mkdir(parents=True, exist_ok=True)
         _sweep(place)
         with (
-            tempfile.TemporaryDirectory(dir=place, prefix=f".download-{os.getpid()}-") as room,
+            tempfile.TemporaryDirectory(dir=place, prefix=f".download-{this_process()}-") as room,
             contextlib.redirect_stdout(sys.stderr),  # the answer of --json stays alone on stdout
             patience(),
         ):
@@ -140,7 +145,7 @@ def _download(place: Path) -> Dataset:
 def _sweep(place: Path) -> None:
     """Remove what killed downloads left in `place`."""
     for room in place.glob(".download-*-*"):
-        if is_gone(room.name.split("-")[1]):
+        if is_abandoned(room, room.name.split("-")[1]):
             shutil.rmtree(room, ignore_errors=True)
 
 

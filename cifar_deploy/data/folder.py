@@ -5,6 +5,7 @@ import os
 import shlex
 import threading
 import unicodedata
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,8 @@ from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.image import may_be_image, read_image, without_warnings
 from cifar_deploy.errors import UserError, disk_errors
 
+# Is told now and then, by one thread at a time, of a folder how many of all its images are read.
+Watch = Callable[[Path, int, int], None]
 MOST_THREADS = 32  # which read images
 NAMED = 5  # of the unreadable files, in a message
 VERIFIED = "folder of images: no published checksum"
@@ -36,7 +39,7 @@ def is_flat(place: Path) -> bool:
     return sum(bool(path.suffix) and may_be_image(path) for path in named) > 1
 
 
-def read(place: Path) -> Dataset:
+def read(place: Path, watch: Watch | None = None) -> Dataset:
     """The images in `place`, any format Pillow reads, resized to 32x32 RGB where they are not.
 
     Classes are the sorted names of the folders in `train`; hidden files are skipped. Raises
@@ -60,8 +63,8 @@ def read(place: Path) -> Dataset:
         name=_shown(place.resolve().name),
         origin=str(place),
         classes=classes,
-        train=_split(place / "train", classes, found),
-        test=_split(test, classes, tested),
+        train=_split(place / "train", classes, found, watch),
+        test=_split(test, classes, tested, watch),
         verified=VERIFIED,
     )
 
@@ -105,7 +108,9 @@ def images_in(folder: Path) -> list[Path]:
     return inside
 
 
-def _split(root: Path, classes: tuple[str, ...], folders: dict[str, Path]) -> Split:
+def _split(
+    root: Path, classes: tuple[str, ...], folders: dict[str, Path], watch: Watch | None
+) -> Split:
     """All images under `root`, in an order that their names give, as good as a random one.
 
     So the first ones are a fair sample, and those at any distance from each other. (Where classes
@@ -137,6 +142,8 @@ def _split(root: Path, classes: tuple[str, ...], folders: dict[str, Path]) -> Sp
                 if isinstance(error.__cause__, MemoryError):  # not the file's fault
                     raise
                 failed[row] = error
+            if watch and not first:  # the others are about as far
+                watch(root, row + 1, len(files))
         return failed
 
     # Pillow decodes without Python's lock.

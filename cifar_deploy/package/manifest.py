@@ -10,6 +10,7 @@ from cifar_deploy.store import Json, read_json, sha256_of
 
 NAME = "manifest.txt"
 OWN = "manifest.json"  # the exported file's own, as it stood among the models
+PROOF = "proof.json"  # what `validate` found out about it; not every package has one
 FORMAT = "1"
 LARGEST = 64 * 1024  # bytes; the C++ library reads no more either
 REQUIRED = ("format", "backend", "file", "sha256", "classes", "labels", "labels_sha256")
@@ -37,7 +38,7 @@ def is_package(path: Path) -> bool:
 def open_package(folder: Path) -> tuple[Path, tuple[str, ...], Json]:
     """The exported file in a package folder, its class names, and its own manifest.
 
-    File and names are checked by their sha256.
+    File and names are checked by their sha256, and that manifest and proof are of this file.
 
     Raises UserError where the manifest is none or what it speaks of is missing or changed.
     """
@@ -58,6 +59,9 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...], Json]:
     own = read_json(folder / OWN)
     if own.get("sha256") != entries["sha256"] or own.get("flavour", RTX) not in FLAVOURS:
         raise UserError(f"{folder / OWN} is not the manifest of {file.name}; package it again")
+    proof = folder / PROOF
+    if proof.exists() and read_json(proof).get("sha256") != entries["sha256"]:
+        raise UserError(f"{proof} is not the proof of {file.name}; package it again")
     return file, classes, own
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from cifar_deploy import __version__, architectures
 from cifar_deploy.engines import flavour
 from cifar_deploy.errors import UserError
+from cifar_deploy.package.manifest import OWN, PROOF
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import Contents
@@ -38,12 +39,12 @@ def labels(source: Source) -> bytes:
 def common(source: Source, vectors: Vectors | None) -> Contents:
     """Manifest, proof, licence and notices."""
     contents = {
-        "manifest.json": _json(source.manifest),
+        OWN: _json(source.manifest),
         "LICENSE": shipped("LICENSE").read_bytes(),
         "NOTICE": _notice(source, vectors),
     }
     if source.proof:
-        contents["proof.json"] = _json(source.proof)
+        contents[PROOF] = _json(source.proof)
     return contents
 
 

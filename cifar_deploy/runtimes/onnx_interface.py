@@ -1,6 +1,7 @@
 """Read an ONNX file from anywhere: whether it has the deployment interface, or can be given it."""
 
 import contextlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -261,25 +262,31 @@ def _read(path: Path) -> "onnx.ModelProto":
 def _in_order(graph: "onnx.GraphProto") -> None:
     """Let every node stand behind those it needs: the checker asks for it, runtimes do not.
 
-    ONNX Runtime's converter to fp16, for one, writes its casts at the end.
+    ONNX Runtime's converter to fp16, for one, writes its casts at the end. Of those that may come
+    next the first one does (Kahn 1962, with a heap), so what is in order stays as it is.
     """
-    made = {name for node in graph.node for name in node.output if name}  # "" is left out
-    done: set[str] = set()
-    order: list[onnx.NodeProto] = []
-    waiting = list(graph.node)
-    while waiting:
-        later = []
-        for node in waiting:
-            if _needs(node) & made <= done:
-                order.append(node)
-                done.update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(waiting):  # a circle, which the checker tells
-            return
-        waiting = later
-    if any(mine is not theirs for mine, theirs in zip(order, graph.node, strict=True)):
-        sorted_nodes = [type(node).FromString(node.SerializeToString()) for node in order]
+    maker: dict[str, int] = {}  # of each name, by its place
+    for place, node in enumerate(graph.node):
+        for name in filter(None, node.output):  # "" is left out
+            maker.setdefault(name, place)
+    needed = [{maker[name] for name in _needs(node) if name in maker} for node in graph.node]
+    users: list[list[int]] = [[] for _ in needed]
+    for place, makers in enumerate(needed):
+        for one in makers:
+            users[one].append(place)
+    missing = [len(makers) for makers in needed]
+    ready = [place for place, count in enumerate(missing) if not count]
+    order: list[int] = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for user in users[order[-1]]:
+            missing[user] -= 1
+            if not missing[user]:
+                heapq.heappush(ready, user)
+    # Where not all are there is a circle, which the checker tells.
+    if len(order) == len(needed) and order != sorted(order):
+        nodes = list(graph.node)
+        sorted_nodes = [type(nodes[i]).FromString(nodes[i].SerializeToString()) for i in order]
         del graph.node[:]
         graph.node.extend(sorted_nodes)
 

@@ -3,7 +3,7 @@
 import base64
 import datetime
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cifar_deploy.data.dataset import Images, Split
+from cifar_deploy.data.dataset import Images, Split, tally
 from cifar_deploy.store import write_text
 from cifar_deploy.validate import svg, table
 from cifar_deploy.validate.judge import Counts, Judged, Judgement
 
 TEMPLATE = "report.html.j2"
 MOST_IMAGES = 48  # shown a file
+MOST_CLASSES = 50  # that are shown one by one, their confusion as a matrix: the square grows
+MOST_PAIRS = 50  # confusions that are listed of more
 STYLES = 10  # colours of the style sheet, s0 the reference's
 LEAST_ACCURACIES = 1.0  # points that the axis of accuracies spans at least
 LEAST_DIFFERENCES = 0.5  # points to either side that the bars' scale reaches at least
@@ -38,6 +40,15 @@ class Matrix:
 
     name: str
     rows: Sequence[tuple[str, Sequence[Cell]]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is listed in a matrix's place: true class, answer and number of images, a row each."""
+
+    name: str
+    rows: Sequence[tuple[str, str, str]]
+    count: int  # of all pairs, where not all are listed
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ def render(judgements: Sequence[Judgement], time: datetime.datetime) -> str:
         sets=list(dict.fromkeys(_data(judgement) for judgement in judgements)),
         time=time,
         table=table,
+        most_classes=MOST_CLASSES,
         judgements=judgements,
         remarks=table.remarks(judgements),
         legend=styles,
@@ -196,6 +208,7 @@ def _sweeps(judgements: Sequence[Judgement], styles: dict[str, str]) -> list[tup
 
 def _model(judgement: Judgement, styles: dict[str, str]) -> dict[str, Any]:
     files = judgement.rows[1:]
+    many = len(judgement.classes) > MOST_CLASSES
     return {
         "name": judgement.model,
         "judgement": judgement,
@@ -204,14 +217,19 @@ def _model(judgement: Judgement, styles: dict[str, str]) -> dict[str, Any]:
         "classes": judgement.classes,
         "room": svg.room(judgement.classes),
         "bars": _class_differences(judgement, styles) if files else None,
-        "matrices": list(_matrices(judgement)),
+        "matrices": [] if many else list(_matrices(judgement)),
+        "pairs": list(_pairs(judgement)) if many else [],
+        "worst": _worst(judgement) if many else [],
         "mistakes": _mistakes(judgement),
         "galleries": [_gallery(judgement, row) for row in files],
     }
 
 
 def _class_differences(judgement: Judgement, styles: dict[str, str]) -> Markup:
-    """Accuracy of every file less the reference's, in points, class by class."""
+    """Accuracy of every file less the reference's, in points, class by class.
+
+    Of many classes those that differ most.
+    """
     labels = judgement.split.labels
     reference = judgement.rows[0].predictions
     groups = []
@@ -226,6 +244,9 @@ def _class_differences(judgement: Judgement, styles: dict[str, str]) -> Markup:
             title = f"{label}: {right} of {count:,} {name} right, the reference {before}"
             bars.append(svg.Bar(points, styles[label], title))
         groups.append((name, bars))
+    if len(groups) > MOST_CLASSES:
+        groups.sort(key=lambda group: -max(abs(bar.value or 0) for bar in group[1]))
+        del groups[MOST_CLASSES:]
     caption = f"Accuracy difference by class, {judgement.model}"
     return svg.bars(groups, LEAST_DIFFERENCES, caption)
 
@@ -240,6 +261,38 @@ def _matrices(judgement: Judgement) -> Iterator[Matrix]:
         change = judgement.confusion(row) - reference
         rows = _named(judgement, _changes(change)) if change.any() else []
         yield Matrix(_label(judgement, row), rows)
+
+
+def _pairs(judgement: Judgement) -> Iterator[Pairs]:
+    """The reference's most frequent confusions, then where each file differs most in them."""
+    reference = judgement.confusion(judgement.rows[0])
+    yield _listed(judgement, judgement.reference, reference, "{:,}".format)
+    for row in judgement.rows[1:]:
+        change = judgement.confusion(row) - reference
+        yield _listed(judgement, _label(judgement, row), change, lambda n: svg.signed(n, 0))
+
+
+def _listed(
+    judgement: Judgement, name: str, counts: Counts, written: Callable[[int], str]
+) -> Pairs:
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    largest = np.argsort(-abs(wrong), axis=None, kind="stable")[:MOST_PAIRS]
+    classes = judgement.classes
+    rows = [
+        (classes[truth], classes[answer], written(int(wrong[truth, answer])))
+        for truth, answer in zip(*np.unravel_index(largest, wrong.shape), strict=True)
+        if wrong[truth, answer]
+    ]
+    return Pairs(name, rows, int(np.count_nonzero(wrong)))
+
+
+def _worst(judgement: Judgement) -> list[tuple[str, int, int]]:
+    """The classes of which the reference gets least right: name, right answers, images."""
+    labels = judgement.split.labels
+    right = labels[judgement.rows[0].predictions == labels]
+    counts = tally(judgement.classes, labels, right)
+    lost = [(name, good, images) for name, (good, images) in counts.items() if good < images]
+    return sorted(lost, key=lambda one: one[1] / one[2])[:MOST_CLASSES]
 
 
 def _named(

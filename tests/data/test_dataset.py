@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,12 +71,24 @@ def test_the_checksum_sees_every_pixel_and_label(small_data: Dataset) -> None:
             images[-1, 31, 31, 2] ^= 1
         else:
             labels[-1] = (labels[-1] + 1) % 10
-        return Dataset(**{**vars(small_data), part: Split(images, labels)}).sha256()
+        return dataclasses.replace(small_data, **{part: Split(images, labels)}).sha256()
 
     sums = {changed(part, pixel) for part in ("train", "test") for pixel in (True, False)}
     assert len(sums | {small_data.sha256()}) == 5
     fortran = Split(np.asfortranarray(small_data.train.images), small_data.train.labels)
-    assert Dataset(**{**vars(small_data), "train": fortran}).sha256() == small_data.sha256()
+    assert dataclasses.replace(small_data, train=fortran).sha256() == small_data.sha256()
+
+
+def test_the_images_are_hashed_once(small_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = dataclasses.replace(small_data)
+    seen = {"sha256": dataset.sha256(), "origin": str(Path(dataset.origin).resolve())}
+    test = dataset.test_sha256()
+    monkeypatch.delattr(Dataset, "_sha256")
+    assert (dataset.sha256(), dataset.test_sha256()) == (seen["sha256"], test)
+    # As `validate` does: by all images where a card is from before `test_sha256`.
+    assert dataset.same_test(seen)
+    assert dataset.same_test({"test_sha256": test})
+    assert "were added" in dataset.changed("m", {**seen, "sha256": "0" * 64})
 
 
 def test_device_split(small_data: Dataset) -> None:

@@ -54,7 +54,8 @@ def test_rows_are_augmented(small_data: Dataset, tmp_path: Path) -> None:
 
 def test_names_are_drawn(small_data: Dataset, tmp_path: Path) -> None:
     # With other names only the line of the names changes.
-    renamed = Dataset(**{**vars(small_data), "classes": tuple(c.upper() * 9 for c in "abcdefghij")})
+    names = tuple(c.upper() * 9 for c in "abcdefghij")
+    renamed = dataclasses.replace(small_data, classes=names)
     one = draw(small_data, OFF, tmp_path / "one.png")
     two = draw(renamed, OFF, tmp_path / "two.png")
     assert one.shape == two.shape

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.onnx_interface import Pixels, adapted, inspect
+from cifar_deploy.runtimes.onnx_interface import Pixels, adapted, adapted_model, inspect
 
 IMAGES = ("images", TensorProto.UINT8, ["batch", 32, 32, 3])
 LOGITS = ("logits", TensorProto.FLOAT, ["batch", 10])
@@ -359,6 +359,38 @@ def test_nodes_may_stand_in_any_order(tmp_path: Path) -> None:
     assert wanted is not None
     assert found is not None
     np.testing.assert_array_equal(logits(found, images), logits(wanted, images))
+
+
+def chained(length: int) -> tuple[onnx.ModelProto, list[str]]:
+    """A model with a chain of so many nodes before the rest, and its nodes' outputs in order."""
+    model = build()
+    names = [f"link{i}" for i in range(length)]
+    links = [
+        helper.make_node("Identity", [before], [name])
+        for before, name in zip(["images", *names], names, strict=False)
+    ]
+    model.graph.node[0].input[0] = names[-1]
+    nodes = [*links, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model, [node.output[0] for node in nodes]
+
+
+def test_a_long_chain_in_reverse_is_put_in_order(tmp_path: Path) -> None:
+    model, outputs = chained(1_500)
+    model.graph.node.reverse()
+    _, found, _ = adapted_model(written(tmp_path, model), PIXELS)
+    assert [node.output[0] for node in found.graph.node] == outputs
+
+
+def test_what_is_in_order_stays_as_it_is(tmp_path: Path) -> None:
+    # A constant that is used last stands last: it could come first, and need not.
+    model, outputs = chained(3)
+    model.graph.node.insert(2, helper.make_node("Identity", ["link0"], ["unused"]))
+    model.graph.node.append(helper.make_node("Constant", [], ["late"], value_float=1.0))
+    outputs = [*outputs[:2], "unused", *outputs[2:], "late"]
+    _, found, _ = adapted_model(written(tmp_path, model), PIXELS)
+    assert [node.output[0] for node in found.graph.node] == outputs
 
 
 def test_a_circle_is_told(tmp_path: Path) -> None:

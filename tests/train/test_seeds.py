@@ -74,6 +74,16 @@ def test_the_card_has_every_seed_and_the_weights_of_the_first(
     assert json.loads(run("models", "--json").stdout)[0]["seeds"] == 3
 
 
+def test_what_is_doubtful_about_the_images_is_told_once(pictures: Path, tmp_path: Path) -> None:
+    place = tmp_path / "pictures"
+    shutil.copytree(pictures, place)
+    (place / "train" / "notes.txt").touch()
+    command = ("train", "simple_cnn", "--data-dir", place, *QUICK, "--epochs", "1")
+    said = run(*command, "--seeds", "2").stderr
+    assert said.count(f"1 files in {place / 'train'} itself, in no class, are not used") == 1
+    assert said.count("simple_cnn: 240 images") == 2
+
+
 def test_weights_that_the_first_seed_writes_over_are_no_beginning(
     pictures: Path, models: Path
 ) -> None:

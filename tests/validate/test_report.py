@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judgements import Answers, MakeJudgement, mistaken, mistakes
+from judgements import Answers, MakeJudgement, judgement_of, mistaken, mistakes
 from PIL import Image
 
 from cifar_deploy.architectures.weights import Trained
-from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.data.dataset import Dataset, Images, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import report
@@ -275,6 +275,52 @@ def test_confusion(judgement: Judgement, small_data: Dataset, few_wrong: Answers
         [f"{n:+d}".replace("-", MINUS) if n else "" for n in row] for row in counts.tolist()
     ]
     assert "No cell differs." in rendered([judgement])
+
+
+def of_classes(count: int, small_data: Dataset, wrong: int = 0) -> Judgement:
+    """By a reference that takes the last class but one for the last one in all its images.
+
+    A file is right there, and wrong in `wrong` images more of the first class.
+    """
+    labels = np.arange(3 * count) % count
+    images = np.zeros((len(labels), 32, 32, 3), np.uint8)
+    classes = tuple(f"c{i}" for i in range(count))
+    data = dataclasses.replace(small_data, classes=classes, test=Split(images, labels))
+    answers = labels.copy()
+    answers[np.flatnonzero(labels == 0)[:wrong]] = 7
+    logits = np.eye(count, dtype=np.float32)[np.where(labels == count - 2, count - 1, labels)]
+    return mistaken(judgement_of(data, {"a.onnx": answers}), logits)
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed(small_data: Dataset) -> None:
+    html = rendered([of_classes(report.MOST_CLASSES + 1, small_data, wrong=2)])
+    assert '<table class="matrix">' not in html
+    reference, file, worst = (
+        [
+            re.findall(r"<td[^>]*>([^<]*)</td>", row)
+            for row in re.findall(r"<tr><td>.*?</tr>", table)
+        ]
+        for table in re.findall(r'(?s)<table class="pairs">.*?</table>', html)
+    )
+    assert reference == [["c49", "c50", "3"]]
+    assert file == [["c49", "c50", f"{MINUS}3"], ["c0", "c7", "+2"]]
+    assert worst == [["c49", "0 of 3"]]
+    chart = after(html, '<div class="chart bars"', "</svg>")
+    titles = re.findall(r"<title>a\.onnx: (\d+) of 3 (\w+) right, the reference (\d)<", chart)
+    assert titles[:3] == [("3", "c49", "0"), ("1", "c0", "3"), ("3", "c1", "3")]
+    assert len(titles) == report.MOST_CLASSES
+    assert "Of 51 classes the 50 that differ most." in html
+    assert '<table class="matrix">' in rendered([of_classes(report.MOST_CLASSES, small_data)])
+
+
+def test_a_page_of_a_thousand_classes_is_small(small_data: Dataset) -> None:
+    judgement = of_classes(1_000, small_data)
+    again = np.roll(judgement.rows[1].predictions, 1)  # all wrong, and no two alike
+    file = dataclasses.replace(judgement.rows[1], predictions=again)
+    html = rendered([dataclasses.replace(judgement, rows=(judgement.rows[0], file))])
+    Page(html)
+    assert len(html) < 200_000
+    assert "and 951 more pairs" in html
 
 
 def test_charts(judgement: Judgement) -> None:

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -629,6 +629,55 @@ def runs_of(card: Json) -> Iterator[Json]:
     yield card
     while (init := card.get("init")) is not None:
         yield (card := init if isinstance(init, dict) else {})
+
+
+PIN, LEAST_PIN = 12, 8  # digits of a sha256 behind an @: told, and given at the least
+
+
+def split_pin(name: str) -> tuple[str, str]:
+    """The model or file that `name` names, and the beginning of a sha256 behind an @, if any.
+
+    What exists is a path, whatever it is called.
+    """
+    named, _, sha256 = name.rpartition("@")
+    digits = re.fullmatch(f"[0-9a-fA-F]{{{LEAST_PIN},64}}", sha256)
+    if not named or not digits or Path(name).exists():
+        return name, ""
+    return named, sha256.lower()
+
+
+def pinned(command: str, begun_with: str | None, teachers: Sequence[Json]) -> str:
+    """A `train` command as it is followed later, when the names may stand for other weights.
+
+    Those that it began with get the beginning of their sha256, `begun_with`; so do the teachers,
+    `{"model", "sha256"}` each, which a recipe may have named.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command of ours
+        return command
+    made: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option not in ("--init", "--teacher"):
+            made.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        if option == "--init":
+            made += ["--init", _pin(value, begun_with)]
+        elif not teachers:
+            made += ["--teacher", value]
+    for teacher in teachers:
+        made += ["--teacher", _pin(str(teacher.get("model")), teacher.get("sha256"))]
+    return shlex.join(made)
+
+
+def _pin(name: str, sha256: str | None) -> str:
+    """`name`, and behind an @ the beginning of `sha256`, where that does not stand there."""
+    behind = name.rpartition("@")[2].lower()
+    there = len(behind) >= LEAST_PIN and (sha256 or "").startswith(behind)
+    return name if not sha256 or there or name == "imagenet" else f"{name}@{sha256[:PIN]}"
 
 
 def begun(card: Json) -> str | None:

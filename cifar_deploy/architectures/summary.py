@@ -107,7 +107,7 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "training": store.training(folder),
         "wall_seconds": card.get("wall_seconds"),
         "device": card.get("device"),
-        "command": card.get("command"),
+        "command": _command(card),
         "init": card.get("init"),
         "chain": _chain(card),
         "damaged": damaged,
@@ -115,6 +115,14 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "exported": [path.name for path in exported],
         "stale": [path.name for path in exported if store.stale(path, card)],
     }
+
+
+def _command(card: store.Json) -> str | None:
+    """A card's command, with the weights that it began with and its teachers by their sha256."""
+    if command := card.get("command"):
+        taught = [one for one in card.get("teachers", []) if isinstance(one, dict)]
+        command = store.pinned(command, card.get("init", {}).get("sha256"), taught)
+    return command
 
 
 def _chain(card: store.Json) -> list[store.Json] | None:

@@ -206,7 +206,6 @@ def run(
     from cifar_deploy.data import find
     from cifar_deploy.data.progress import Reading
     from cifar_deploy.device import pick
-    from cifar_deploy.train import initial
     from cifar_deploy.train import seeds as several
     from cifar_deploy.train.interrupt import Interrupted
     from cifar_deploy.train.loop import Job, Trainer
@@ -224,7 +223,7 @@ def run(
         job = Job(
             *(name, found, dataset, where, folder, resume, finish),
             *(init, weights_file, ranks, profile),
-            command=_command(ranks.world, initial.pinned(init) if init else ""),
+            command=_command(ranks.world),
             data_seconds=time.perf_counter() - started,
         )
 
@@ -347,14 +346,9 @@ def _differs(trainer: "Trainer", card: store.Json) -> bool:
     return not same or "stopped" in card
 
 
-def _command(processes: int, init: str = "") -> str:
-    """The command that gives this run again, from its beginning, with `--init init` if any."""
+def _command(processes: int) -> str:
+    """The command that gives this run again, from its beginning."""
     arguments = [a for a in sys.argv[1:] if a not in PASSING]
-    for place, argument in enumerate(arguments if init else ()):
-        if argument == "--init":
-            arguments[place + 1] = init
-        elif argument.startswith("--init="):
-            arguments[place] = f"--init={init}"
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # of them, on this machine
     machines = f"--nnodes {processes // here} " if processes > here else ""
     before = f"torchrun {machines}--nproc-per-node {here} -m cifar_deploy"

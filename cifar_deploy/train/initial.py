@@ -1,7 +1,6 @@
 """What a network's weights are before the first step: chance, structure, or earlier training."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,17 @@ from cifar_deploy.data.dataset import Images
 from cifar_deploy.data.find import patience
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.recipe import Finetune
-from cifar_deploy.store import Json, ModelFolder, card_of, models_root, named_weights, sha256_of
+from cifar_deploy.store import (
+    LEAST_PIN,
+    PIN,
+    Json,
+    ModelFolder,
+    card_of,
+    models_root,
+    named_weights,
+    sha256_of,
+    split_pin,
+)
 from cifar_deploy.train import card
 
 IMAGENET = "imagenet"
@@ -31,7 +40,6 @@ PRETRAINED = {
 # Of torchvision's preprocessing for all of them.
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 COUNTER = "num_batches_tracked"  # of a batch norm, which nothing here uses
-LEAST_DIGITS, DIGITS = 8, 12  # of a sha256 that is given, and of one that is told
 PATCHES = 5_000  # images whose patches a whitening is made from
 
 
@@ -133,9 +141,9 @@ def load(
         return _imagenet(network, name, file)
     if file:
         raise UserError(f"--weights-file goes with --init {IMAGENET}")
-    named, asked = _split(init)
-    if not named.exists():
-        hint = f"; behind an @ go {LEAST_DIGITS} or more digits of the weights' sha256"
+    named, asked = split_pin(init)
+    if not Path(named).exists():
+        hint = f"; behind an @ go {LEAST_PIN} or more digits of the weights' sha256"
         raise UserError(
             f"--init: {init} does not exist; name a model's folder, as {models_root()}/resnet18, "
             f"its file, or {IMAGENET}{hint if '@' in init else ''}"
@@ -145,7 +153,7 @@ def load(
     sha256 = sha256_of(path)
     if not sha256.startswith(asked):
         raise UserError(
-            f"--init {init}: {path} holds other weights, of sha256 {sha256[:DIGITS]}…; bring those "
+            f"--init {init}: {path} holds other weights, of sha256 {sha256[:PIN]}…; bring those "
             f"back that are asked for, or begin with these by --init {named}"
         )
     # A checkpoint holds several networks: the averaged one is the best.
@@ -187,7 +195,7 @@ def differs(start: Start | None, init: str, file: Path | None, folder: Path) -> 
     A file in `folder`, the run's own, may have been written over since: its name has to do, where
     no sha256 stands behind it.
     """
-    if init != IMAGENET and (asked := _split(init)[1]):
+    if init != IMAGENET and (asked := split_pin(init)[1]):
         return start is None or not (start.sha256 or "").startswith(asked)
     named = file if init == IMAGENET else _file(init)
     origin = IMAGENET if init == IMAGENET or named is None else named.name
@@ -198,31 +206,9 @@ def differs(start: Start | None, init: str, file: Path | None, folder: Path) -> 
     return sha256_of(named) != start.sha256
 
 
-def pinned(init: str) -> str:
-    """`init` as a command names it that is followed later, when other weights may be there.
-
-    With the beginning of the sha256 of the weights that it names now.
-    """
-    if init == IMAGENET or _split(init)[1] or not (path := _file(init)).is_file():
-        return init
-    return f"{init}@{sha256_of(path)[:DIGITS]}"
-
-
 def place(init: str) -> Path:
     """The file or folder that `init`, other than "imagenet", names."""
-    return _split(init)[0]
-
-
-def _split(init: str) -> tuple[Path, str]:
-    """The file or folder that `init` names, and the beginning of a sha256 behind it, if any.
-
-    What exists is a path, whatever it is called.
-    """
-    path, _, sha256 = init.rpartition("@")
-    digits = re.fullmatch(f"[0-9a-fA-F]{{{LEAST_DIGITS},64}}", sha256)
-    if not path or not digits or Path(init).exists():
-        return Path(init), ""
-    return Path(path), sha256.lower()
+    return Path(split_pin(init)[0])
 
 
 def _file(init: str) -> Path:

@@ -25,7 +25,7 @@ from cifar_deploy.data.augment import ways_to_mix
 from cifar_deploy.data.dataset import SIZE, Dataset, Split, balance
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
-from cifar_deploy.store import Json, ModelFolder, check_place, write_json, write_text
+from cifar_deploy.store import Json, ModelFolder, check_place, pinned, write_json, write_text
 from cifar_deploy.train import card, checkpoint, initial, teachers
 from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
@@ -124,7 +124,11 @@ class Trainer:
         # Of the epoch: loss, correct answers, and steps before the loss was no number; this
         # process's part of each.
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-        self.command = job.command
+        self.command = pinned(
+            job.command,
+            self.start.sha256 if self.start else None,
+            [teacher.to_dict() for teacher in self.teachers],
+        )
         if self._there:
             self._restore(*self._there)
             self._there = None  # it is as large as the run's memory
@@ -282,8 +286,6 @@ class Trainer:
         if job.finish:
             if self.early and self.lookahead:
                 self.lookahead.update(state.step, state.step)
-            if self.ranks.main:
-                self._write_log()
             return self._finish()
         self._prepare()
         started = last_checkpoint = last_look = time.perf_counter()
@@ -524,7 +526,8 @@ class Trainer:
             record["holdout_accuracy"] = round(self.accuracy(self.best(), self.holdout), 5)
             self._train_mode()
         state.history.append(record)
-        if self.ranks.main:
+        # A finished model keeps its log until this run has ended, as it does its weights and card.
+        if self.ranks.main and not self.job.folder.card.exists():
             self._write_log()
         watch.epoch(record)
 
@@ -619,6 +622,7 @@ class Trainer:
         written = weights.save(job.folder.weights, state, self._facts())
         made = card.make(self, accuracies, written)
         curves.draw(job.folder.curves, job.network, self.state.history, accuracies["test_accuracy"])
+        self._write_log()
         write_json(job.folder.card, made)
         # The last to go: until the card is written, --resume can finish the run again.
         job.folder.checkpoint.unlink(missing_ok=True)

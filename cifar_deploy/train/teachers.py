@@ -12,7 +12,7 @@ from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Distill, Recipe
-from cifar_deploy.store import Json, ModelFolder, begun, sha256_of, taught_from
+from cifar_deploy.store import PIN, Json, ModelFolder, begun, sha256_of, split_pin, taught_from
 from cifar_deploy.train.batches import check_unseen
 
 
@@ -35,7 +35,7 @@ class Teacher:
 
 def facts(recipe: Recipe) -> list[Json]:
     """Which weights the teachers that `recipe` names have now; a sha256 of None: none."""
-    found = [(model, architectures.folder(model).weights) for model in _named(recipe)]
+    found = [(model, architectures.folder(model).weights) for model, _ in _named(recipe)]
     return [
         {"model": model, "sha256": sha256_of(file) if file.is_file() else None}
         for model, file in found
@@ -51,31 +51,37 @@ def load(recipe: Recipe, dataset: Dataset, data_sha256: str) -> list[Teacher]:
     if not _named(recipe) and recipe.distill != Distill():
         raise UserError("[distill] is of no use without teachers; name them with --teacher")
     found = []
-    for model in _named(recipe):
+    for model, asked in _named(recipe):
         trained = weights.load(architectures.folder(model))
+        sha256 = trained.card["weights"]["sha256"]
+        if not sha256.startswith(asked):
+            raise UserError(
+                f"--teacher {model}@{asked}: {model} has other weights, of sha256 {sha256[:PIN]}…; "
+                f"bring those back that are asked for, or learn from these by --teacher {model}"
+            )
         if trained.classes != dataset.classes:
             known, wanted = ", ".join(trained.classes), ", ".join(dataset.classes)
             raise UserError(f"{model} cannot teach this: it knows {known}, not {wanted}")
         learned_from = trained.card.get("data", {})
         check_unseen(model, learned_from, dataset, data_sha256, recipe.data.holdout)
         theirs = [*filter(None, [begun(trained.card)]), *taught_from(trained.card)]
-        sha256 = trained.card["weights"]["sha256"]
         found.append(Teacher(model, sha256, trained.graph(), theirs))
     return found
 
 
 def check_apart(recipe: Recipe, folder: ModelFolder) -> None:
     """Raise UserError where a teacher is the model in `folder`, which the run writes over."""
-    for model in _named(recipe):
+    for model, _ in _named(recipe):
         if architectures.folder(model).path.resolve() == folder.path.resolve():
             raise UserError(
                 f"{model} cannot teach what is written over it; write elsewhere with --out"
             )
 
 
-def _named(recipe: Recipe) -> tuple[str, ...]:
+def _named(recipe: Recipe) -> list[tuple[str, str]]:
+    """Each teacher's model, and the beginning of the sha256 that is asked for, if any."""
     named = recipe.distill.teachers
-    return () if isinstance(named, str) else named
+    return [] if isinstance(named, str) else [split_pin(model) for model in named]
 
 
 class Lesson:

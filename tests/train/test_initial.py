@@ -386,14 +386,17 @@ def test_other_weights_than_those_of_the_sha256_are_no_beginning(
 
     def begun(init: str, resume: bool = False) -> Trainer:
         job = make_job("train.epochs=1", folder="next", resume=resume)
-        return Trainer(dataclasses.replace(job, init=init))
+        command = f"cifar-deploy train simple_cnn --init {init}"
+        return Trainer(dataclasses.replace(job, init=init, command=command))
 
-    pinned = initial.pinned(str(first.path))
-    assert pinned == f"{first.path}@{sha256[:12]}" == initial.pinned(pinned)
-    for init in (pinned, f"{first.weights}@{sha256}", f"{first.path}@{sha256[:8].upper()}"):
+    pinned = f"{first.path}@{sha256[:12]}"
+    upper = f"{first.path}@{sha256[:8].upper()}"
+    for init in (str(first.path), pinned, f"{first.weights}@{sha256}", upper):
         trainer = begun(init)
         assert trainer.start is not None
         assert trainer.start.sha256 == sha256
+        again = pinned if init == str(first.path) else init
+        assert trainer.command == f"cifar-deploy train simple_cnn --init {again}"
     trainer.step()
     trainer._save()
     other = f"{first.path}@{'0' * 8}"
@@ -406,11 +409,9 @@ def test_other_weights_than_those_of_the_sha256_are_no_beginning(
         begun(other, resume=True)
     # What is called so is a path.
     first.path.rename(other)
-    assert initial.pinned(other) == f"{other}@{sha256[:12]}"
-    begun(initial.pinned(other))
-    begun(other)
+    assert begun(other).command.endswith(f" --init {other}@{sha256[:12]}")
+    begun(f"{other}@{sha256[:12]}")
     begun(pinned, resume=True)  # gone, but it began from them
-    assert [initial.pinned(init) for init in ("imagenet", "absent")] == ["imagenet", "absent"]
 
 
 def test_fine_tuning_moves_what_it_may_and_can_be_resumed(

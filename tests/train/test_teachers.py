@@ -62,12 +62,22 @@ def test_a_pupil_learns_what_its_labels_do_not_say(
     options = GOOD
     lost = train(make_job(*options, dataset=nonsense, folder="lost"), recorder)
     options += (by("teacher"), "distill.temperature=2", "distill.weight=1")
-    taught = train(make_job(*options, dataset=nonsense, folder="pupil"), recorder)
+    job = make_job(*options, dataset=nonsense, folder="pupil")
+    command = "cifar-deploy train simple_cnn --teacher teacher"
+    taught = train(dataclasses.replace(job, command=command), recorder)
     assert teacher["test_accuracy"] > lost["test_accuracy"] + 0.25
     assert taught["test_accuracy"] > lost["test_accuracy"] + 0.2
     assert "teachers" not in lost
     sha256 = store.read_card(store.ModelFolder(Path("teacher")))["weights"]["sha256"]
     assert taught["teachers"] == [{"model": "teacher", "sha256": sha256}]
+    # What the card says is not followed with other weights of that name.
+    assert taught["command"] == f"{command}@{sha256[:12]}"
+    pinned = f"teacher@{sha256[:8]}"
+    assert Trainer(make_job(by(pinned), folder="again")).teachers[0].sha256 == sha256
+    with pytest.raises(
+        UserError, match=rf"^--teacher teacher@{'0' * 8}: teacher has other weights"
+    ):
+        Trainer(make_job(by(f"teacher@{'0' * 8}"), folder="again"))
 
 
 def test_a_card_tells_what_its_teachers_began_with(make_job: MakeJob, recorder: Any) -> None:

@@ -1,11 +1,13 @@
 """cifar-deploy: image classifiers from training to deployment, every exported file proved.
 
-    from cifar_deploy import load
+    from cifar_deploy import export_model, load, validate_model
 
     load("resnet18").predict("cat.jpg")
+    export_model("resnet18", precision=["fp32", "fp16"])
+    validate_model("resnet18")
 
-`load` and what belongs to it come from `cifar_deploy.classifier` when they are first asked for:
-importing the package imports nothing else.
+These and what belongs to them come from their modules when they are first asked for: importing the
+package imports nothing else.
 """
 
 import importlib
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cifar_deploy.classifier import Classifier, Prediction, load, network
     from cifar_deploy.errors import UserError
+    from cifar_deploy.exporting import export_model
+    from cifar_deploy.proving import Verdict, validate_model
 
 __version__ = "0.1.0"
 
@@ -22,7 +26,17 @@ __version__ = "0.1.0"
 # unless this says no before it is first imported; a user's own choice stays.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Classifier", "Prediction", "UserError", "__version__", "load", "network"]
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "UserError",
+    "Verdict",
+    "__version__",
+    "export_model",
+    "load",
+    "network",
+    "validate_model",
+]
 
 _HOMES = {
     "Classifier": "cifar_deploy.classifier",
@@ -30,6 +44,9 @@ _HOMES = {
     "load": "cifar_deploy.classifier",
     "network": "cifar_deploy.classifier",
     "UserError": "cifar_deploy.errors",
+    "export_model": "cifar_deploy.exporting",
+    "Verdict": "cifar_deploy.proving",
+    "validate_model": "cifar_deploy.proving",
 }
 
 

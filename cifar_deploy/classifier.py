@@ -105,9 +105,9 @@ def load(
 
     Raises UserError where there is no such thing, where it is damaged, and where it cannot run.
     """
-    where = _checked(model, device)
-    path = Path(model)
-    if found := address.read(str(model)):
+    name, where = architectures.named(model), pick(device)
+    path = Path(name)
+    if found := address.read(name):
         if runtime:
             raise UserError(f"{model} runs on its server; a runtime can be chosen for an ONNX file")
         opened, classes = open_file(found, where)
@@ -121,8 +121,8 @@ def load(
     elif runtime:
         raise UserError(f"{model} runs in PyTorch; a runtime can be chosen for an ONNX file")
     else:
-        opened, classes = open_model(architectures.folder(str(model)), where)
-    return Classifier(opened, classes, str(model))
+        opened, classes = open_model(architectures.folder(name), where)
+    return Classifier(opened, classes, name)
 
 
 def network(
@@ -136,15 +136,8 @@ def network(
 
     Raises UserError as `load` does, and for an exported file.
     """
-    where = _checked(model, device)
-    return weights.load(architectures.folder(str(model))).graph().eval().to(where)
-
-
-def _checked(model: object, device: "str | int | torch.device") -> "torch.device":
-    """What `device` names. Raises UserError where it cannot, and where `model` names nothing."""
-    if not isinstance(model, str | PathLike):
-        raise UserError(f"a {type(model).__name__} is no model; give a name or a path")
-    return pick(f"cuda:{device}" if isinstance(device, int) else str(device))
+    name, where = architectures.named(model), pick(device)
+    return weights.load(architectures.folder(name)).graph().eval().to(where)
 
 
 def _onnx(file: Path, runtime: str | None) -> str:

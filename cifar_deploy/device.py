@@ -39,8 +39,8 @@ FULL = (
 )
 
 
-def pick(name: str = "auto", threads: int | None = None) -> "torch.device":
-    """ "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N" as a torch device.
+def pick(device: "str | int | torch.device" = "auto", threads: int | None = None) -> "torch.device":
+    """ "auto" (CUDA where there is a GPU), "cpu", "cuda", "cuda:N" or the number N as a device.
 
     With `threads` every CPU runtime of this process takes so many: they ask torch. Raises UserError
     for another name, or for CUDA without a GPU.
@@ -49,6 +49,7 @@ def pick(name: str = "auto", threads: int | None = None) -> "torch.device":
 
     if threads:
         torch.set_num_threads(threads)
+    name = f"cuda:{device}" if isinstance(device, int) else str(device)
     kind, _, index = name.partition(":")
     if kind not in DEVICES or (index and not (kind == "cuda" and index.isdecimal())):
         raise UserError(f"--device {name}: it can be auto, cpu, cuda or cuda:N")

@@ -1,6 +1,7 @@
 """What a user can do wrong: one class, and a text of one or two lines."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,13 @@ def few(names: Sequence[str]) -> str:
     """`names` with commas; of many the first ones, and how many more there are."""
     more = len(names) - FEW
     return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def check_range(what: str, value: float | None, low: float, high: float = math.inf) -> None:
+    """Raise UserError where `value`, an argument called `what`, is not from `low` to `high`."""
+    if value is not None and not low <= value <= high:
+        way = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+        raise UserError(f"{what} {value}: it is {way}")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ more than one stem, and returns an untrained `nn.Module` that maps normalised im
 import difflib
 import importlib
 import inspect
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,13 @@ def canonical(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), [*NETWORKS, *ALIASES], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NETWORKS)}"
     raise UserError(f"no network is called {name!r}; {hint}")
+
+
+def named(model: object) -> str:
+    """The name or path that an argument is. Raises UserError where it is neither."""
+    if not isinstance(model, str | PathLike):
+        raise UserError(f"a {type(model).__name__} is no model; give a name or a path")
+    return str(model)
 
 
 def folder(model: str) -> store.ModelFolder:

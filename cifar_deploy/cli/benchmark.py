@@ -15,10 +15,8 @@ from cifar_deploy.address import Address
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
-    Format,
     FormatOption,
     JsonFileOption,
-    Kind,
     OnnxBy,
     PrecisionOption,
     Source,
@@ -32,6 +30,7 @@ from cifar_deploy.cli.options import (
 )
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
+from cifar_deploy.kind import Format, Kind
 
 if TYPE_CHECKING:
     from cifar_deploy.benchmark import sweep

@@ -1,13 +1,14 @@
 """`cifar-deploy demo`."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cifar_deploy import store
-from cifar_deploy.cli import export, train, validate
-from cifar_deploy.cli.options import DataDirOption, Source, SourceOption, say
+from cifar_deploy import exporting, proving, store
+from cifar_deploy.cli import train, validate
+from cifar_deploy.cli.options import DataDirOption, Source, SourceOption, doing, say
 from cifar_deploy.errors import UserError
 
 
@@ -30,8 +31,14 @@ def demo(
     model = store.ModelFolder(folder / "simple_cnn")
     with train.only_run(model):
         train.run("simple_cnn", model, [f"train.epochs={epochs}"], source=source, data_dir=data_dir)
-    export.write_onnx([model], ["fp32", "fp16"])
-    judgements = validate.prove([(model, model.exported())], source=source, data_dir=data_dir)
+    exporting.write_onnx([model], ["fp32", "fp16"], told=say)
+    judgements = proving.prove(
+        [(model, model.exported())],
+        source=source,
+        data_dir=data_dir,
+        say=say,
+        progress=functools.partial(doing, "validating"),
+    )
     validate.publish(judgements, folder / "validation.json", [folder / "report.html"])
     if not all(judgement.passed for judgement in judgements):
         raise typer.Exit(1)

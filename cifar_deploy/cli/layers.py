@@ -10,9 +10,7 @@ import typer
 
 from cifar_deploy import store
 from cifar_deploy.cli.options import (
-    SUFFIXES,
     DataDirOption,
-    Format,
     JsonFileOption,
     MeanOption,
     Source,
@@ -22,6 +20,7 @@ from cifar_deploy.cli.options import (
     show,
 )
 from cifar_deploy.errors import UserError
+from cifar_deploy.kind import SUFFIXES, Format
 
 if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Dataset

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from cifar_deploy import architectures, store
-from cifar_deploy.cli.options import JsonFlag, Precision, in_epochs, print_json, wide
+from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
+from cifar_deploy.kind import Precision
 
 TRAINING = {  # that has not ended, by what `store.training` calls it
     "running": "in training",

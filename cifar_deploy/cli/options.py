@@ -6,10 +6,9 @@ import csv
 import dataclasses
 import functools
 import io
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -18,6 +17,7 @@ import typer
 
 from cifar_deploy import store
 from cifar_deploy.errors import UserError
+from cifar_deploy.kind import Format, Precision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,21 +34,6 @@ class Source(StrEnum):
 
     auto = "auto"
     synthetic = "synthetic"
-
-
-class Format(StrEnum):
-    """What to export to."""
-
-    onnx = "onnx"
-    trt = "trt"
-
-
-class Precision(StrEnum):
-    """The arithmetic inside an exported graph."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
 
 
 class OnnxBy(StrEnum):
@@ -195,8 +180,6 @@ PrecisionOption = Annotated[
         "Of the models' files only those of this precision; several with commas or repeated.",
     ),
 ]
-SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
-
 MeanOption = Annotated[
     str | None,
     typer.Option(
@@ -205,67 +188,6 @@ MeanOption = Annotated[
     ),
 ]
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """Which of a model's exported files take part; all where nothing is asked for."""
-
-    formats: tuple[Format, ...] = ()
-    precisions: tuple[Precision, ...] = ()
-
-    @property
-    def chosen(self) -> bool:
-        """Whether anything is asked for."""
-        return bool(self.formats or self.precisions)
-
-    def files(self, folder: store.ModelFolder) -> list[Path]:
-        """The files of `folder` that are of this kind."""
-        suffixes = tuple(SUFFIXES[format] for format in self.formats) or ("",)
-        parts = [f".{precision.value}." for precision in self.precisions] or [""]
-        return [
-            file
-            for file in folder.exported()
-            if file.name.endswith(suffixes) and any(part in file.name for part in parts)
-        ]
-
-    def needed(self, folder: store.ModelFolder) -> list[Path]:
-        """The same. Raises UserError where there is none of something that is asked for."""
-        formats: list[tuple[Format, ...]] = [(one,) for one in self.formats] or [()]
-        precisions: list[tuple[Precision, ...]] = [(one,) for one in self.precisions] or [()]
-        for kind in itertools.starmap(Kind, itertools.product(formats, precisions)):
-            if not kind.files(folder):
-                raise UserError(
-                    f"{folder.path} has no {kind}; run: {kind.command(folder.argument)}"
-                )
-        return self.files(folder)
-
-    def trained(self) -> list[store.ModelFolder]:
-        """The trained models that have such a file. Raises UserError where there is none."""
-        if found := [folder for folder in store.trained_models() if self.files(folder)]:
-            return found
-        raise UserError(
-            f"no model with an {self} in {store.models_place()}; run: "
-            + ("" if store.trained_models() else "cifar-deploy train MODEL, then ")
-            + self.command("MODEL")
-        )
-
-    def of_models(self, files: Sequence[object]) -> None:
-        """Raise UserError where files are named and some of a model's are asked for."""
-        if files and self.chosen:
-            raise UserError(
-                f"--format and --precision choose among a model's files, not {files[0]}"
-            )
-
-    def command(self, model: str) -> str:
-        """What exports files of this kind."""
-        chosen = [f"--format {format.value}" for format in self.formats]
-        chosen += [f"--precision {precision.value}" for precision in self.precisions]
-        return " ".join(["cifar-deploy export", model, *chosen])
-
-    def __str__(self) -> str:
-        asked = ["/".join(words) for words in (self.formats, self.precisions) if words]
-        return " ".join(["exported", *asked, "file"])
 
 
 def all_trained() -> list[store.ModelFolder]:

@@ -6,12 +6,9 @@ from typing import Annotated
 import typer
 
 from cifar_deploy import architectures, store
-from cifar_deploy.cli.export import Quantising, write_onnx
 from cifar_deploy.cli.options import (
     DataDirOption,
-    Format,
     JsonFlag,
-    Precision,
     Target,
     print_json,
     say,
@@ -19,6 +16,8 @@ from cifar_deploy.cli.options import (
 from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
+from cifar_deploy.exporting import Quantising, write_onnx
+from cifar_deploy.kind import Format, Precision
 
 
 def package(
@@ -107,7 +106,7 @@ def package(
         else:
             file = folder.onnx(kind)
             if source.is_stale(folder, kind):
-                write_onnx([folder], [kind], Quantising.again(file, data_dir))
+                write_onnx([folder], [kind], Quantising.again(file, data_dir), told=say)
     found = source.find(folder, file, target.value)
     if not unproved:
         source.require_proof(found)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cifar_deploy.cli.options import (
-    SUFFIXES,
-    Format,
     JsonFileOption,
     OnnxBy,
     doing,
@@ -17,6 +15,7 @@ from cifar_deploy.cli.options import (
 )
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
+from cifar_deploy.kind import SUFFIXES, Format
 
 if TYPE_CHECKING:
     from cifar_deploy.benchmark.profile import Profile

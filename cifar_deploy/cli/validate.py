@@ -1,6 +1,7 @@
 """`cifar-deploy validate`."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import address, architectures, store
+from cifar_deploy import address, proving, store
 from cifar_deploy.address import Address
 from cifar_deploy.cli.options import (
-    SUFFIXES,
     DataDirOption,
     DeviceOption,
-    Format,
     FormatOption,
     JsonFileOption,
-    Kind,
     MeanOption,
     OnnxBy,
     PrecisionOption,
@@ -31,18 +29,14 @@ from cifar_deploy.cli.options import (
     is_stdout,
     per_channel,
     say,
-    say_doubts,
     several,
     show,
 )
 from cifar_deploy.errors import UserError
+from cifar_deploy.kind import Kind
 
 if TYPE_CHECKING:
-    from cifar_deploy.data.dataset import Dataset
     from cifar_deploy.validate.judge import Judgement
-
-# What files, or served models, are judged against, and these.
-Work = tuple[store.ModelFolder | Path, Sequence[Path | Address]]
 
 
 def validate(
@@ -111,7 +105,7 @@ def validate(
     model has now: the rest is still judged.
     """
     kind = Kind(tuple(format or ()), tuple(precision or ()))
-    work = _targets(targets or [], reference, kind)
+    work = proving.work_of(targets or [], reference, kind)
     if len(runtime or []) > 1:
         raise UserError("validate takes one --runtime: a proof is of one; run it once for each")
     if is_stdout(json_file) and is_stdout(answers):
@@ -128,7 +122,7 @@ def validate(
     pages = [report or place / "report.html" for place in places]
     for page in pages:
         store.check_place(page)
-    judgements = prove(
+    judgements = proving.prove(
         work,
         max_drop=max_drop,
         images=images,
@@ -142,6 +136,8 @@ def validate(
         source=data.value if data else None,
         data_dir=data_dir,
         mistakes=mistakes,
+        say=say,
+        progress=functools.partial(doing, "validating"),
     )
     publish(judgements, json_file, pages, answers)
     if any(lost.unfit for judgement in judgements for lost in judgement.unusable):
@@ -150,165 +146,11 @@ def validate(
         raise typer.Exit(1)
 
 
-def _targets(targets: list[str], reference: str | None, kind: Kind) -> list[Work]:
-    """Models to judge, each with its files. A lone file is judged with its folder's model.
-
-    What is served is judged with the model of its name. With a file as `reference` it stands in
-    the model's place.
-    """
-    served = {t: found for t in targets if (found := address.read(t))}
-    paths = [Path(t) for t in targets if t not in served]
-    files = [path for path in paths if path.is_file() or path.suffix in store.EXPORTED]
-    named = [architectures.folder(t) for t in targets if t not in served and Path(t) not in files]
-    kind.of_models([*files, *served.values()])
-    if missing := [file for file in files if not file.is_file()]:
-        raise UserError(f"{missing[0]} does not exist; run: cifar-deploy export MODEL")
-    if files or served:
-        if named:
-            raise UserError("name models or files, not both; a file's model goes to --reference")
-        judged: list[Path | Address] = [*files, *served.values()]
-        if reference and Path(reference).suffix == SUFFIXES[Format.onnx]:
-            return [(Path(reference), judged)]
-        if reference and Path(reference).suffix == SUFFIXES[Format.trt]:
-            raise UserError(f"{reference} is an engine; --reference takes a model or an ONNX file")
-        if reference:
-            owner = architectures.folder(reference)
-        elif files:
-            owner = store.ModelFolder(files[0].parent)
-        else:
-            owner = architectures.folder(next(iter(served.values())).model)
-        if not reference:
-            for file in files:
-                if not store.ModelFolder(file.parent).card.exists():
-                    raise UserError(f"{file} has no trained model beside it; name one: --reference")
-                if not _beside(file, owner):
-                    raise UserError(
-                        f"{files[0]} and {file} are of two models; validate one after the other, "
-                        "or name the one to judge both by with --reference"
-                    )
-            for text, one in served.items():
-                if one.model != owner.name:
-                    raise UserError(
-                        f"{text} is not called {owner.name}; name the model to judge it by with "
-                        "--reference"
-                    )
-        return [(owner, judged)]
-    if reference:
-        raise UserError("--reference goes with files; a model's own files need none")
-    named = named or kind.trained()
-    for folder in named:
-        store.read_card(folder)
-    return [(folder, kind.needed(folder)) for folder in named]
-
-
 def _place(owner: store.ModelFolder | Path, files: Sequence[Path | Address]) -> Path:
     """The folder of what files are judged against: their model's, or else their own."""
     if not isinstance(owner, Path):
         return owner.path
     return next((file.parent for file in files if isinstance(file, Path)), owner.parent)
-
-
-def _beside(file: Path, owner: store.ModelFolder | Path) -> bool:
-    """Whether `file` stands in the folder of the model that it is judged against."""
-    return not isinstance(owner, Path) and file.parent.resolve() == owner.path.resolve()
-
-
-def prove(
-    work: Sequence[Work],
-    *,
-    max_drop: float | None = None,
-    images: int | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    onnx: str = OnnxBy.onnxruntime.value,
-    latency: bool = True,
-    trust: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    source: str | None = None,
-    data_dir: Path | None = None,
-    mistakes: int | None = None,
-) -> "list[Judgement]":
-    from cifar_deploy.architectures import weights
-    from cifar_deploy.data import find
-    from cifar_deploy.device import pick
-    from cifar_deploy.runtimes.load import check_file
-    from cifar_deploy.validate import proof
-    from cifar_deploy.validate.judge import MISTAKES, Options, Reference, judge
-
-    where = pick(device, threads)
-    own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
-    unfit: dict[Path, UserError] = {}  # damaged, or of other weights
-    checked: dict[Path, str] = {}  # the weights of each model, by its folder
-    for owner, files in work:  # what is damaged is told before anything runs
-        exported_from = None
-        if isinstance(owner, Path):
-            check_file(owner)
-        else:
-            exported_from = store.read_card(owner)["weights"]["sha256"]
-            checked[owner.path] = exported_from
-        for file in files:
-            if isinstance(file, Address):
-                continue
-            try:
-                check_file(file, exported_from if _beside(file, owner) else None, trust)
-                if _beside(file, owner):
-                    own[file] = store.sha256_of(file)
-            except UserError as error:
-                unfit[file] = error
-    if unfit and all(file in unfit for _, files in work for file in files):
-        raise next(iter(unfit.values()))  # nothing is left to judge
-    for reason in unfit.values():
-        say(f"error: {reason}")
-    seconds = 1.0 if latency else 0.0
-    options = Options(max_drop, seconds, trust, mean, std, onnx, mistakes or MISTAKES)
-    loaded: dict[tuple[str, Path | None], Dataset] = {}
-
-    def data_of(key: tuple[str, Path | None]) -> "Dataset":
-        if key not in loaded:
-            loaded[key] = find.load(*key)
-            say_doubts(loaded[key])
-        return loaded[key]
-
-    judgements = []
-    with doing("validating") as told:
-        references = []
-        for owner, _ in work:
-            if isinstance(owner, Path):
-                dataset = data_of((source or "auto", data_dir))
-                reference = Reference.of_file(owner, dataset)
-            else:
-                trained = weights.load(owner)
-                if trained.card["weights"]["sha256"] != checked[owner.path]:
-                    raise UserError(
-                        f"{owner.weights} was replaced since its files were checked; export them "
-                        "again"
-                    )
-                dataset = data_of(find.trained_on(trained.card, source, data_dir))
-                reference = Reference.of_model(trained, owner.name)
-            dataset.expect_classes(reference.model, reference.classes)
-            references.append((reference, dataset))
-        for (_, files), (reference, dataset) in zip(work, references, strict=True):
-            judgement = judge(reference, files, dataset, where, options, images, told, unfit)
-            judgements.append(judgement)
-            refused = ""
-            if reference.data and not judgement.facts["data"]["test_set_of_training"]:
-                refused = dataset.changed(reference.model, reference.data)
-                refused = refused or f"{reference.model} was trained on other data"
-            elif judgement.strayed is not None:
-                refused = f"{reference.model} is not what its card says"
-            try:
-                proof.write(judgement, own)
-            except UserError as error:  # the verdict is still to be shown
-                refused = str(error)
-            if refused:
-                say(f"no proof was left beside the files: {refused}")
-            for row in judgement.rows[1:]:
-                if row.addition and Path(row.file) in own:
-                    say(f"no proof was left beside {row.file}: it is no deployment graph by itself")
-    if (mean or std) and not any(row.normalised for one in judgements for row in one.rows):
-        say("--mean and --std changed nothing: no file here leaves the normalisation to others")
-    return judgements
 
 
 def publish(

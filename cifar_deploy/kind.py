@@ -1,0 +1,107 @@
+"""Which exported files: their format and precision, and those that a model has of a kind."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from cifar_deploy import store
+from cifar_deploy.errors import UserError
+
+Word = TypeVar("Word", bound=StrEnum)
+
+
+class Format(StrEnum):
+    """What to export to."""
+
+    onnx = "onnx"
+    trt = "trt"
+
+
+class Precision(StrEnum):
+    """The arithmetic inside an exported graph."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
+
+
+def members(kind: type[Word], what: str, words: str | Iterable[str] | None) -> tuple[Word, ...]:
+    """`words`, one or several, as members of `kind`, each once and in their order; of None none.
+
+    Raises UserError, which calls them `what`, for a word that is no member, or none.
+    """
+    if words is None:
+        return ()
+    given = [words] if isinstance(words, str) else list(words)
+    known = [member.value for member in kind]
+    if not given or not set(given) <= set(known):
+        wrong = [word for word in given if word not in known]
+        raise UserError(f"{what} {wrong[0] if wrong else given!r}: it can be {', '.join(known)}")
+    return tuple(dict.fromkeys(map(kind, given)))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which of a model's exported files take part; all where nothing is asked for."""
+
+    formats: tuple[Format, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+
+    @property
+    def chosen(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.formats or self.precisions)
+
+    def files(self, folder: store.ModelFolder) -> list[Path]:
+        """The files of `folder` that are of this kind."""
+        suffixes = tuple(SUFFIXES[format] for format in self.formats) or ("",)
+        parts = [f".{precision.value}." for precision in self.precisions] or [""]
+        return [
+            file
+            for file in folder.exported()
+            if file.name.endswith(suffixes) and any(part in file.name for part in parts)
+        ]
+
+    def needed(self, folder: store.ModelFolder) -> list[Path]:
+        """The same. Raises UserError where there is none of something that is asked for."""
+        formats: list[tuple[Format, ...]] = [(one,) for one in self.formats] or [()]
+        precisions: list[tuple[Precision, ...]] = [(one,) for one in self.precisions] or [()]
+        for kind in itertools.starmap(Kind, itertools.product(formats, precisions)):
+            if not kind.files(folder):
+                raise UserError(
+                    f"{folder.path} has no {kind}; run: {kind.command(folder.argument)}"
+                )
+        return self.files(folder)
+
+    def trained(self) -> list[store.ModelFolder]:
+        """The trained models that have such a file. Raises UserError where there is none."""
+        if found := [folder for folder in store.trained_models() if self.files(folder)]:
+            return found
+        raise UserError(
+            f"no model with an {self} in {store.models_place()}; run: "
+            + ("" if store.trained_models() else "cifar-deploy train MODEL, then ")
+            + self.command("MODEL")
+        )
+
+    def of_models(self, files: Sequence[object]) -> None:
+        """Raise UserError where files are named and some of a model's are asked for."""
+        if files and self.chosen:
+            raise UserError(
+                f"--format and --precision choose among a model's files, not {files[0]}"
+            )
+
+    def command(self, model: str) -> str:
+        """What exports files of this kind."""
+        chosen = [f"--format {format.value}" for format in self.formats]
+        chosen += [f"--precision {precision.value}" for precision in self.precisions]
+        return " ".join(["cifar-deploy export", model, *chosen])
+
+    def __str__(self) -> str:
+        asked = ["/".join(words) for words in (self.formats, self.precisions) if words]
+        return " ".join(["exported", *asked, "file"])

@@ -161,7 +161,11 @@ InitOption = Annotated[
 ]
 TeacherOption = Annotated[
     list[str] | None,
-    typer.Option("--teacher", metavar="MODEL", help="Learn from a trained model's answers, too."),
+    typer.Option(
+        "--teacher",
+        metavar="MODEL",
+        help="Learn from a trained model's answers, too; with @SHA256 only that one's.",
+    ),
 ]
 WeightsFileOption = Annotated[
     Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")

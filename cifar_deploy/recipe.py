@@ -92,13 +92,20 @@ class Augment:
 
     flip: bool = flag(True, "left-right, one image in two")
     translate: int = number(4, 0, 16, "up to so many pixels each way")
-    border: str = choice("reflect", "zero", help="what a translation brings in")
+    border: str = choice("reflect", "zero", help="what translation, rotation and scale bring in")
     cutout: int = number(0, 0, 32, "side of the square painted over with the mean colour")
     brightness: float = number(
         0.0, 0.0, 1.0, "jitter factors from 1 - x to 1 + x, as torchvision's"
     )
     contrast: float = number(0.0, 0.0, 1.0, "the same")
     saturation: float = number(0.0, 0.0, 1.0, "the same")
+    vertical_flip: bool = flag(False, "top-bottom, one image in two")
+    rotate: float = number(0.0, 0.0, 180.0, "up to so many degrees each way")
+    scale: float = number(0.0, 0.0, 0.9, "zoom by factors from 1 - x to 1 + x")
+    policy: str = choice(
+        *("none", "trivial"),
+        help="trivial: TrivialAugment, each image changed in one way of 14 at a strength of chance",
+    )
     alternate: bool = flag(False, "with flip: at random once, then the other way round every epoch")
     mixup: float = number(0.0, 0.0, 100.0, "alpha of the Beta distribution of shares; 0: none")
     cutmix: float = number(0.0, 0.0, 100.0, "the same; with both, a batch gets either")

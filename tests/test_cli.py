@@ -966,6 +966,9 @@ def test_data_describes_what_was_found(run: Run, small_data: Dataset) -> None:
     answer = run("data", "--preview", "grid.png")
     assert "2,000 images" in answer.out
     assert Image.open("grid.png").width > 320
+    grid = Path("grid.png").read_bytes()
+    run("data", "--preview", "grid.png", "--set", "augment.policy=trivial")
+    assert Path("grid.png").read_bytes() != grid
 
 
 def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None:

@@ -9,6 +9,7 @@ from cifar_deploy import architectures, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFlag,
+    SetOption,
     Source,
     SourceOption,
     print_json,
@@ -24,6 +25,7 @@ def data(
     model: Annotated[
         str | None, typer.Option(help="Preview with this network's augmentation.")
     ] = None,
+    set_: SetOption = None,
     split: Annotated[
         Path | None,
         typer.Option(
@@ -44,7 +46,7 @@ def data(
     if model:  # a trained model knows its network, whatever it is called
         network = architectures.network_of(model)
         path = recipes.recipe_path(architectures.folder(model), network)
-    recipe = recipes.load(path)
+    recipe = recipes.load(path, set_ or [])
     if preview:
         store.check_place(preview)
     if split:

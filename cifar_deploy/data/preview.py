@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from cifar_deploy.data.augment import JITTER, augment
+from cifar_deploy.data.augment import augment
+from cifar_deploy.data.colour import JITTER
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
 from cifar_deploy.recipe import Augment
 from cifar_deploy.store import atomic_path
@@ -82,15 +83,19 @@ def _one_of_each(dataset: Dataset, count: int) -> Images:
 def _said(options: Augment) -> str:
     """The augmentation in words."""
     words = ["alternating flip" if options.alternate else "flip"] if options.flip else []
+    if options.vertical_flip:
+        words.append("vertical flip")
     if options.translate:
         words.append(f"translate {options.translate} ({options.border})")
     if options.cutout:
         words.append(f"cutout {options.cutout}")
     words += [
         f"{name} {value:g}"
-        for name in (*JITTER, "mixup", "cutmix")
+        for name in ("rotate", "scale", *JITTER, "mixup", "cutmix")
         if (value := getattr(options, name))
     ]
+    if options.policy != "none":
+        words.append(f"policy {options.policy}")
     return "augmentation: " + (", ".join(words) or "none")
 
 

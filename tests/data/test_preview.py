@@ -64,6 +64,16 @@ def test_names_are_drawn(small_data: Dataset, tmp_path: Path) -> None:
     assert rows.max() <= HEADER
 
 
+def test_the_augmentation_is_said(small_data: Dataset, tmp_path: Path) -> None:
+    options = [{}, {"vertical_flip": True}, {"rotate": 15.0}, {"scale": 0.2}, {"policy": "trivial"}]
+    pages = [draw(small_data, Augment(**each), tmp_path / "grid.png", 3) for each in options]
+    said = {page[: HEADER - 24].tobytes() for page in pages}
+    assert len(said) == len(options)
+    for page in pages[1:]:  # the same originals, otherwise augmented
+        assert np.array_equal(cell(page, 0, 1), cell(pages[0], 0, 1))
+        assert any(not np.array_equal(cell(page, r, 1), cell(pages[0], r, 1)) for r in range(1, 6))
+
+
 def test_few_and_many_classes(tmp_path: Path, small_data: Dataset) -> None:
     images = small_data.train.images[:40]
     few = Dataset("few", "", ("a", "b"), Split(images, np.arange(40) % 2), small_data.test, "")

@@ -10,6 +10,10 @@ from cifar_deploy.train.batches import Batches, split_holdout
 from cifar_deploy.train.ranks import ALONE, Ranks
 
 GREY = (0.5, 0.5, 0.5)
+NEWER = (
+    *("augment.vertical_flip=true", "augment.rotate=20", "augment.scale=0.2"),
+    "augment.policy=trivial",
+)
 PLAIN = ("augment.flip=false", "augment.translate=0")
 
 
@@ -104,7 +108,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(
     few: Dataset, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     monkeypatch.setitem(batches.CHUNK_IMAGES, "cpu", together)
-    options = ("augment.alternate=true", "augment.cutout=8", "augment.mixup=0.4")
+    options = ("augment.alternate=true", "augment.cutout=8", "augment.mixup=0.4", *NEWER)
     there, back = of(few, options), of(few, options)
     expected = [there.at(step) for step in range(18)]
     for step in reversed(range(18)):
@@ -120,7 +124,7 @@ def test_the_parts_of_all_processes_are_the_whole_batch(
     few: Dataset, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     monkeypatch.setitem(batches.CHUNK_IMAGES, "cpu", together)
-    options = ("augment.cutout=8", "augment.brightness=0.3", "augment.alternate=true")
+    options = ("augment.cutout=8", "augment.brightness=0.3", "augment.alternate=true", *NEWER)
     whole = of(few, options)
     parts = [of(few, options, Ranks(rank, 4, rank)) for rank in range(4)]
     assert [part.share for part in parts] == [25] * 4

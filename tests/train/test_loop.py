@@ -329,6 +329,7 @@ MUON = ("optimizer.name=muon", "optimizer.lr=0.02")
         ("normed", (*SGD, "train.precision=bf16", "augment.cutout=6"), 7),
         ("normed", (*MUON, "train.lookahead=3", "augment.alternate=true"), 8),
         ("normed", (*SGD, "augment.mixup=0.4", "augment.cutmix=1.0"), 9),
+        ("simple_cnn", (*SGD, "augment.policy=trivial", "augment.rotate=20"), 8),
         # Measuring the network itself after an epoch must not leave it measuring.
         ("normed", (*ADAMW, "train.ema=0", "data.holdout=50", "train.precision=bf16"), 11),
     ],

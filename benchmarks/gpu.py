@@ -424,7 +424,9 @@ def validate(session: Session, names: list[str], end: float) -> None:
     With --cpu-verdicts, where ONNX Runtime has no CUDA provider, on the CPU as well: the GPU waits
     meanwhile.
     """
-    chosen = [name for name in names or recipes() if exported(session, name)]
+    chosen = those(session, "validate", names, exported, "exported")
+    if not chosen:
+        return
     options = ["--device", session.asked.device]
     if session.asked.images:
         options += ["--images", str(session.asked.images)]
@@ -504,15 +506,16 @@ def benchmark(session: Session, names: list[str], end: float) -> None:
     PyTorch takes part also where nothing is exported. Then once more with torch.compile, whose
     max-autotune takes minutes a model: at two batch sizes.
     """
+    chosen = trained_of(session, "benchmark", names)
     options = ["--device", session.asked.device, "--seconds", str(session.asked.seconds)]
     options += session.asked.benchmark_args.split()
     sizes = [part for size in session.asked.batch for part in ("--batch", size)]
     if {"--compile", "--no-compile"} & set(options) or session.asked.device == "cpu":
-        _measure(session, "benchmark", names, [("", [*options, *sizes])], end)
+        _measure(session, "benchmark", chosen, [("", [*options, *sizes])], end)
         return
-    _measure(session, "benchmark", names, [("", [*options, *sizes, "--no-compile"])], end)
+    _measure(session, "benchmark", chosen, [("", [*options, *sizes, "--no-compile"])], end)
     sizes = sizes or ["--batch", "1", "--batch", "256"]
-    _measure(session, "benchmark", names, [("compiled", [*options, *sizes, "--compile"])], end)
+    _measure(session, "benchmark", chosen, [("compiled", [*options, *sizes, "--compile"])], end)
 
 
 def loadgen(session: Session, names: list[str], end: float) -> None:
@@ -527,7 +530,7 @@ def loadgen(session: Session, names: list[str], end: float) -> None:
         options += ["--out", str(session.work / "loadgen-logs")]
         options += ["--images", str(session.asked.images)] if session.asked.images else []
         ways.append((scenario, options))
-    _measure(session, "loadgen", names, ways, end)
+    _measure(session, "loadgen", trained_of(session, "loadgen", names), ways, end)
     if (logs := session.work / "loadgen-logs").exists():  # what the figures rest on, in one file
         shutil.make_archive(str(session.out / "loadgen-logs"), "gztar", logs)
 
@@ -541,7 +544,7 @@ def _measure(
 ) -> None:
     results = session.work / stage
     results.mkdir(parents=True, exist_ok=True)
-    for name in trained_of(session, stage, names):
+    for name in names:
         for way, options in ways:
             found = results / f"{name}{way and '.'}{way}.json"
             if _measured(session, name, found) and not session.asked.again:
@@ -604,16 +607,20 @@ def pack(session: Session, names: list[str], end: float) -> None:
 
     Put together again with: cat models.tar.* | tar x
     """
-    whole, added = session.work / "models.tar", 0
+    whole = session.work / "models.tar"
+    added: set[str] = set()
     with tarfile.open(whole, "w") as archive:
         for name in names or recipes():
             for file in ("model.safetensors", "card.json", "curves.png", "log.jsonl"):
                 path = session.work / "models" / name / file
                 if path.exists():
                     archive.add(path, f"{name}/{file}")
-                    added += 1
+                    added.add(name)
+    left_out = [name for name in names if name not in added]
+    if left_out or not added:
+        lost = ", ".join(left_out) or "all"
+        fail(session, "pack", f"nothing of {lost} is in {session.work}/models")
     if not added:
-        fail(session, "pack", f"nothing of {', '.join(names) or 'all'} is in {session.work}/models")
         return
     parts = 0
     with whole.open("rb") as packed:
@@ -637,15 +644,30 @@ def recipes() -> list[str]:
 
 
 def trained_of(session: Session, stage: str, names: list[str]) -> list[str]:
-    """The trained ones of the names, or of all that have a recipe; a failure where none is."""
-    chosen = [name for name in names or recipes() if trained(session, name)]
-    if not chosen:
-        fail(session, stage, f"nothing of {', '.join(names) or 'all'} is trained")
+    """The trained ones of the names, or of all that have a recipe."""
+    return those(session, stage, names, trained, "trained")
+
+
+def those(
+    session: Session,
+    stage: str,
+    names: list[str],
+    there: Callable[[Session, str], object],
+    what: str,
+) -> list[str]:
+    """Those of the names, or of all that have a recipe, that are `there`, which is called `what`.
+
+    The others that were asked for are a failure, and so it is where none is there.
+    """
+    chosen = [name for name in names or recipes() if there(session, name)]
+    left_out = [name for name in names if name not in chosen]
+    if left_out or not chosen:
+        fail(session, stage, f"nothing of {', '.join(left_out) or 'all'} is {what}")
     return chosen
 
 
 def fail(session: Session, stage: str, error: str) -> None:
-    """Write down that a stage has nothing to work on."""
+    """Write down that a stage has nothing to work on, or not all that was asked for."""
     session.steps.append(Step(stage, "-", status="failed", error=error))
     print(f"{stage:<10}{'-':<34}failed: {error}")
 

@@ -309,6 +309,54 @@ def test_to_measure_nothing_is_a_failure(gpu: ModuleType, session: Any) -> None:
     assert (step.status, step.error) == ("failed", "nothing of resnet18 is trained")
 
 
+@pytest.fixture
+def begun(gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that are begun, which take too long for what is asked here."""
+    commands: list[list[str]] = []
+
+    def note(told: Any, stage: str, name: str, command: list[str], *_: object) -> Any:
+        commands.append(command)
+        told.steps.append(gpu.Step(stage, name, status="ok"))
+        return told.steps[-1]
+
+    monkeypatch.setattr(gpu, "run", note)
+    vars(session.asked).update(format=["onnx"], precision=["fp32"], validate_args="", images=0)
+    vars(session.asked).update(device="cuda", seconds=0.02, batch=[], benchmark_args="")
+    session.asked.cpu_verdicts = False
+    session.facts = {"missing": {}, "checks": {}}
+    return commands
+
+
+@pytest.mark.parametrize("stage", ["export", "validate", "benchmark", "loadgen", "pack"])
+def test_a_model_that_is_left_out_is_a_failure_and_the_others_go_on(
+    gpu: ModuleType, session: Any, begun: list[list[str]], stage: str
+) -> None:
+    file = session.work / "models/simple_cnn/simple_cnn.fp32.onnx"
+    assert gpu.trained(session, "simple_cnn")
+    if stage == "validate":
+        file.touch()
+    getattr(gpu, stage)(session, ["simple_cnn", "resnt18"], time.monotonic())
+    told = [step for step in session.steps if step.status == "failed"]
+    assert [step.error.partition(" is ")[0] for step in told] == ["nothing of resnt18"]
+    assert len(session.steps) > 1
+    assert all("simple_cnn" in command and "resnt18" not in command for command in begun)
+
+
+def test_where_nothing_is_exported_no_other_model_is_judged(
+    gpu: ModuleType, session: Any, begun: list[list[str]]
+) -> None:
+    other = session.work / "models/cnn9/cnn9.fp32.onnx"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    gpu.validate(session, ["resnet18"], time.monotonic())
+    (step,) = session.steps
+    assert (step.status, step.error) == ("failed", "nothing of resnet18 is exported")
+    other.unlink()
+    gpu.validate(session, [], time.monotonic())
+    assert session.steps[-1].error == "nothing of all is exported"
+    assert begun == []
+
+
 @pytest.mark.gpu
 def test_half_precision_needs_no_exported_file(gpu: ModuleType, session: Any) -> None:
     assert gpu.trained(session, "simple_cnn")
@@ -450,6 +498,9 @@ def test_verdicts_stay_where_the_latency_is_not_waited_for(
     vars(session.asked).update(device="cpu", images=0, validate_args="", cpu_verdicts=False)
     session.facts = {"missing": {}, "checks": {}}
     models = [{"rows": [{"file": "m.onnx", "verdict": "PASS"}]}]
+    file = session.work / "models/simple_cnn/simple_cnn.fp32.onnx"
+    file.parent.mkdir(parents=True)
+    file.touch()
 
     def judged(told: Any, stage: str, label: str, *_: object) -> None:
         if "latency" in label:

@@ -602,6 +602,19 @@ def test_a_doctor_who_does_not_end_is_not_waited_for(
     assert gpu.checks(session) == {"doctor": {"works": False, "detail": "stopped after 0.2 s"}}
 
 
+def test_nor_is_he_beyond_the_end_of_the_whole(
+    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.end = time.monotonic() + 1.0
+    monkeypatch.setattr(gpu, "PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(gpu, "program", lambda *_: python("import time; time.sleep(60)"))
+    begin = time.monotonic()
+    facts = gpu.machine(session)
+    assert time.monotonic() - begin < 30
+    assert facts["torch"].startswith("stopped after ")
+    assert facts["checks"]["doctor"]["detail"].startswith("stopped after ")
+
+
 def test_what_else_the_doctor_prints_is_passed_over(
     gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -613,12 +626,38 @@ def test_what_else_the_doctor_prints_is_passed_over(
     assert gpu.checks(session) == {"doctor": {"works": False, "detail": "it said nothing"}}
 
 
-def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--stages", "trian", "--out", str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--stages", "trian", "error: no stage is called trian"),
+        ("--out", "/dev/null/x", "error: cannot make /dev/null/x: Not a directory"),
+        ("--work", "/dev/null/x", "error: cannot make /dev/null/x/models: Not a directory"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(tmp_path: Path, option: str, value: str, said: str) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), "--stages", "", "--work", str(tmp_path / "work")]
+    command += ["--out", str(out), option, value]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no stage is called trian")
-    assert not (tmp_path / "out").exists()
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    assert out.exists() == (option == "--work")
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "{}", '{"steps": [{"name": "a"}]}', "\xff"])
+def test_a_damaged_summary_is_written_anew(
+    gpu: ModuleType, session: Any, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    summary = session.out / "summary.json"
+    summary.write_bytes(damaged.encode("latin-1"))
+    gpu.fail(session, "pack", "nothing")
+    gpu.save(session)
+    gpu.save(session)
+    said = f"{summary} is no summary of this script's; it is written anew"
+    assert capsys.readouterr().out.count(said) == 1
+    (step,) = json.loads(summary.read_text())["steps"]
+    assert step["stage"] == "pack"
 
 
 def test_large_weights_are_packed_in_parts(

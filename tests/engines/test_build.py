@@ -69,7 +69,7 @@ def test_a_refused_node_is_named(rtx: Flavour, graph: Graph) -> None:
 
 def test_for_turing_there_is_no_linear_layer_in_fp32(rtx: Flavour, graph: Graph) -> None:
     # So for such a GPU an fp16 engine is advised (`manifest.not_for`).
-    said = r"'matmul' for Turing \(SM75\): FP32 GEMM is not supported"
+    said = r"'matmul' for Turing \(SM75\): FP32 GEMM is not supported.*; give --precision fp16 and"
     with pytest.raises(UserError, match=said):
         build(rtx, graph("Relu"), SOURCE, Options(compute_capabilities=("7.5",)))
 

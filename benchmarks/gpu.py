@@ -53,8 +53,9 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)  # what tells this script to end; the l
 POLL = 0.05  # seconds between two looks at what runs
 TERMINAL = sys.stdout.isatty()
 INTERRUPTED = 130  # the exit status after Ctrl-C
+REFUSED = 2  # ... and after what the user has to mend
 SPEED_SEEDS = 3  # at least
-PATIENCE = 180.0  # seconds for the doctor, who compiles engines
+PATIENCE = 180.0  # seconds for what looks at the machine; the doctor compiles engines
 # What the program uses, and what is lost without it.
 LIBRARIES = {
     "onnxruntime": "ONNX files do not run",
@@ -424,7 +425,9 @@ def validate(session: Session, names: list[str], end: float) -> None:
     With --cpu-verdicts, where ONNX Runtime has no CUDA provider, on the CPU as well: the GPU waits
     meanwhile.
     """
-    chosen = [name for name in names or recipes() if exported(session, name)]
+    chosen = those(session, "validate", names, exported, "exported")
+    if not chosen:
+        return
     options = ["--device", session.asked.device]
     if session.asked.images:
         options += ["--images", str(session.asked.images)]
@@ -504,15 +507,16 @@ def benchmark(session: Session, names: list[str], end: float) -> None:
     PyTorch takes part also where nothing is exported. Then once more with torch.compile, whose
     max-autotune takes minutes a model: at two batch sizes.
     """
+    chosen = trained_of(session, "benchmark", names)
     options = ["--device", session.asked.device, "--seconds", str(session.asked.seconds)]
     options += session.asked.benchmark_args.split()
     sizes = [part for size in session.asked.batch for part in ("--batch", size)]
     if {"--compile", "--no-compile"} & set(options) or session.asked.device == "cpu":
-        _measure(session, "benchmark", names, [("", [*options, *sizes])], end)
+        _measure(session, "benchmark", chosen, [("", [*options, *sizes])], end)
         return
-    _measure(session, "benchmark", names, [("", [*options, *sizes, "--no-compile"])], end)
+    _measure(session, "benchmark", chosen, [("", [*options, *sizes, "--no-compile"])], end)
     sizes = sizes or ["--batch", "1", "--batch", "256"]
-    _measure(session, "benchmark", names, [("compiled", [*options, *sizes, "--compile"])], end)
+    _measure(session, "benchmark", chosen, [("compiled", [*options, *sizes, "--compile"])], end)
 
 
 def loadgen(session: Session, names: list[str], end: float) -> None:
@@ -527,7 +531,7 @@ def loadgen(session: Session, names: list[str], end: float) -> None:
         options += ["--out", str(session.work / "loadgen-logs")]
         options += ["--images", str(session.asked.images)] if session.asked.images else []
         ways.append((scenario, options))
-    _measure(session, "loadgen", names, ways, end)
+    _measure(session, "loadgen", trained_of(session, "loadgen", names), ways, end)
     if (logs := session.work / "loadgen-logs").exists():  # what the figures rest on, in one file
         shutil.make_archive(str(session.out / "loadgen-logs"), "gztar", logs)
 
@@ -541,7 +545,7 @@ def _measure(
 ) -> None:
     results = session.work / stage
     results.mkdir(parents=True, exist_ok=True)
-    for name in trained_of(session, stage, names):
+    for name in names:
         for way, options in ways:
             found = results / f"{name}{way and '.'}{way}.json"
             if _measured(session, name, found) and not session.asked.again:
@@ -604,16 +608,20 @@ def pack(session: Session, names: list[str], end: float) -> None:
 
     Put together again with: cat models.tar.* | tar x
     """
-    whole, added = session.work / "models.tar", 0
+    whole = session.work / "models.tar"
+    added: set[str] = set()
     with tarfile.open(whole, "w") as archive:
         for name in names or recipes():
             for file in ("model.safetensors", "card.json", "curves.png", "log.jsonl"):
                 path = session.work / "models" / name / file
                 if path.exists():
                     archive.add(path, f"{name}/{file}")
-                    added += 1
+                    added.add(name)
+    left_out = [name for name in names if name not in added]
+    if left_out or not added:
+        lost = ", ".join(left_out) or "all"
+        fail(session, "pack", f"nothing of {lost} is in {session.work}/models")
     if not added:
-        fail(session, "pack", f"nothing of {', '.join(names) or 'all'} is in {session.work}/models")
         return
     parts = 0
     with whole.open("rb") as packed:
@@ -637,15 +645,30 @@ def recipes() -> list[str]:
 
 
 def trained_of(session: Session, stage: str, names: list[str]) -> list[str]:
-    """The trained ones of the names, or of all that have a recipe; a failure where none is."""
-    chosen = [name for name in names or recipes() if trained(session, name)]
-    if not chosen:
-        fail(session, stage, f"nothing of {', '.join(names) or 'all'} is trained")
+    """The trained ones of the names, or of all that have a recipe."""
+    return those(session, stage, names, trained, "trained")
+
+
+def those(
+    session: Session,
+    stage: str,
+    names: list[str],
+    there: Callable[[Session, str], object],
+    what: str,
+) -> list[str]:
+    """Those of the names, or of all that have a recipe, that are `there`, which is called `what`.
+
+    The others that were asked for are a failure, and so it is where none is there.
+    """
+    chosen = [name for name in names or recipes() if there(session, name)]
+    left_out = [name for name in names if name not in chosen]
+    if left_out or not chosen:
+        fail(session, stage, f"nothing of {', '.join(left_out) or 'all'} is {what}")
     return chosen
 
 
 def fail(session: Session, stage: str, error: str) -> None:
-    """Write down that a stage has nothing to work on."""
+    """Write down that a stage has nothing to work on, or not all that was asked for."""
     session.steps.append(Step(stage, "-", status="failed", error=error))
     print(f"{stage:<10}{'-':<34}failed: {error}")
 
@@ -750,30 +773,22 @@ print(json.dumps(facts))
 
 def machine(session: Session) -> dict[str, Any]:
     """The GPU and the libraries, as the commands see them."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, *LIBRARIES],
-        env=session.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    answer = done.stdout.strip().splitlines()
-    facts: dict[str, Any] = {"torch": first_error(done.stderr), "missing": []}
-    if done.returncode == 0:
-        facts = json.loads(answer[-1])
+    done, failure = look(session, [sys.executable, "-c", PROBE, *LIBRARIES])
+    facts: dict[str, Any] = {"torch": failure, "missing": []}
+    if not failure:
+        facts = json.loads(done.splitlines()[-1])
     facts["missing"] = {name: LIBRARIES[name] for name in facts["missing"]}
     facts["checks"] = checks(session)
     if smi := shutil.which("nvidia-smi"):
         query = "--query-gpu=driver_version,clocks.max.sm,power.limit,temperature.gpu"
-        asked = [smi, query, "--format=csv,noheader"]
-        said = subprocess.run(asked, capture_output=True, text=True, check=False)
-        facts["nvidia_smi"] = said.stdout.strip() or said.stderr.strip()
+        said, failure = look(session, [smi, query, "--format=csv,noheader"])
+        facts["nvidia_smi"] = said or failure
     return {**facts, "python": platform.python_version()}
 
 
-def checks(session: Session) -> dict[str, Any]:
-    """What the program's doctor tried here, by name; a trial may end its process, or never end."""
-    command = program("doctor", "--json")
+def look(session: Session, command: Sequence[str]) -> tuple[str, str]:
+    """What a command that looks at the machine prints, and why it failed; "" where it did not."""
+    seconds = max(0.0, session.until(PATIENCE) - time.monotonic())
     try:
         done = subprocess.run(
             command,
@@ -781,17 +796,21 @@ def checks(session: Session) -> dict[str, Any]:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        failure = f"stopped after {PATIENCE:g} s"
-    else:
-        # Libraries that it tries may print as well.
-        answer = re.search(r"^\{$.*", done.stdout, re.MULTILINE | re.DOTALL)
-        if answer and not done.returncode:
-            return {check.pop("name"): check for check in json.loads(answer[0])["checks"]}
-        failure = first_error(done.stderr)
-    return {"doctor": {"works": False, "detail": failure}}
+        return "", f"stopped after {seconds:.1f} s"
+    return done.stdout.strip(), first_error(done.stderr) if done.returncode else ""
+
+
+def checks(session: Session) -> dict[str, Any]:
+    """What the program's doctor tried here, by name; a trial may end its process, or never end."""
+    printed, failure = look(session, program("doctor", "--json"))
+    # Libraries that it tries may print as well.
+    answer = re.search(r"^\{$.*", printed, re.MULTILINE | re.DOTALL)
+    if answer and not failure:
+        return {check.pop("name"): check for check in json.loads(answer[0])["checks"]}
+    return {"doctor": {"works": False, "detail": failure or "it said nothing"}}
 
 
 def install(session: Session) -> None:
@@ -813,10 +832,21 @@ def write(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def earlier_steps(summary: Path) -> list[dict[str, Any]]:
+    """The steps in a `summary.json`; none where it is missing, or damaged, which is told."""
+    if not summary.exists():
+        return []
+    try:
+        return [asdict(Step(**step)) for step in json.loads(summary.read_text())["steps"]]
+    except (ValueError, KeyError, TypeError):
+        print(f"{summary} is no summary of this script's; it is written anew", flush=True)
+        return []
+
+
 def save(session: Session) -> list[dict[str, Any]]:
     """Write `summary.json`, keeping what earlier calls said of other steps. Returns all steps."""
     path = session.out / "summary.json"
-    earlier = json.loads(path.read_text())["steps"] if path.exists() else []
+    earlier = earlier_steps(path)
 
     def same(stage: str, name: str) -> tuple[str, str]:  # of however many models
         return stage, re.sub(r"\d+ models", "models", name)
@@ -866,12 +896,14 @@ def now() -> str:
 
 
 def chosen_stages(text: str) -> list[tuple[str, list[str]]]:
-    """ "train:simple_cnn,cnn9 export" as stages with their names."""
+    """ "train:simple_cnn,cnn9 export" as stages with their names. UserError where there is none."""
+    from cifar_deploy.errors import UserError
+
     stages = []
     for word in text.split():
         stage, _, names = word.partition(":")
         if stage not in ALL:
-            sys.exit(f"error: no stage is called {stage}; there are {', '.join(ALL)}")
+            raise UserError(f"no stage is called {stage}; there are {', '.join(ALL)}")
         stages.append((stage, [name for name in names.split(",") if name]))
     return stages
 
@@ -905,13 +937,14 @@ def main() -> int:
     if session.asked.jobs < 1:
         parser.error("--jobs: at least 1")
     session.end = session.until(session.asked.total)
-    stages = chosen_stages(session.asked.stages)
-    session.asked.out = str(session.out.absolute())
-    session.asked.work = str(session.work.absolute())
-    if session.asked.airbench:
-        session.asked.airbench = str(Path(session.asked.airbench).absolute())
-    for folder in (session.out, session.work / "models"):
-        folder.mkdir(parents=True, exist_ok=True)
+    from cifar_deploy.errors import UserError
+
+    try:
+        stages = chosen_stages(session.asked.stages)
+        make_folders(session)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
     try:
         run_stages(session, stages)
     except KeyboardInterrupt:
@@ -919,6 +952,21 @@ def main() -> int:
         summarise(session)
         return INTERRUPTED
     return summarise(session)
+
+
+def make_folders(session: Session) -> None:
+    """The folders for results and for models. Raises UserError where the disk refuses."""
+    from cifar_deploy.errors import disk_errors
+    from cifar_deploy.store import check_place
+
+    session.asked.out = str(session.out.absolute())
+    session.asked.work = str(session.work.absolute())
+    if session.asked.airbench:
+        session.asked.airbench = str(Path(session.asked.airbench).absolute())
+    for folder in (session.out, session.work / "models"):
+        with disk_errors(folder, "make"):
+            folder.mkdir(parents=True, exist_ok=True)
+        check_place(folder / "summary.json")
 
 
 def run_stages(session: Session, stages: list[tuple[str, list[str]]]) -> None:

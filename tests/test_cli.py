@@ -1172,6 +1172,17 @@ def test_targets_may_stand_with_commas(run: Run, asked: tuple[str, ...]) -> None
 
 
 @no_gpu
+def test_for_turing_the_way_out_is_told_and_is_one(run: Run) -> None:
+    arguments = ("export", "simple_cnn", "--format", "trt", "--compute-capability", "7.5")
+    refused = run(*arguments)
+    assert refused.status == 2
+    way_out = "; give --precision fp16 and keep no linear layer in fp32\n"
+    assert refused.err.endswith(way_out)
+    assert not ENGINE.exists()
+    assert run(*arguments, "--precision", "fp16").status == 0
+
+
+@no_gpu
 def test_both_formats_are_exported_at_once(run: Run) -> None:
     files = {"onnx": Path(FILE), "trt": ENGINE}
     files["onnx"].unlink()
@@ -1271,6 +1282,7 @@ def test_engines_that_are_not_what_was_exported(
         (("--strip-weights",), "only with a CUDA device"),
         (("--export-layer-info",), "only with a CUDA device"),
         (("--compute-capability", "9.0"), "builds for"),
+        (("--compute-capability", ","), "names none"),
         (("--hardware-compatibility", "ampere+"), "is TensorRT's"),
         (("--hardware-compatibility", "sameComputeCapability"), "is TensorRT's"),
         (("--hardware-compatibility", "all"), "it can be ampere+ or same-compute-capability"),

@@ -309,6 +309,54 @@ def test_to_measure_nothing_is_a_failure(gpu: ModuleType, session: Any) -> None:
     assert (step.status, step.error) == ("failed", "nothing of resnet18 is trained")
 
 
+@pytest.fixture
+def begun(gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that are begun, which take too long for what is asked here."""
+    commands: list[list[str]] = []
+
+    def note(told: Any, stage: str, name: str, command: list[str], *_: object) -> Any:
+        commands.append(command)
+        told.steps.append(gpu.Step(stage, name, status="ok"))
+        return told.steps[-1]
+
+    monkeypatch.setattr(gpu, "run", note)
+    vars(session.asked).update(format=["onnx"], precision=["fp32"], validate_args="", images=0)
+    vars(session.asked).update(device="cuda", seconds=0.02, batch=[], benchmark_args="")
+    session.asked.cpu_verdicts = False
+    session.facts = {"missing": {}, "checks": {}}
+    return commands
+
+
+@pytest.mark.parametrize("stage", ["export", "validate", "benchmark", "loadgen", "pack"])
+def test_a_model_that_is_left_out_is_a_failure_and_the_others_go_on(
+    gpu: ModuleType, session: Any, begun: list[list[str]], stage: str
+) -> None:
+    file = session.work / "models/simple_cnn/simple_cnn.fp32.onnx"
+    assert gpu.trained(session, "simple_cnn")
+    if stage == "validate":
+        file.touch()
+    getattr(gpu, stage)(session, ["simple_cnn", "resnt18"], time.monotonic())
+    told = [step for step in session.steps if step.status == "failed"]
+    assert [step.error.partition(" is ")[0] for step in told] == ["nothing of resnt18"]
+    assert len(session.steps) > 1
+    assert all("simple_cnn" in command and "resnt18" not in command for command in begun)
+
+
+def test_where_nothing_is_exported_no_other_model_is_judged(
+    gpu: ModuleType, session: Any, begun: list[list[str]]
+) -> None:
+    other = session.work / "models/cnn9/cnn9.fp32.onnx"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    gpu.validate(session, ["resnet18"], time.monotonic())
+    (step,) = session.steps
+    assert (step.status, step.error) == ("failed", "nothing of resnet18 is exported")
+    other.unlink()
+    gpu.validate(session, [], time.monotonic())
+    assert session.steps[-1].error == "nothing of all is exported"
+    assert begun == []
+
+
 @pytest.mark.gpu
 def test_half_precision_needs_no_exported_file(gpu: ModuleType, session: Any) -> None:
     assert gpu.trained(session, "simple_cnn")
@@ -450,6 +498,9 @@ def test_verdicts_stay_where_the_latency_is_not_waited_for(
     vars(session.asked).update(device="cpu", images=0, validate_args="", cpu_verdicts=False)
     session.facts = {"missing": {}, "checks": {}}
     models = [{"rows": [{"file": "m.onnx", "verdict": "PASS"}]}]
+    file = session.work / "models/simple_cnn/simple_cnn.fp32.onnx"
+    file.parent.mkdir(parents=True)
+    file.touch()
 
     def judged(told: Any, stage: str, label: str, *_: object) -> None:
         if "latency" in label:
@@ -551,6 +602,19 @@ def test_a_doctor_who_does_not_end_is_not_waited_for(
     assert gpu.checks(session) == {"doctor": {"works": False, "detail": "stopped after 0.2 s"}}
 
 
+def test_nor_is_he_beyond_the_end_of_the_whole(
+    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.end = time.monotonic() + 1.0
+    monkeypatch.setattr(gpu, "PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(gpu, "program", lambda *_: python("import time; time.sleep(60)"))
+    begin = time.monotonic()
+    facts = gpu.machine(session)
+    assert time.monotonic() - begin < 30
+    assert facts["torch"].startswith("stopped after ")
+    assert facts["checks"]["doctor"]["detail"].startswith("stopped after ")
+
+
 def test_what_else_the_doctor_prints_is_passed_over(
     gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,12 +626,38 @@ def test_what_else_the_doctor_prints_is_passed_over(
     assert gpu.checks(session) == {"doctor": {"works": False, "detail": "it said nothing"}}
 
 
-def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--stages", "trian", "--out", str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--stages", "trian", "error: no stage is called trian"),
+        ("--out", "/dev/null/x", "error: cannot make /dev/null/x: Not a directory"),
+        ("--work", "/dev/null/x", "error: cannot make /dev/null/x/models: Not a directory"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(tmp_path: Path, option: str, value: str, said: str) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, str(SCRIPT), "--stages", "", "--work", str(tmp_path / "work")]
+    command += ["--out", str(out), option, value]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no stage is called trian")
-    assert not (tmp_path / "out").exists()
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    assert out.exists() == (option == "--work")
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "{}", '{"steps": [{"name": "a"}]}', "\xff"])
+def test_a_damaged_summary_is_written_anew(
+    gpu: ModuleType, session: Any, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    summary = session.out / "summary.json"
+    summary.write_bytes(damaged.encode("latin-1"))
+    gpu.fail(session, "pack", "nothing")
+    gpu.save(session)
+    gpu.save(session)
+    said = f"{summary} is no summary of this script's; it is written anew"
+    assert capsys.readouterr().out.count(said) == 1
+    (step,) = json.loads(summary.read_text())["steps"]
+    assert step["stage"] == "pack"
 
 
 def test_large_weights_are_packed_in_parts(

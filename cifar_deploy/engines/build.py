@@ -20,11 +20,13 @@ from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.device import MIB
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import RTX, Flavour
+from cifar_deploy.engines.manifest import TURING
 from cifar_deploy.engines.options import HARDWARE, Options, target
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json
 
 NEED = r"(?:size was |GPU memory \()(\d+) bytes"  # in TensorRT's words for memory that lacks
+NO_LINEAR_LAYER = "FP32 GEMM is not supported"  # in its words for Turing, of which `not_for` warns
 POLL = 0.05  # seconds; how often a build looks for Ctrl-C
 
 
@@ -224,4 +226,6 @@ def _failed(flavour: Flavour, source: Path, options: Options) -> UserError:
     way_out = ""
     if any("insufficient workspace" in line for line in log.errors()):
         way_out = "; raise --workspace"
+    if TURING in options.compute_capabilities and NO_LINEAR_LAYER in " ".join(log.errors()):
+        way_out = "; give --precision fp16 and keep no linear layer in fp32"
     return UserError(f"{source}: {flavour} cannot build an engine: {log.reason()}{way_out}")

@@ -1,11 +1,12 @@
 """What TensorRT remembers between runs: timings of a build, kernels that a first run compiled."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
 
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import manifest_path, read_json, read_manifest, write_bytes, write_manifest
+from cifar_deploy.store import manifest_path, read_manifest, write_bytes, write_manifest
 
 KIND = "cache"  # as its manifest says
 
@@ -43,8 +44,7 @@ def read(path: Path) -> bytes:
 
 def check(path: Path) -> None:
     """Raise UserError where `path` cannot become a cache: another file is there, or no folder."""
-    beside = manifest_path(path)
-    if path.exists() and not (beside.exists() and read_json(beside).get("kind") == KIND):
+    if path.exists() and not _is_ours(path):
         raise UserError(f"{path} is there and is no cache of this program's; name another file")
     with disk_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +52,23 @@ def check(path: Path) -> None:
             pass
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether what stands at `path` may be made anew: by its manifest, or since that is damaged."""
+    beside = manifest_path(path)
+    if not beside.exists():
+        return False
+    with disk_errors(beside, "read"):
+        raw = beside.read_bytes()
+    try:
+        said = json.loads(raw)
+    except ValueError:
+        return True
+    return isinstance(said, dict) and said.get("kind") == KIND
+
+
 def write(path: Path, data: bytes) -> None:
     """Keep `data`. Raises UserError where the disk refuses."""
-    with disk_errors(path, "write"):  # never one of the old with the other of the new
-        manifest_path(path).unlink(missing_ok=True)
-    write_bytes(path, data)
+    # The manifest first: should this be killed in between, `read` takes none of the old bytes, and
+    # `check` knows whose they are.
     write_manifest(path, {"kind": KIND}, data)
+    write_bytes(path, data)

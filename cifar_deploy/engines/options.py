@@ -126,8 +126,9 @@ def target(flavour: Flavour, capability: str) -> object:
     """The library's member for a compute capability as "8.6"; UserError where it has none."""
     known = targets(flavour)
     if capability not in known:
+        what = capability or "names none"
         raise UserError(
-            f"--compute-capability {capability}: {flavour} builds for "
+            f"--compute-capability {what}: {flavour} builds for "
             f"{', '.join(sorted(known, key=numbers))}"
         )
     return known[capability]

@@ -2,13 +2,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from cifar_deploy.engines import cache
 from cifar_deploy.engines.build import _timings, build, interruptibly
-from cifar_deploy.engines.flavour import Flavour
+from cifar_deploy.engines.flavour import TENSORRT, Flavour
 from cifar_deploy.engines.manifest import MAGIC_RTX
-from cifar_deploy.engines.options import Options, Profile
+from cifar_deploy.engines.options import HARDWARE, Options, Profile
 from cifar_deploy.errors import UserError
 
 SOURCE = Path("models/tiny/tiny.fp32.onnx")
@@ -66,7 +69,7 @@ def test_a_refused_node_is_named(rtx: Flavour, graph: Graph) -> None:
 
 def test_for_turing_there_is_no_linear_layer_in_fp32(rtx: Flavour, graph: Graph) -> None:
     # So for such a GPU an fp16 engine is advised (`manifest.not_for`).
-    said = r"'matmul' for Turing \(SM75\): FP32 GEMM is not supported"
+    said = r"'matmul' for Turing \(SM75\): FP32 GEMM is not supported.*; give --precision fp16 and"
     with pytest.raises(UserError, match=said):
         build(rtx, graph("Relu"), SOURCE, Options(compute_capabilities=("7.5",)))
 
@@ -205,3 +208,109 @@ class Picky:
 def test_a_timing_cache_of_another_gpu_is_begun_anew(made: bool) -> None:
     config = Picky(made)
     assert _timings(config, b"of an H100") == config.kept == b""
+
+
+class Configuration:
+    """TensorRT for RTX's own, and what was set of it: some that is TensorRT's it does not take."""
+
+    def __init__(self, real: Any) -> None:
+        vars(self).update(real=real, was_set={}, offered=[], kept=None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["real"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.was_set[name] = value
+        setattr(self.real, name, value)
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        self.offered.append(data)
+        return self.real.create_timing_cache(data)
+
+    def set_timing_cache(self, timings: Any, ignore_mismatch: bool) -> bool:
+        vars(self).update(kept=timings)
+        return bool(self.real.set_timing_cache(timings, ignore_mismatch))
+
+
+class Builder:
+    """TensorRT for RTX's own, which notes what it is asked for; its engine is no engine."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.flags: int | None = None
+        self.profiles: list[Any] = []
+
+    def create_network(self, flags: int) -> Any:
+        self.flags = flags
+        return self.real.create_network(flags)
+
+    def create_optimization_profile(self) -> Any:
+        self.profiles.append(self.real.create_optimization_profile())
+        return self.profiles[-1]
+
+    def create_builder_config(self) -> Configuration:
+        self.config = Configuration(self.real.create_builder_config())
+        return self.config
+
+    def build_serialized_network(self, _network: Any, config: Configuration) -> bytes:
+        assert config is self.config
+        return b"an engine"
+
+
+def asked_of_tensorrt(
+    rtx: Flavour, graph: Graph, version: str, options: Options, timing_cache: Path | None = None
+) -> tuple[Builder, set[str]]:
+    """What a build asks of TensorRT, which needs a GPU; and the names of the flags that are set."""
+    builder, module = Builder(rtx.make("Builder", rtx.log)), ModuleType(TENSORRT)
+    vars(module).update(vars(rtx.module), __version__=version, Builder=lambda _log: builder)
+    built = build(Flavour(TENSORRT, module), graph("Relu"), SOURCE, options, None, timing_cache)
+    assert built.engine == b"an engine"
+    members = rtx.module.BuilderFlag.__members__.items()
+    return builder, {name for name, flag in members if builder.config.get_flag(flag)}
+
+
+@pytest.mark.parametrize(("version", "flag"), [("10.13.2.6", True), ("11.4.0.1", False)])
+def test_each_option_reaches_tensorrt(rtx: Flavour, graph: Graph, version: str, flag: bool) -> None:
+    trt = rtx.module
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    plain, flags = asked_of_tensorrt(rtx, graph, version, Options())
+    assert plain.flags == (strongly_typed if flag else 0)
+    assert flags == set()  # TF32 is the library's default, and not this program's
+    assert set(plain.config.was_set) == {"progress_monitor"}
+    for options, expected in (
+        (Options(tf32=True), {"TF32"}),
+        (Options(version_compatible=True), {"VERSION_COMPATIBLE"}),
+        (Options(strip_weights=True), {"STRIP_PLAN", "REFIT_IDENTICAL"}),
+    ):
+        asked, flags = asked_of_tensorrt(rtx, graph, version, options)
+        assert asked.flags == plain.flags
+        assert flags == expected
+    for level in (0, 5):
+        asked, _ = asked_of_tensorrt(rtx, graph, version, Options(level=level))
+        assert asked.config.builder_optimization_level == level
+    asked, _ = asked_of_tensorrt(rtx, graph, version, Options(workspace=64))
+    assert asked.config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 64 << 20
+    asked, _ = asked_of_tensorrt(rtx, graph, version, Options(layer_info=True))
+    assert asked.config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+    for words, member in HARDWARE.items():
+        options = Options(hardware_compatibility=words)
+        asked, _ = asked_of_tensorrt(rtx, graph, version, options)
+        wanted = getattr(trt.HardwareCompatibilityLevel, member)
+        assert asked.config.was_set["hardware_compatibility_level"] == wanted
+    profiles = (Profile(1, 8, 16), Profile(2, 2, 2))
+    asked, _ = asked_of_tensorrt(rtx, graph, version, Options(profiles=profiles))
+    assert asked.config.num_optimization_profiles == 2
+    assert [profile.get_shape("images") for profile in asked.profiles] == [
+        [(size, 32, 32, 3) for size in sizes] for sizes in ((1, 8, 16), (2, 2, 2))
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX")
+def test_timings_are_kept_between_builds(rtx: Flavour, graph: Graph, tmp_path: Path) -> None:
+    file = tmp_path / "timings"
+    written = b""
+    for _ in range(2):
+        asked, _ = asked_of_tensorrt(rtx, graph, "10.13.2.6", Options(), file)
+        assert asked.config.offered == [written]
+        written = cache.read(file)
+        assert written == bytes(asked.config.kept.serialize())

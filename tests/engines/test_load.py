@@ -1,11 +1,13 @@
 import hashlib
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from gpus import supported
+from processes import python
 
 from cifar_deploy.engines import cache, load
 from cifar_deploy.engines.flavour import Flavour
@@ -184,6 +186,46 @@ def test_a_disk_that_refuses_a_cache_is_told(tmp_path: Path) -> None:
     manifest_path(path).mkdir()  # what cannot be removed as a file can
     with pytest.raises(UserError, match=r"cannot write .*kernels\.cache"):
         cache.write(path, b"kernels")
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_cache_whose_writing_was_killed_is_made_anew(
+    tmp_path: Path, there: bool, moved: int
+) -> None:
+    path = tmp_path / "timing.cache"
+    if there:
+        cache.write(path, b"old")
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from cifar_deploy.engines import cache\n"
+        "path, left, replace = pathlib.Path(sys.argv[1]), int(sys.argv[2]), pathlib.Path.replace\n"
+        "def killed(part, target):\n"
+        "    global left\n"
+        "    left -= 1\n"
+        "    if left < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return replace(part, target)\n"
+        "pathlib.Path.replace = killed\n"
+        "cache.write(path, b'new')\n"
+    )
+    done = python("-c", code, path, str(moved))
+    assert done.returncode == (0 if moved == 2 else -signal.SIGKILL), done.stderr
+    assert cache.read(path) == (b"old" if there else b"", b"", b"new")[moved]
+    cache.check(path)
+    cache.write(path, b"anew")
+    assert cache.read(path) == b"anew"
+
+
+def test_a_cache_whose_manifest_is_no_json_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "timing.cache"
+    cache.write(path, b"timings")
+    for damaged in (b"", b"{", b"\xff"):
+        manifest_path(path).write_bytes(damaged)
+        assert cache.read(path) == b""
+        cache.check(path)
+    manifest_path(path).write_text("[]")  # of whatever program
+    with pytest.raises(UserError, match="is no cache of this program's"):
+        cache.check(path)
 
 
 def test_only_a_cache_or_a_new_file_can_become_one(tmp_path: Path, kept: Path) -> None:

@@ -136,9 +136,11 @@ def test_targets_may_stand_in_one_word_or_in_several(texts: list[str]) -> None:
     assert capabilities(texts) == ("8.6", "8.9", "12.0")
 
 
-def test_no_target_is_no_default(rtx: Flavour) -> None:
-    with pytest.raises(UserError, match="--compute-capability :"):
-        check(Options(compute_capabilities=capabilities([""])), rtx, gpu=False)
+@pytest.mark.parametrize("text", ["", ",", " , "])
+def test_no_target_is_no_default(rtx: Flavour, text: str) -> None:
+    said = r"--compute-capability names none: TensorRT for RTX .* builds for 7\.5, "
+    with pytest.raises(UserError, match=said):
+        check(Options(compute_capabilities=capabilities([text])), rtx, gpu=False)
 
 
 def test_a_target_is_the_librarys_own(rtx: Flavour) -> None:

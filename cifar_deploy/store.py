@@ -652,6 +652,8 @@ def pinned(command: str, begun_with: str | None, teachers: Sequence[Json]) -> st
     Those that it began with get the beginning of their sha256, `begun_with`; so do the teachers,
     `{"model", "sha256"}` each, which a recipe may have named.
     """
+    if not begun_with and not teachers:
+        return command
     try:
         words = shlex.split(command)
     except ValueError:  # no command of ours
@@ -665,9 +667,10 @@ def pinned(command: str, begun_with: str | None, teachers: Sequence[Json]) -> st
             continue
         value = value if equals else next(rest, "")
         if option == "--init":
-            made += ["--init", _pin(value, begun_with)]
-        elif not teachers:
-            made += ["--teacher", value]
+            value = _pin(value, begun_with)
+        elif teachers:
+            continue
+        made += [f"{option}={value}"] if equals else [option, value]
     for teacher in teachers:
         made += ["--teacher", _pin(str(teacher.get("model")), teacher.get("sha256"))]
     return shlex.join(made)

@@ -61,7 +61,7 @@ def test_the_commands_of_the_cards_name_their_weights(monkeypatch: pytest.Monkey
     [
         (
             "train a --init=b --lr 0.1",
-            "train a --init b@0123456789ab --lr 0.1 --teacher t@ba9876543210",
+            "train a --init=b@0123456789ab --lr 0.1 --teacher t@ba9876543210",
         ),
         ("train a --init b@01234567", "train a --init b@01234567 --teacher t@ba9876543210"),
         ("train a --init imagenet", "train a --init imagenet --teacher t@ba9876543210"),

@@ -275,7 +275,11 @@ def test_the_published_cards_tell_their_chains() -> None:
 
 
 def test_a_beginning_has_not_seen_what_is_held_out(
-    make_job: MakeJob, recorder: Any, few: Dataset
+    make_job: MakeJob,
+    recorder: Any,
+    few: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = make_job("data.holdout=50", "data.test=false", folder="first")
     half = make_job("data.holdout=50", "data.test=false", folder="half")
@@ -294,6 +298,7 @@ def test_a_beginning_has_not_seen_what_is_held_out(
     job = make_job("data.holdout=51", dataset=other, folder="next")
     begun = dataclasses.replace(job, init=str(first.folder.path))
     assert cli._unknown(Trainer(begun)) == ""
+    monkeypatch.chdir(tmp_path)
     Path("bare").mkdir()
     shutil.copy(first.folder.weights, "bare")
     bare = dataclasses.replace(make_job("data.holdout=51", folder="next"), init="bare")

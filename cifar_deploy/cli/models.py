@@ -138,7 +138,7 @@ def _value(what: str, value: Any) -> str:
         return f"{spread} ({value['seeds']} seeds)"
     if isinstance(value, dict):  # something that has a name, and the sha256 of its bytes
         named, sha256 = value.values()
-        digits = f" (sha256 {sha256[:12]}…)" if isinstance(sha256, str) else ""
+        digits = f" (sha256 {sha256[: store.PIN]}…)" if isinstance(sha256, str) else ""
         return f"{named}{digits}"
     if isinstance(value, list):
         between = "\n" if what == "teachers" else ", "
@@ -317,7 +317,7 @@ def _begun(entry: store.Json) -> str:
     for run in filter(None, earlier):
         known = []
         if isinstance(sha256 := run.get("sha256"), str):
-            known.append(f"sha256 {sha256[:12]}…")
+            known.append(f"sha256 {sha256[: store.PIN]}…")
         epochs, seconds = run.get("epochs"), run.get("wall_seconds")
         if isinstance(epochs, int) and isinstance(seconds, store.NUMBER):
             length = store.stopped(run) or in_epochs(epochs)

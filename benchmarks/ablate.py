@@ -10,7 +10,6 @@ where it was stopped. At the end it prints the table for docs/training.md.
 """
 
 import argparse
-import gc
 import hashlib
 import json
 import statistics
@@ -81,7 +80,6 @@ def one(
 ) -> store.Json:
     """Train once, from its checkpoint where it was stopped in the middle."""
     folder = store.ModelFolder(options.out / options.network)
-    gc.collect()  # the run before holds its memory until then
 
     def made(resume: bool) -> Trainer:
         where = machine.pick(options.device)

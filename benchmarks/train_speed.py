@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import gc
 import importlib.util
 import itertools
 import multiprocessing
@@ -80,7 +79,6 @@ def ours(job: Job, seed: int) -> store.Json:
     """One run: accuracy, seconds of training, and what came before."""
     train = dataclasses.replace(job.recipe.train, seed=seed)
     mine = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, train=train))
-    gc.collect()  # the run before holds its memory until then
     torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     card = Trainer(mine).run(Silent())

@@ -25,6 +25,7 @@ MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
 CARD = "card.json"
 ABANDONED_SECONDS = 24 * 3600.0  # without a change, of what another machine began to write
 EXPORTED = (".onnx", ".engine")  # what the exporter writes, by its suffix
+LOOKS, LOOK_SECONDS = 10, 0.05  # at a folder that is locked, before it is taken to be in use
 # What a whole proof says in words and in numbers.
 PROOF_TEXTS = ("sha256", "verdict", "runtime", "provider", "device")
 PROOF_NUMBERS = (
@@ -326,21 +327,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _lock(number: int, wait: bool = False) -> bool | None:
+def _lock(number: int, wait: bool = False, shared: bool = False) -> bool | None:
     """Take the lock of an open file or folder, for as long as it is open in a process that lives.
 
     False where another has it, unless it is to `wait`; None where the disk, or the system, knows no
-    locks.
+    locks. Several can have it `shared`.
     """
     try:
         import fcntl  # not on Windows
 
-        fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(number, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except (ImportError, OSError):
         return None
     return True
+
+
+def _lock_soon(number: int) -> bool:
+    """Take the lock as `_lock` does, also where others hold it for a moment, to see who has it."""
+    for _ in range(LOOKS):
+        if _lock(number) is not False:
+            return True
+        time.sleep(LOOK_SECONDS)
+    return False
 
 
 def _is_still(path: Path, number: int) -> bool:
@@ -371,7 +382,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             continue
         except OSError:  # a folder that cannot be read, or on Windows
             break
-        if _lock(number) is False:
+        if not _lock_soon(number):
             os.close(number)
             raise UserError(
                 f"another run is writing to {folder}; wait until it has ended, or write elsewhere "
@@ -398,7 +409,7 @@ def training(folder: ModelFolder) -> str | None:
     with contextlib.suppress(OSError):  # no such folder, or on Windows
         number = os.open(folder.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         try:
-            if _lock(number) is False:
+            if _lock(number, shared=True) is False:
                 return "running"
         finally:
             os.close(number)

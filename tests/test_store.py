@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -261,6 +262,18 @@ def test_a_folder_has_one_writer_until_it_ends_or_is_killed(tmp_path: Path) -> N
             with store.only_writer(folder):
                 (folder / "card.json").touch()
     assert names(folder) == ["card.json"]
+
+
+def test_who_looks_at_a_folder_keeps_no_run_out_and_is_no_run(tmp_path: Path) -> None:
+    folder = store.ModelFolder(tmp_path)
+    looking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert store.training(folder) is None  # another that looks is no training
+    gone = threading.Timer(0.1, os.close, [looking])
+    gone.start()
+    with store.only_writer(tmp_path):
+        assert store.training(folder) == "running"
+    gone.join()
 
 
 def test_a_folder_that_gets_nothing_is_not_left(tmp_path: Path) -> None:

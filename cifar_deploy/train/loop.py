@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -92,6 +93,7 @@ class Trainer:
     """One training run."""
 
     def __init__(self, job: Job) -> None:
+        gc.collect()  # a run before this one, of this process, may hold its memory until then
         self.job = job
         recipe, device = job.recipe, job.device
         self.ranks = job.ranks
@@ -158,7 +160,7 @@ class Trainer:
                 machine.quiet_autotune()
             # The few sizes of images are met while warming up; kernels for any size are slower.
             self.forward = torch.compile(self.forward, mode=mode, dynamic=False)
-        self.factor: Callable[[int], float] = lambda step: rate(recipe.schedule, step, self.steps)
+        self.factor = partial(rate, recipe.schedule, steps=self.steps)
         self.sizes = sizes(recipe.schedule, self.steps, SIZE)
         self.profile = Profile(device) if job.profile and self.ranks.main else None
         self.loss: torch.Tensor | None = None  # of the last step, on the device

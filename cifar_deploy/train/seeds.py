@@ -1,7 +1,6 @@
 """The same run with several seeds: how far the accuracy is chance."""
 
 import dataclasses
-import gc
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -100,7 +99,6 @@ def _done(job: Job) -> Json | None:
 
 
 def _train(job: Job, watching: Watching, several: bool = False) -> Json:
-    gc.collect()  # the run before holds its memory until then
     trainer = Trainer(job)
     if several and trainer.start and not job.init:  # the seeds after it would begin with chance
         raise UserError(

@@ -18,7 +18,13 @@ from cifar_deploy.data.image import from_pillow, read_image, to_array
 from cifar_deploy.device import pick
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest
-from cifar_deploy.runtimes.load import ONNX, ONNXRUNTIME, open_file, open_model, open_runtime
+from cifar_deploy.runtimes.load import (
+    ONNXRUNTIME,
+    check_onnx,
+    open_file,
+    open_model,
+    open_runtime,
+)
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.store import EXPORTED
 
@@ -142,8 +148,8 @@ def network(
 
 def _onnx(file: Path, runtime: str | None) -> str:
     """What runs `file` if it is an ONNX file. Raises UserError where it was chosen and cannot."""
-    if runtime and runtime not in ONNX:
-        raise UserError(f"runtime {runtime}: it can be {' or '.join(ONNX)}")
+    if runtime:
+        check_onnx([runtime])
     if runtime and file.suffix != ".onnx":
         raise UserError(f"{file} has one runtime; it can be chosen for an ONNX file")
     return runtime or ONNXRUNTIME

@@ -102,10 +102,9 @@ def validate_model(
     check_range("max_drop", max_drop, 0, 100)
     check_range("threads", threads, 1, 1024)
     work = work_of(targets, against, kind)
-    from cifar_deploy.runtimes.load import ONNX
+    from cifar_deploy.runtimes.load import check_onnx
 
-    if runtime not in ONNX:
-        raise UserError(f"runtime {runtime}: it can be {' or '.join(ONNX)}")
+    check_onnx([runtime])
     judgements = prove(
         work,
         max_drop=max_drop,

@@ -156,6 +156,13 @@ def trained_models() -> list[ModelFolder]:
     return [folder for folder in model_folders() if folder.weights.exists()]
 
 
+def all_trained() -> list[ModelFolder]:
+    """The same. Raises UserError where there is none."""
+    if found := trained_models():
+        return found
+    raise UserError(f"nothing in {models_place()} is trained; run: cifar-deploy train MODEL")
+
+
 def packaged_recipe(name: str, file: str = "recipe.toml") -> Path | None:
     """The recipe that came with the program: in the wheel, or in the checkout it runs from."""
     package = Path(__file__).parent

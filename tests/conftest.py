@@ -1,6 +1,7 @@
 """What several rooms' tests share: the data sets, quick training, and what to skip and why."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from cifar_deploy import export_model
 from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
+from cifar_deploy.store import ModelFolder
 
+ROOT = Path(__file__).parents[1]
 NO_DATA = "the real CIFAR-10 is not here: set CIFAR_DEPLOY_DATA or put it under data/"
 
 
@@ -53,6 +57,25 @@ def rtx() -> Flavour:
         return flavour.load(flavour.RTX)
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def exported_cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This repository's simple_cnn with its ONNX files in fp32 and fp16; not to be changed."""
+    place = tmp_path_factory.mktemp("models") / "simple_cnn"
+    shutil.copytree(ROOT / "models" / "simple_cnn", place)
+    export_model(place, precision=("fp32", "fp16"))
+    return place
+
+
+@pytest.fixture
+def own_cnn(exported_cnn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
+    """The same in models/ of the present directory, which is the test's own."""
+    shutil.copytree(exported_cnn, tmp_path / "models" / "simple_cnn")
+    monkeypatch.setenv(find.DATA_VARIABLE, str((find.named() or Path("data")).absolute()))
+    monkeypatch.delenv("CIFAR_DEPLOY_MODELS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return ModelFolder(Path("models/simple_cnn"))
 
 
 @pytest.fixture

@@ -2,40 +2,24 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from processes import command_line
 
-from cifar_deploy import UserError, Verdict, export_model, validate_model
-from cifar_deploy.data import find
+from cifar_deploy import UserError, Verdict, validate_model
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.package import source
 from cifar_deploy.store import ModelFolder, proof_path, read_json, write_json
 
-MODEL = Path(__file__).parents[1] / "models" / "simple_cnn"
 FP16 = "models/simple_cnn/simple_cnn.fp16.onnx"
 FP32 = "models/simple_cnn/simple_cnn.fp32.onnx"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This repository's simple_cnn with its ONNX files."""
-    place = tmp_path_factory.mktemp("models") / "simple_cnn"
-    shutil.copytree(MODEL, place)
-    export_model(place, precision=("fp32", "fp16"))
-    return place
-
-
 @pytest.fixture(autouse=True)
-def folder(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelFolder:
-    shutil.copytree(exported, tmp_path / "models" / "simple_cnn")
-    monkeypatch.setenv(find.DATA_VARIABLE, str((find.named() or Path("data")).absolute()))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CIFAR_DEPLOY_MODELS", raising=False)
-    return ModelFolder(Path("models/simple_cnn"))
+def folder(own_cnn: ModelFolder) -> ModelFolder:
+    return own_cnn
 
 
 @pytest.mark.usefixtures("real_data")

@@ -18,7 +18,7 @@ ROWS = [
     {"timing", "watch"},
     {"train", "export", "validate", "benchmark", "package"},
     {"doctor", "classifier", "tuning"},
-    {"exporting", "proving"},
+    {"exporting", "measuring", "proving"},
     {"cli"},
     {"__main__"},
 ]
@@ -60,6 +60,7 @@ def test_imports_run_one_way(file: Path) -> None:
             "cifar_deploy.classifier",
             "cifar_deploy.errors",
             "cifar_deploy.exporting",
+            "cifar_deploy.measuring",
             "cifar_deploy.proving",
         }
         return

@@ -3,15 +3,13 @@
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import address, architectures, store
-from cifar_deploy.address import Address
+from cifar_deploy import store
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
@@ -22,7 +20,6 @@ from cifar_deploy.cli.options import (
     Source,
     ThreadsOption,
     TrustFlag,
-    all_trained,
     doing,
     say,
     several,
@@ -31,14 +28,13 @@ from cifar_deploy.cli.options import (
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Format, Kind
+from cifar_deploy.measuring import Contest, Work, check_some, measure, usual_in_flight
 
 if TYPE_CHECKING:
     from cifar_deploy.benchmark import sweep
     from cifar_deploy.data.dataset import Split
 
 
-# A model, what is measured of it, and whether it is all of the model's, PyTorch too.
-Work = tuple[store.ModelFolder, list[Path | Address], bool]
 OFFLINE_BATCH = 256
 MAX_SLOWDOWN = 10.0  # percent
 WIDTH, SCENARIO_WIDTH = 180, 160  # columns of a table where there is no terminal
@@ -138,8 +134,7 @@ def benchmark(
     if scenario:
         measured = (offline if scenario is Scenario.Offline else 1,)
     kind = Kind(tuple(format or ()), tuple(precision or ()))
-    all_work = _contestants(targets or [], kind)
-    work, left = _of_batches(all_work, measured)
+    contest = Contest.of(targets or [], kind, measured)
     if baseline and scenario:
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
@@ -148,17 +143,11 @@ def benchmark(
         raise UserError("--max-latency judges what is measured without --scenario")
     if max_latency is not None and not 0 < max_latency < math.inf:
         raise UserError(f"--max-latency {max_latency:g}: milliseconds, more than 0")
-    # Now: nothing may come between what was measured and its table.
-    told_of_files = [*_stale(work), *left, *_unexported(all_work)]
     from cifar_deploy.benchmark import baseline as earlier
     from cifar_deploy.benchmark import mlperf, sweep, table
     from cifar_deploy.device import describe, pick
-    from cifar_deploy.runtimes.onnx_interface import Pixels
-    from cifar_deploy.timing import BATCHES
 
     where = pick(device, threads)
-    on_gpu = where.type == "cuda"
-    at_once = counts or ((4 if on_gpu else 2),)
     command = " ".join(["cifar-deploy", *sys.argv[1:]])
     before = earlier.read(baseline, describe(where)) if baseline else None
     worse, over = False, list[str]()
@@ -168,45 +157,37 @@ def benchmark(
         mlperf.loadgen()  # where it is missing, that is told first
     ended: UserError | KeyboardInterrupt | None = None
     with doing("opening") as told:
-        with_compile = on_gpu if compiled is None else compiled
-        # Speed does not depend on how pixels are normalised; LoadGen's accuracy does.
-        pixels = None if scenario else Pixels()
         onnx = [by.value for by in runtime or [OnnxBy.onnxruntime]]
-        failures: list[sweep.Failure] = []
-
-        def models() -> Iterator[list[sweep.Contender]]:
-            """A model's contenders are opened when their turn has come."""
-            for name in dict.fromkeys(folder.name for folder, *_ in work):
-                mine = [one for one in work if one[0].name == name]
-                opened, lost = sweep.contenders(mine, where, with_compile, trust, pixels, onnx)
-                failures.extend(lost)
-                if opened:
-                    yield opened
-                del opened
-
         if scenario:
-            folders = [folder for folder, *_ in work]
+            folders = [folder for folder, *_ in contest.work]
+            at_once, *_ = counts or usual_in_flight(where)
+            failures: list[sweep.Failure] = []
             ran = mlperf.run_all(
-                models(),
+                # LoadGen's accuracy depends on how pixels are normalised: no foreign interface.
+                contest.opened(where, compiled, trust, None, onnx, failures),
                 _test_images(folders, data.value if data else None, data_dir, images),
-                mlperf.Settings(scenario.value, seconds, offline, max(at_once[0], 1)),
+                mlperf.Settings(scenario.value, seconds, offline, max(at_once, 1)),
                 out or store.models_root() / "mlperf",
                 where,
                 told,
             )
             ran.failures[:0] = failures
-            _check_some(bool(ran.results or len(ran.failures) > len(failures)), ran.failures)
-            ran.remarks += told_of_files
+            check_some(bool(ran.results or len(ran.failures) > len(failures)), ran.failures)
+            ran.remarks += contest.said
             shown = table.scenario_table(ran.results)
             said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
             failures, ended = ran.failures, ran.ended
         else:
-            flights = tuple(count for count in at_once if count)
-            settings = sweep.Settings(sizes or BATCHES, seconds, flights, bool(sizes))
-            result = sweep.run(models(), settings, where, told)
-            result.failures[:0] = failures
-            _check_some(result.tried, result.failures)
-            result.remarks += told_of_files
+            result = measure(
+                contest,
+                where,
+                seconds=seconds,
+                in_flight=counts or None,
+                compiled=compiled,
+                onnx=onnx,
+                trust=trust,
+                told=told,
+            )
             shown = table.table(result.rows)
             said, value = table.notes(result), sweep.to_json(result, command)
             failures, ended = result.failures, result.ended
@@ -228,11 +209,11 @@ def benchmark(
         raise ended
     # Engines that come with a model are told where there is no GPU, and are no failure.
     named = Format.trt in kind.formats
-    if worse or over or any(named or not _waits(work, failure) for failure in failures):
+    if worse or over or any(named or not _waits(contest.work, failure) for failure in failures):
         raise typer.Exit(1)
 
 
-def _waits(work: "list[Work]", failure: "sweep.Failure") -> bool:
+def _waits(work: list[Work], failure: "sweep.Failure") -> bool:
     """Whether what failed is an engine of a model, itself not named, that only lacks a GPU."""
     from cifar_deploy.engines.manifest import NO_GPU
 
@@ -242,13 +223,6 @@ def _waits(work: "list[Work]", failure: "sweep.Failure") -> bool:
         if folder.name == failure.model and failure.name in [file.name for file in files]
     ]
     return failure.reason.endswith(NO_GPU) and all(found)
-
-
-def _check_some(tried: bool, failures: "Sequence[sweep.Failure]") -> None:
-    """Raise UserError where there was nothing to measure at all."""
-    if failures and not tried:
-        first = failures[0]
-        raise UserError(f"nothing to measure: {first.name}: {first.reason}")
 
 
 def _batches(texts: list[str]) -> tuple[int, ...]:
@@ -273,25 +247,6 @@ def _at_once(texts: list[str]) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _of_batches(
-    work: "list[Work]",
-    sizes: tuple[int, ...],
-) -> "tuple[list[Work], list[str]]":
-    """Without the models' files of one batch that is not in `sizes`, and what is said of those.
-
-    Files that were named stay, and all where no sizes were asked for.
-    """
-    lost = [
-        file
-        for _, files, whole in work
-        for file in files
-        if whole and sizes and store.only_batch(file.name) not in (None, *sizes)
-    ]
-    kept = [(folder, [f for f in files if f not in lost], whole) for folder, files, whole in work]
-    said = [f"{file.name} takes other batches and was left out" for file in lost]
-    return kept, said
-
-
 def _test_images(
     folders: list[store.ModelFolder],
     source: str | None,
@@ -312,54 +267,3 @@ def _test_images(
             loaded[key] = test.first(images) if images else test
         splits[folder.name] = loaded[key]
     return splits
-
-
-def _stale(work: "list[Work]") -> list[str]:
-    """What is said of files that are not of the weights that were timed beside them."""
-    return [
-        f"{file.name} was exported from other weights than {folder.name} has now; export it again"
-        for folder, files, whole in work
-        if whole
-        for card in [store.card_of(folder)]
-        for file in files
-        if isinstance(file, Path) and store.stale(file, card)
-    ]
-
-
-def _unexported(work: "list[Work]") -> list[str]:
-    """What is said of models that PyTorch alone can run: one line for all of them."""
-    lone = [str(folder.path) for folder, files, whole in work if whole and not files]
-    if not lone:
-        return []
-    has = "has" if len(lone) == 1 else "have"
-    return [
-        f"{', '.join(lone)} {has} no exported files, and PyTorch alone was measured: "
-        f"`cifar-deploy export {' '.join(lone)}` makes some"
-    ]
-
-
-def _contestants(targets: list[str], kind: Kind) -> "list[Work]":
-    """Models with their files and PyTorch, files alone, served models; else all trained models."""
-    served = {t: found for t in targets if (found := address.read(t))}
-    files = [Path(t) for t in targets if t not in served and Path(t).is_file()]
-    kind.of_models([*files, *served.values()])
-    named = [t for t in targets if t not in served and Path(t) not in files]
-    if lost := [t for t in named if Path(t).suffix in store.EXPORTED]:
-        raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
-    folders = [architectures.folder(t) for t in named]
-    if not targets:
-        folders = kind.trained() if kind.chosen else all_trained()
-    for folder in folders:
-        store.read_card(folder)
-    those = kind.needed if kind.chosen else kind.files
-    work: list[Work] = [(folder, list(those(folder)), True) for folder in folders]
-    work += [(store.ModelFolder(file.absolute().parent), [file], False) for file in files]
-    places: dict[str, Path] = {}
-    for folder, *_ in work:  # in the table and in the JSON a model has its name alone
-        here = folder.path.resolve()
-        if places.setdefault(folder.name, here) != here:
-            raise UserError(f"two models are called {folder.name}; measure one after the other")
-    return work + [
-        (store.ModelFolder(store.models_root() / one.model), [one], False)
-        for one in served.values()
-    ]

@@ -11,7 +11,6 @@ from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFlag,
     Models,
-    all_trained,
     print_json,
     say,
     several,
@@ -109,7 +108,7 @@ def export(
     if versions and not compute_capability:
         raise UserError(f"{versions[0]} is no model; a compute capability follows its option")
     named = [name for name in models or [] if name not in versions]
-    folders = [architectures.folder(m) for m in named] or all_trained()
+    folders = [architectures.folder(m) for m in named] or store.all_trained()
     formats = format or [Format.onnx]
     precisions = [p.value for p in precision or [Precision.fp32]]
     asked: dict[str, Any] = {

@@ -194,13 +194,6 @@ MeanOption = Annotated[
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]
 
 
-def all_trained() -> list[store.ModelFolder]:
-    """Every trained model. Raises UserError where there is none."""
-    if found := store.trained_models():
-        return found
-    raise UserError(f"nothing in {store.models_place()} is trained; run: cifar-deploy train MODEL")
-
-
 def per_channel(text: str | None, option: str, positive: bool = False) -> list[float] | None:
     """Three numbers with commas between them, or one for all channels. Raises UserError."""
     if text is None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +29,13 @@ ONNX: dict[str, Callable[[Path, torch.device, Pixels | None], Runtime]] = {
     ONNXRUNTIME: OnnxRuntime,
     OPENVINO: OpenVino,
 }
+
+
+def check_onnx(names: Sequence[str]) -> None:
+    """Raise UserError for what runs no ONNX files here, and for none."""
+    wrong = [name for name in names if name not in ONNX]
+    if wrong or not names:
+        raise UserError(f"runtime {wrong[0] if wrong else names}: it can be {' or '.join(ONNX)}")
 
 
 def open_runtime(

@@ -160,7 +160,7 @@ class Trainer:
                 machine.quiet_autotune()
             # The few sizes of images are met while warming up; kernels for any size are slower.
             self.forward = torch.compile(self.forward, mode=mode, dynamic=False)
-        self.factor = partial(rate, recipe.schedule, steps=self.steps)
+        self.factor: Callable[[int], float] = partial(rate, recipe.schedule, steps=self.steps)
         self.sizes = sizes(recipe.schedule, self.steps, SIZE)
         self.profile = Profile(device) if job.profile and self.ranks.main else None
         self.loss: torch.Tensor | None = None  # of the last step, on the device

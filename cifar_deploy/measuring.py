@@ -1,0 +1,313 @@
+"""Measuring from Python, `benchmark_model`, and what the command `benchmark` is made of."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from cifar_deploy import address, architectures, store
+from cifar_deploy.address import Address
+from cifar_deploy.engines.options import LARGEST_BATCH
+from cifar_deploy.errors import UserError, check_range
+from cifar_deploy.kind import Format, Kind, Precision, members
+
+if TYPE_CHECKING:
+    import torch
+
+    from cifar_deploy.benchmark import sweep
+    from cifar_deploy.runtimes.onnx_interface import Pixels
+
+# A model, what is measured of it, and whether it is all of the model's, PyTorch too.
+Work: TypeAlias = tuple[store.ModelFolder, list[Path | Address], bool]
+MOST_IN_FLIGHT = 9999
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How fast one file, or PyTorch, is at one batch size. Times of latency are of whole batches.
+
+    Of what could not be measured `reason` says why, and there are no figures.
+    """
+
+    model: str
+    name: str  # of the file, or how PyTorch runs
+    batch: int | None  # images a call; None where there was no call at all
+    reason: str = ""
+    runtime: str | None = None  # with its version
+    provider: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    min_ms: float | None = None  # of the latency: copy to the device, computing, copy back
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    h2d_ms: float | None = None  # medians of its parts; None on a CPU, where there are no copies
+    compute_ms: float | None = None
+    d2h_ms: float | None = None
+    enqueue_ms: float | None = None  # the host's
+    images_per_second: float | None = None  # one batch after another
+    in_flight: int | None = None  # batches at once, of the next two
+    in_flight_images_per_second: float | None = None
+    images_per_joule: float | None = None  # None where the device does not tell what it takes
+    open_s: float | None = None  # to open the file
+    first_call_ms: float | None = None  # then the first call at this batch size
+    memory_mib: int | None = None  # taken by the end of that since before it was opened
+
+
+def benchmark_model(
+    model: str | PathLike[str] | Iterable[str | PathLike[str]],
+    *,
+    format: str | Iterable[str] | None = None,
+    precision: str | Iterable[str] | None = None,
+    batch: int | Iterable[int] | None = None,
+    seconds: float = 1.0,
+    in_flight: int | None = None,
+    compile: bool | None = None,
+    device: "str | int | torch.device" = "auto",
+    threads: int | None = None,
+    runtime: str | Iterable[str] = "onnxruntime",
+    trust: bool = False,
+) -> list[Measurement]:
+    """Time PyTorch and exported files side by side: a measurement for each and each batch size.
+
+    It is not called `benchmark`, which is a subpackage: whoever imports that has it under this
+    name.
+
+    `model` is a trained model's name, alias or folder, with its files of this `format` ("onnx",
+    "trt") and `precision` ("fp32", "fp16", "int8"), by default all; or a file; or
+    `grpc://HOST:PORT/MODEL`; or several of them. `batch` is a size or several, by default those of
+    1, 8, 32, 128, 256 and 1024 that a file takes; `seconds` what each is timed for; `in_flight` how
+    many batches run at once for throughput, 4 on a GPU and 2 on a CPU, 0 for none. `compile` times
+    torch.compile, too, by default on a GPU. `device`, `runtime`, which may be several, and `trust`
+    are as in `load`; `threads` is for all that this process runs on the CPU, from then on.
+
+    Nothing is printed: what disturbed, or was left out, goes to the logger "cifar_deploy.measuring"
+    (WARNING), with what is done (INFO). Raises UserError for what cannot be measured so, where
+    nothing could be, and where a GPU fails; its text names arguments as the command does.
+    """
+    if isinstance(model, str | PathLike) or not isinstance(model, Iterable):
+        model = [model]
+    targets = [architectures.named(one) for one in model]
+    if not targets:
+        raise UserError("no model and no file was named")
+    kind = Kind(members(Format, "format", format), members(Precision, "precision", precision))
+    sizes = tuple(batch) if isinstance(batch, Iterable) else () if batch is None else (batch,)
+    if batch is not None and not sizes:
+        raise UserError(f"batch {batch}: it is one size or more")
+    for size in sizes:
+        check_range("batch", size, 1, LARGEST_BATCH)
+    check_range("seconds", seconds, 0)
+    check_range("in_flight", in_flight, 0, MOST_IN_FLIGHT)
+    check_range("threads", threads, 1, 1024)
+    contest = Contest.of(targets, kind, sizes)
+    from cifar_deploy.device import pick
+    from cifar_deploy.runtimes.load import check_onnx
+
+    onnx = [runtime] if isinstance(runtime, str) else list(runtime)
+    check_onnx(onnx)
+    measured = measure(
+        contest,
+        pick(device, threads),
+        seconds=seconds,
+        in_flight=None if in_flight is None else (in_flight,),
+        compiled=compile,
+        onnx=onnx,
+        trust=trust,
+        told=log.info,
+    )
+    if measured.ended:
+        raise measured.ended
+    for remark in measured.remarks:
+        log.warning(remark)
+    lost = [Measurement(one.model, one.name, one.batch, one.reason) for one in measured.failures]
+    return [*map(_measurement, measured.rows), *lost]
+
+
+def _measurement(row: "sweep.Row") -> Measurement:
+    who, timing, flown = row.who, row.timing, row.throughput
+    return Measurement(
+        model=who.model,
+        name=who.name,
+        batch=timing.batch,
+        runtime=who.runtime,
+        provider=who.provider,
+        device=who.device,
+        precision=who.precision,
+        min_ms=timing.latency.min,
+        p50_ms=timing.latency.p50,
+        p90_ms=timing.latency.p90,
+        p99_ms=timing.latency.p99,
+        h2d_ms=timing.h2d.p50 if timing.h2d else None,
+        compute_ms=timing.compute.p50,
+        d2h_ms=timing.d2h.p50 if timing.d2h else None,
+        enqueue_ms=timing.enqueue.p50 if timing.enqueue else None,
+        images_per_second=timing.images_per_second,
+        in_flight=flown.in_flight if flown else None,
+        in_flight_images_per_second=flown.images_per_second if flown else None,
+        images_per_joule=flown.images_per_joule if flown else None,
+        open_s=row.open_s,
+        first_call_ms=row.first_call_ms,
+        memory_mib=row.memory_mib,
+    )
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is measured side by side."""
+
+    work: list[Work]
+    batches: tuple[int, ...]  # that were asked for
+    said: list[str]  # of files that are stale, left out or missing
+
+    @classmethod
+    def of(cls, targets: Sequence[str], kind: Kind, batches: tuple[int, ...]) -> "Contest":
+        """`targets` as `benchmark_model` takes them, without the models' files of other batches.
+
+        All trained models where none is named. Raises UserError for what is not there.
+        """
+        work = _contestants(targets, kind)
+        kept, left = _of_batches(work, batches)
+        # Now: nothing may come between what was measured and its table.
+        return cls(kept, batches, [*_stale(kept), *left, *_unexported(work)])
+
+    def opened(
+        self,
+        where: "torch.device",
+        compiled: bool | None,
+        trust: bool,
+        pixels: "Pixels | None",
+        onnx: Sequence[str],
+        failures: "list[sweep.Failure]",
+    ) -> "Iterator[list[sweep.Contender]]":
+        """A model's contenders, each when its turn has come; what cannot run joins `failures`.
+
+        `compiled`: PyTorch through torch.compile, too; None: on a GPU. The rest is `contenders`'.
+        """
+        from cifar_deploy.benchmark import sweep
+
+        with_compile = where.type == "cuda" if compiled is None else compiled
+        for name in dict.fromkeys(folder.name for folder, *_ in self.work):
+            mine = [one for one in self.work if one[0].name == name]
+            opened, lost = sweep.contenders(mine, where, with_compile, trust, pixels, onnx)
+            failures.extend(lost)
+            if opened:
+                yield opened
+            del opened
+
+
+def measure(
+    contest: Contest,
+    where: "torch.device",
+    *,
+    seconds: float,
+    in_flight: tuple[int, ...] | None,
+    compiled: bool | None,
+    onnx: Sequence[str],
+    trust: bool,
+    told: Callable[[str], None],
+) -> "sweep.Benchmark":
+    """Time all of the contest as `benchmark_model` does, `in_flight` several counts if need be.
+
+    `told` gets what is being done. Raises UserError where there was nothing to measure at all.
+    """
+    from cifar_deploy.benchmark import sweep
+    from cifar_deploy.runtimes.onnx_interface import Pixels
+    from cifar_deploy.timing import BATCHES
+
+    counts = usual_in_flight(where) if in_flight is None else in_flight
+    flights = tuple(count for count in counts if count)
+    settings = sweep.Settings(contest.batches or BATCHES, seconds, flights, bool(contest.batches))
+    failures: list[sweep.Failure] = []
+    # Speed does not depend on how pixels are normalised.
+    models = contest.opened(where, compiled, trust, Pixels(), onnx, failures)
+    result = sweep.run(models, settings, where, told)
+    result.failures[:0] = failures
+    check_some(result.tried, result.failures)
+    result.remarks += contest.said
+    return result
+
+
+def usual_in_flight(where: "torch.device") -> tuple[int, ...]:
+    """How many batches are in flight where nobody says."""
+    return (4,) if where.type == "cuda" else (2,)
+
+
+def check_some(tried: bool, failures: "Sequence[sweep.Failure]") -> None:
+    """Raise UserError where there was nothing to measure at all."""
+    if failures and not tried:
+        first = failures[0]
+        raise UserError(f"nothing to measure: {first.name}: {first.reason}")
+
+
+def _of_batches(
+    work: list[Work],
+    sizes: tuple[int, ...],
+) -> tuple[list[Work], list[str]]:
+    """Without the models' files of one batch that is not in `sizes`, and what is said of those.
+
+    Files that were named stay, and all where no sizes were asked for.
+    """
+    lost = [
+        file
+        for _, files, whole in work
+        for file in files
+        if whole and sizes and store.only_batch(file.name) not in (None, *sizes)
+    ]
+    kept = [(folder, [f for f in files if f not in lost], whole) for folder, files, whole in work]
+    said = [f"{file.name} takes other batches and was left out" for file in lost]
+    return kept, said
+
+
+def _stale(work: list[Work]) -> list[str]:
+    """What is said of files that are not of the weights that were timed beside them."""
+    return [
+        f"{file.name} was exported from other weights than {folder.name} has now; export it again"
+        for folder, files, whole in work
+        if whole
+        for card in [store.card_of(folder)]
+        for file in files
+        if isinstance(file, Path) and store.stale(file, card)
+    ]
+
+
+def _unexported(work: list[Work]) -> list[str]:
+    """What is said of models that PyTorch alone can run: one line for all of them."""
+    lone = [str(folder.path) for folder, files, whole in work if whole and not files]
+    if not lone:
+        return []
+    has = "has" if len(lone) == 1 else "have"
+    return [
+        f"{', '.join(lone)} {has} no exported files, and PyTorch alone was measured: "
+        f"`cifar-deploy export {' '.join(lone)}` makes some"
+    ]
+
+
+def _contestants(targets: Sequence[str], kind: Kind) -> list[Work]:
+    """Models with their files and PyTorch, files alone, served models; else all trained models."""
+    served = {t: found for t in targets if (found := address.read(t))}
+    files = [Path(t) for t in targets if t not in served and Path(t).is_file()]
+    kind.of_models([*files, *served.values()])
+    named = [t for t in targets if t not in served and Path(t) not in files]
+    if lost := [t for t in named if Path(t).suffix in store.EXPORTED]:
+        raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
+    folders = [architectures.folder(t) for t in named]
+    if not targets:
+        folders = kind.trained() if kind.chosen else store.all_trained()
+    for folder in folders:
+        store.read_card(folder)
+    those = kind.needed if kind.chosen else kind.files
+    work: list[Work] = [(folder, list(those(folder)), True) for folder in folders]
+    work += [(store.ModelFolder(file.absolute().parent), [file], False) for file in files]
+    places: dict[str, Path] = {}
+    for folder, *_ in work:  # in the table and in the JSON a model has its name alone
+        here = folder.path.resolve()
+        if places.setdefault(folder.name, here) != here:
+            raise UserError(f"two models are called {folder.name}; measure one after the other")
+    return work + [
+        (store.ModelFolder(store.models_root() / one.model), [one], False)
+        for one in served.values()
+    ]

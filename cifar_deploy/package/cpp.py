@@ -1,6 +1,7 @@
 """A folder that a C++ program embeds: `cifar_deploy::Classifier::load` reads its manifest.txt."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def contents(source: Source, vectors: Vectors) -> Contents:
         ("vectors_from", vectors.made_by),
         ("vectors_count", len(vectors.images)),
         ("vectors_sha256", f"{_sha256(images)} {_sha256(logits)}"),
+        *_judged(source),
     ]
     said = {
         **texts.facts(source),
@@ -91,6 +93,23 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
         if engine.gpu:
             yield "gpu", engine.gpu
         yield "profiles", " ".join(f"{p.min}:{p.opt}:{p.max}" for p in engine.profiles)
+
+
+def _judged(source: Source) -> Iterator[tuple[str, object]]:
+    """What the file had right where it was judged, for a target to see whether it has, too.
+
+    Nothing where no proof tells, or one from before it told the test images' sha256.
+    """
+    proof = source.proof
+    if not proof or "test_sha256" not in (data := proof["data"]):
+        return
+    count = data["images"]
+    yield "test_count", count
+    yield "test_right", round(proof["accuracy"] * count)
+    # In images: as good within the margin of `validate`, which is in percentage points.
+    yield "test_margin", math.floor(proof["margin_points"] / 100 * count + 1e-6)
+    yield "test_from", f"{proof['runtime']} {proof['provider']}"
+    yield "test_sha256", data["test_sha256"]
 
 
 def _library() -> Contents:

@@ -1,13 +1,16 @@
-// classify: the classes of image files, or the package's self-test. `classify --help`.
+// classify: the classes of image files, the package's self-test, or the accuracy on a test set.
+// `classify --help`.
 //
 // Reads PPM and PGM, and PNG and JPEG where it was built with libpng and libjpeg, as
 // `cifar-deploy predict` does: turned as EXIF says, 16 bits cut to 8, transparency dropped. (An
 // orientation that stands in XMP alone is not followed.)
 #include <cifar_deploy/classifier.hpp>
+#include <cifar_deploy/evaluation.hpp>
 #include <cifar_deploy/self_test.hpp>
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cmath>
 #include <csetjmp>
 #include <cstddef>
@@ -15,9 +18,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -367,22 +372,26 @@ Picture read_picture(const std::string& path) {
 constexpr const char* usage =
     "usage: classify FOLDER [options] IMAGE...\n"
     "       classify FOLDER [options] --self-test\n"
+    "       classify FOLDER [options] --evaluate IMAGES\n"
     "\n"
     "FOLDER is what `cifar-deploy package MODEL --target cpp` wrote; without it, the folder\n"
     "in which the program is started. Prints the likeliest classes of each image.\n"
     "\n"
     "  --self-test      run the package's test vectors: PASS, or the image that differs\n"
+    "  --evaluate IMAGES  accuracy on IMAGES/<class>/*, or on CIFAR-10's test_batch.bin: PASS where\n"
+    "                   they are the images that the file was judged on, and it is as good here\n"
     "  --top N          as many classes (3)\n"
     "  --logits         print all logits too\n"
     "  --backend NAME   auto, openvino, onnxruntime, tensorrt, tensorrt-rtx (auto)\n"
     "  --device NAME    auto, cpu, cuda, cuda:N (auto)\n"
     "  --threads N      of the CPU (as the runtime thinks right)\n"
     "\n"
-    "Exit status: 0; 1 where the self-test fails; 2 for what you can mend.\n";
+    "Exit status: 0; 1 where the self-test or --evaluate fails; 2 for what you can mend.\n";
 
 struct Arguments {
     std::string folder;
     std::vector<std::string> images;
+    std::string evaluated;
     cifar_deploy::LoadOptions options;
     std::size_t top = 3;
     bool self_test = false;
@@ -425,6 +434,8 @@ Arguments parse(int count, char** words) {
             arguments.help = true;
         } else if (word == "--self-test") {
             arguments.self_test = true;
+        } else if (word == "--evaluate") {
+            arguments.evaluated = value();
         } else if (word == "--logits") {
             arguments.logits = true;
         } else if (word == "--top") {
@@ -446,8 +457,9 @@ Arguments parse(int count, char** words) {
                                           !std::filesystem::exists("manifest.txt", ignored));
     arguments.folder = named ? plain[0] : ".";
     arguments.images.assign(plain.begin() + (named ? 1 : 0), plain.end());
-    if (!arguments.help && !arguments.self_test && arguments.images.empty()) {
-        refuse("name an image, or give --self-test; see classify --help");
+    if (!arguments.help && !arguments.self_test && arguments.evaluated.empty() &&
+        arguments.images.empty()) {
+        refuse("name an image, or give --self-test or --evaluate; see classify --help");
     }
     return arguments;
 }
@@ -469,6 +481,76 @@ void print(const std::string& path, const cifar_deploy::Prediction& prediction,
     std::printf("\n");
 }
 
+// --- the accuracy on a test set -----------------------------------------------------------------
+
+namespace fs = std::filesystem;
+
+// CIFAR-10's binary version: of each image a byte for its class, and 1,024 each of red, green, blue.
+void add_records(cifar_deploy::Evaluator& evaluator, const fs::path& file) {
+    constexpr std::size_t side = 32;
+    constexpr std::size_t plane = side * side;
+    constexpr std::size_t record = 1 + 3 * plane;
+    const std::string bytes = cifar_deploy::detail::read_file(file, largest_file);
+    if (bytes.empty() || bytes.size() % record != 0) {
+        refuse(file.string() + " is neither a folder of classes nor CIFAR-10's test_batch.bin: it "
+                               "has no records of 3,073 bytes");
+    }
+    Bytes rgb(3 * plane);
+    for (std::size_t at = 0; at < bytes.size(); at += record) {
+        for (std::size_t i = 0; i < rgb.size(); ++i) {
+            rgb[i] = static_cast<std::uint8_t>(bytes[at + 1 + i % 3 * plane + i / 3]);
+        }
+        evaluator.add({rgb.data(), side, side}, static_cast<std::uint8_t>(bytes[at]));
+    }
+}
+
+// What is no image of a class: hidden, or Windows'.
+bool is_left_out(std::string name) {
+    if (name[0] == '.') return true;
+    for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    return name == "thumbs.db" || name == "desktop.ini";
+}
+
+// Folders called as the classes. The images' order is cifar-deploy's, which their names give.
+void add_folders(cifar_deploy::Evaluator& evaluator, const fs::path& root,
+                 const std::vector<std::string>& labels) {
+    std::vector<std::tuple<std::string, std::size_t, fs::path>> files;
+    for (const auto& folder : fs::directory_iterator(root)) {
+        const std::string name = folder.path().filename().string();
+        if (is_left_out(name) || !folder.is_directory()) continue;
+        const auto label = std::find(labels.begin(), labels.end(), name);
+        if (label == labels.end()) {
+            refuse(folder.path().string() + " is called as no class that the model knows");
+        }
+        for (const auto& file : fs::directory_iterator(folder.path())) {
+            const std::string own = file.path().filename().string();
+            if (is_left_out(own)) continue;
+            files.emplace_back(cifar_deploy::detail::sha256_hex(name + "/" + own),
+                               static_cast<std::size_t>(label - labels.begin()), file.path());
+        }
+    }
+    if (files.empty()) refuse(root.string() + " holds no images; they go to its <class>/*");
+    std::sort(files.begin(), files.end());
+    for (const auto& [digest, label, path] : files) {
+        const Picture picture = read_picture(path.string());
+        evaluator.add({picture.rgb.data(), picture.width, picture.height}, label);
+    }
+}
+
+cifar_deploy::Evaluation evaluate(cifar_deploy::Classifier& classifier, const std::string& path) {
+    cifar_deploy::Evaluator evaluator(classifier);
+    std::error_code ignored;
+    const fs::path inside = fs::path(path) / "test_batch.bin";
+    if (!fs::is_directory(path, ignored)) {
+        add_records(evaluator, path);
+    } else if (fs::exists(inside, ignored)) {
+        add_records(evaluator, inside);
+    } else {
+        add_folders(evaluator, path, classifier.labels());
+    }
+    return evaluator.result();
+}
+
 int run(int count, char** words) {
     const Arguments arguments = parse(count, words);
     if (arguments.help) {
@@ -480,6 +562,11 @@ int run(int count, char** words) {
         const auto result = cifar_deploy::self_test(classifier);
         std::printf("%s (%s)\n", result.text.c_str(), classifier.runtime().c_str());
         if (!result.passed) return 1;
+    }
+    if (!arguments.evaluated.empty()) {
+        const auto result = evaluate(classifier, arguments.evaluated);
+        std::printf("%s (%s)\n", result.text.c_str(), classifier.runtime().c_str());
+        if (result.comparable && !result.passed) return 1;
     }
     for (const std::string& path : arguments.images) {
         const Picture picture = read_picture(path);

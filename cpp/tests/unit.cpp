@@ -1,5 +1,6 @@
 // Tests of the headers without a real runtime. Prints what fails; the exit status counts.
 #include <cifar_deploy/classifier.hpp>
+#include <cifar_deploy/evaluation.hpp>
 #include <cifar_deploy/self_test.hpp>
 
 #include <cmath>
@@ -189,6 +190,19 @@ void test_manifest() {
     EXPECT(refused(vectors, "vectors_from is 'ONNX Runtime?]0;x?', which holds a control"));
     vectors.back().second = "ONNX Runtime 1.31";
     EXPECT(cifar_deploy::parse_manifest(joined(vectors)).vectors_from == "ONNX Runtime 1.31");
+    Lines tested = lines;
+    tested.insert(tested.end(), {{"test_count", "100"}, {"test_right", "96"}, {"test_margin", "1"},
+                                 {"test_from", "ONNX Runtime"},
+                                 {"test_sha256", std::string(64, 'd')}});
+    const Manifest judged = cifar_deploy::parse_manifest(joined(tested));
+    EXPECT(judged.test_count == 100 && judged.test_right == 96 && judged.test_margin == 1);
+    EXPECT(judged.test_from == "ONNX Runtime" && judged.test_sha256 == std::string(64, 'd'));
+    for (const char* key : {"test_right", "test_margin", "test_from", "test_sha256"}) {
+        EXPECT(refused(without(tested, key), std::string(key) + " is missing"));
+    }
+    EXPECT(refused(with(tested, "test_right", "101"), "not between 0 and 100"));
+    EXPECT(refused(with(tested, "test_count", "0"), "test_count is '0'"));
+    EXPECT(refused(with(tested, "test_sha256", "d"), "test_sha256 is 'd', which is no sha256"));
 
     EXPECT(refused({}, "format is missing"));
     EXPECT(refuses(bad_package, "64 KiB", [] {
@@ -595,6 +609,69 @@ void test_self_test(const fs::path& home) {
     fs::remove_all(home);
 }
 
+// --- the accuracy on a test set -----------------------------------------------------------------
+
+// What the images' classes are by their first four bytes, as FakeRuntime has it: 10 images of 2 x 2,
+// which it gets right but for the last.
+cifar_deploy::Evaluation evaluated(const Manifest& manifest, std::size_t count = 10,
+                                   std::size_t wrong = 1) {
+    FakeRuntime* runtime = nullptr;
+    Classifier classifier = fake_classifier(&runtime, manifest);
+    cifar_deploy::Evaluator evaluator(classifier);
+    for (std::size_t i = 0; i < count; ++i) {
+        std::vector<std::uint8_t> rgb(12, 0);
+        rgb[i % 4] = 9;
+        evaluator.add({rgb.data(), 2, 2}, (i + (i + wrong >= count ? 1 : 0)) % 4);
+    }
+    const auto result = evaluator.result();
+    EXPECT(runtime->ran.size() == (count + 3) / 4 && runtime->ran.front() == 4);
+    return result;
+}
+
+void test_evaluation() {
+    Manifest manifest = fake_manifest(2, 4);
+    auto result = evaluated(manifest);
+    EXPECT(result.images == 10 && result.right == 9 && !result.comparable && !result.passed);
+    EXPECT(result.text ==
+           "10 images, 90.00 % right (9); the package does not say what the file was judged on");
+    manifest.test_count = 10;
+    manifest.test_right = 10;
+    manifest.test_from = "ONNX Runtime";
+    // Of the ten images and then their classes, 0 1 2 3 0 1 2 3 0 and 2 for 1.
+    std::string all;
+    for (std::size_t i = 0; i < 10; ++i) {
+        std::string rgb(12, '\0');
+        rgb[i % 4] = 9;
+        all += rgb;
+    }
+    all += std::string("\0\1\2\3\0\1\2\3\0\2", 10);
+    manifest.test_sha256 = cifar_deploy::detail::sha256_hex(all);
+    result = evaluated(manifest);
+    EXPECT(result.comparable && !result.passed);
+    EXPECT(result.text == "FAIL: 10 images, 90.00 % right (9); 10 were by ONNX Runtime, and 0 fewer "
+                          "are allowed");
+    manifest.test_margin = 1;
+    result = evaluated(manifest);
+    EXPECT(result.passed && result.text.find("PASS: 10 images") == 0);
+    manifest.test_right = 8;  // better than it was: nothing is lost
+    manifest.test_margin = 0;
+    EXPECT(evaluated(manifest).passed);
+    for (const auto& other : {evaluated(manifest, 9), evaluated(manifest, 10, 0)}) {
+        EXPECT(!other.comparable && !other.passed);
+        EXPECT(other.text.find("they are not the 10 images that the file was judged on (80.00 % "
+                               "right)") != std::string::npos);
+    }
+
+    Classifier classifier = fake_classifier();
+    cifar_deploy::Evaluator evaluator(classifier);
+    const auto rgb = picture(4, 4);
+    EXPECT(refuses(bad_argument, "class 4 is none of the 4",
+                   [&] { evaluator.add({rgb.data(), 4, 4}, 4); }));
+    EXPECT(refuses(bad_argument, "image 0: its pixels are a null pointer",
+                   [&] { evaluator.add({nullptr, 4, 4}, 0); }));
+    EXPECT(refuses(bad_argument, "no images to judge by", [&] { evaluator.result(); }));
+}
+
 // --- a real package -----------------------------------------------------------------------------
 
 void test_package(const std::string& folder) {
@@ -647,6 +724,7 @@ int main(int count, char** words) {
     test_bad_arguments();
     test_load(home / "cifar_deploy_unit_load");
     test_self_test(home / "cifar_deploy_unit_vectors");
+    test_evaluation();
     if (failures != 0) std::fprintf(stderr, "%d failed\n", failures);
     return failures == 0 ? 0 : 1;
 }

@@ -16,6 +16,7 @@ import pytest
 from building import CPP, Packed, need, pixels_of, run
 from PIL import Image
 
+from cifar_deploy.data import folder
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.image import read_image, to_array
 from cifar_deploy.export.onnx_file import PRECISIONS
@@ -253,6 +254,90 @@ def test_what_is_no_image_is_told(
         assert text.count("\n") == 1
     done = run(built / "classify", packed("fp32").folder, tmp_path / "nowhere.png", status=2)
     assert done.stderr.decode().endswith("nowhere.png: no such file\n")
+
+
+@pytest.fixture
+def judged(copied: Path, real_data: Dataset, tmp_path: Path) -> tuple[Path, Dataset]:
+    """A package that tells of 600 real images, in a folder of classes, which it is judged by."""
+    place = tmp_path / "images"
+    for name, split in (("train", real_data.train.first(20)), ("test", real_data.test.first(600))):
+        for i, (pixels, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            file = place / name / real_data.classes[label] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    return copied, folder.read(place)
+
+
+def tell(package: Path, **said: object) -> None:
+    """Write what the file was judged on into the manifest."""
+    manifest = package / "manifest.txt"
+    lines = [line for line in manifest.read_text().splitlines() if not line.startswith("test_")]
+    lines += [f"test_{key} {value}" for key, value in said.items()]
+    manifest.write_text("\n".join([*lines, ""]))
+
+
+def test_the_accuracy_on_a_test_set_is_what_it_was(
+    built: Path, packed: Callable[[str], Packed], judged: tuple[Path, Dataset], tmp_path: Path
+) -> None:
+    package, dataset = judged
+    test, images = dataset.test, tmp_path / "images" / "test"
+    (images / "cat" / ".hidden").touch()
+    (images / "cat" / "Thumbs.db").touch()
+    right = int((packed("fp32").logits(test.images).argmax(1) == test.labels).sum())
+    assert 540 < right < 600
+    said = {"right": right, "margin": 0, "from": "ONNX Runtime", "sha256": dataset.test_sha256()}
+
+    def evaluate(where: Path, status: int = 0) -> str:
+        done = run(built / "classify", package, "--evaluate", where, status=status)
+        assert done.stderr == b""
+        return done.stdout.decode()
+
+    accuracy = f"600 images, {right / 6:.2f} % right ({right}); "
+    assert evaluate(images).startswith(accuracy + "the package does not say what")
+    tell(package, count=600, **said)
+    text = evaluate(images)
+    assert text.startswith(f"PASS: {accuracy}{right} were by ONNX Runtime, and 0 fewer are allowed")
+    assert "OpenVINO" in text  # the one that ran
+    tell(package, count=600, **{**said, "right": right + 2, "margin": 1})
+    assert evaluate(images, status=1).startswith(f"FAIL: {accuracy}")
+    tell(package, count=600, **{**said, "right": right + 2, "margin": 2})
+    assert evaluate(images).startswith("PASS")
+    # The same images as CIFAR-10 has them, in a file and in its folder.
+    planes = test.images.transpose(0, 3, 1, 2).reshape(600, -1)
+    records = np.concatenate([test.labels[:, None].astype(np.uint8), planes], 1)
+    (tmp_path / "batches").mkdir()
+    (tmp_path / "batches" / "test_batch.bin").write_bytes(records.tobytes())
+    assert evaluate(tmp_path / "batches") == evaluate(tmp_path / "batches" / "test_batch.bin")
+    assert evaluate(tmp_path / "batches").startswith("PASS")
+    next((images / "cat").glob("*.png")).unlink()
+    text = evaluate(images)
+    assert text.startswith("599 images, ")
+    assert "they are not the 600 images that the file was judged on (" in text
+
+
+def test_what_is_no_test_set_is_told(
+    built: Path, packed: Callable[[str], Packed], tmp_path: Path
+) -> None:
+    def refused(where: Path) -> str:
+        done = run(built / "classify", packed("fp32").folder, "--evaluate", where, status=2)
+        assert done.stdout == b""
+        text = done.stderr.decode()
+        assert text.startswith("classify: ")
+        assert text.count("\n") == 1
+        return text
+
+    assert "no such file" in refused(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "empty holds no images; they go to its <class>/*" in refused(tmp_path / "empty")
+    (tmp_path / "cut.bin").write_bytes(bytes(3072))
+    assert "cut.bin is neither a folder of classes nor" in refused(tmp_path / "cut.bin")
+    (tmp_path / "strange.bin").write_bytes(b"\x0a" + bytes(3072))
+    assert "class 10 is none of the 10" in refused(tmp_path / "strange.bin")
+    (tmp_path / "others" / "wolf").mkdir(parents=True)
+    assert "wolf is called as no class" in refused(tmp_path / "others")
+    (tmp_path / "bad" / "cat").mkdir(parents=True)
+    (tmp_path / "bad" / "cat" / "note.txt").write_text("no image")
+    assert "note.txt cannot be read as an image" in refused(tmp_path / "bad")
 
 
 def test_a_macro_of_x11_is_told(tmp_path: Path) -> None:

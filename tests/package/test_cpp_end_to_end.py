@@ -19,11 +19,12 @@ from workshop import NAME
 from cifar_deploy import load
 
 
-def commands(readme: str) -> list[str]:
-    """The commands in the README's code blocks, but for installing and the picture."""
+def commands(readme: str, images: Path) -> list[str]:
+    """The commands in the README's code blocks on `images`, but for installing and the picture."""
     blocks = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", readme)
     lines = [line for language, block in blocks if not language for line in block.splitlines()]
-    return [line for line in lines if not line.startswith("pip ") and "cat.jpg" not in line]
+    said = [line for line in lines if not line.startswith("pip ") and "cat.jpg" not in line]
+    return [line.replace("IMAGES", str(images)) for line in said]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def built(
     with tarfile.open(place / "it.tar.gz") as archive:
         archive.extractall(place, filter="data")
     folder = place / f"{NAME}-package"
-    said = commands((folder / "README.md").read_text())
-    assert len(said) == 3  # configure, build, self-test
+    said = commands((folder / "README.md").read_text(), pictures / "test")
+    assert len(said) == 4  # configure, build, self-test, the whole test set
     # `python` of the README is ours; nothing else here knows of this repository.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
@@ -68,6 +69,7 @@ def test_the_readmes_commands_end_in_a_pass(built: tuple[Path, str]) -> None:
     _, printed = built
     assert "warning" not in printed.lower()
     assert re.search(r"(?m)^PASS: 64 images, .*ONNX Runtime", printed)
+    assert re.search(r"(?m)^PASS: [1-9]\d+ images, .* % right .* were by ONNX Runtime", printed)
 
 
 def test_fp16_passes_too(built: tuple[Path, str]) -> None:

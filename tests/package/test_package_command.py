@@ -119,6 +119,11 @@ def test_the_cpp_package(run: Run, model: ModelFolder, dataset: Dataset) -> None
             "vectors_sha256",
             f"{sha256(found['vectors/images.rgb'])} {sha256(found['vectors/logits.f32'])}",
         ),
+        ("test_count", str(len(dataset.test))),
+        ("test_right", str(round(proof_of(model.onnx("fp32"))["accuracy"] * len(dataset.test)))),
+        ("test_margin", str(len(dataset.test) // 100)),  # --max-drop 1
+        ("test_from", f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider"),
+        ("test_sha256", dataset.test_sha256()),
     ]
     assert b"\r" not in found["manifest.txt"]
 

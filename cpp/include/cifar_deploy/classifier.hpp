@@ -66,6 +66,30 @@ inline std::size_t product(std::size_t a, std::size_t b) {
     return a * b;
 }
 
+// Throws Error unless the image, which messages call by its number, can be resized.
+inline void check_image(const Image& image, std::size_t number) {
+    const auto refuse = [&](const std::string& why) {
+        fail(ErrorCode::bad_argument, "image " + std::to_string(number) + ": " + why);
+    };
+    if (image.data == nullptr) refuse("its pixels are a null pointer; give 8 bits a colour");
+    if (image.width == 0 || image.height == 0) {
+        refuse("its size is " + std::to_string(image.width) + " x " +
+               std::to_string(image.height) + "; give width and height in pixels");
+    }
+    static_cast<void>(product(product(image.width, image.height), 4));
+    if (image.width > largest_image_side || image.height > largest_image_side) {
+        refuse("its size is " + std::to_string(image.width) + " x " +
+               std::to_string(image.height) + ", and a side can have " +
+               std::to_string(largest_image_side) + " pixels; make it smaller");
+    }
+    const std::size_t row = image.width * layout(image.pixels).bytes;
+    if (image.stride != 0 && image.stride < row) {
+        refuse("its rows have " + std::to_string(row) + " bytes, and its stride is " +
+               std::to_string(image.stride) + "; give bytes from row to row, or 0");
+    }
+    static_cast<void>(product(image.stride, image.height));
+}
+
 inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std::string& model,
                                              const LoadOptions& options);
 
@@ -241,7 +265,7 @@ private:
         if (manifest.max_batch != 0 && images.size() > manifest.max_batch) {
             too_many(images.size(), manifest.max_batch);
         }
-        for (std::size_t i = 0; i < images.size(); ++i) check(images[i], i);
+        for (std::size_t i = 0; i < images.size(); ++i) detail::check_image(images[i], i);
 
         const std::lock_guard<std::mutex> lock(state.busy);
         const std::size_t least =
@@ -276,29 +300,6 @@ private:
                          "this classifier was moved from; use the one it was moved to");
         }
         return *state_;
-    }
-
-    static void check(const Image& image, std::size_t number) {
-        const auto refuse = [&](const std::string& why) {
-            detail::fail(ErrorCode::bad_argument, "image " + std::to_string(number) + ": " + why);
-        };
-        if (image.data == nullptr) refuse("its pixels are a null pointer; give 8 bits a colour");
-        if (image.width == 0 || image.height == 0) {
-            refuse("its size is " + std::to_string(image.width) + " x " +
-                   std::to_string(image.height) + "; give width and height in pixels");
-        }
-        static_cast<void>(detail::product(detail::product(image.width, image.height), 4));
-        if (image.width > detail::largest_image_side || image.height > detail::largest_image_side) {
-            refuse("its size is " + std::to_string(image.width) + " x " +
-                   std::to_string(image.height) + ", and a side can have " +
-                   std::to_string(detail::largest_image_side) + " pixels; make it smaller");
-        }
-        const std::size_t row = image.width * detail::layout(image.pixels).bytes;
-        if (image.stride != 0 && image.stride < row) {
-            refuse("its rows have " + std::to_string(row) + " bytes, and its stride is " +
-                   std::to_string(image.stride) + "; give bytes from row to row, or 0");
-        }
-        static_cast<void>(detail::product(image.stride, image.height));
     }
 
     [[noreturn]] static void too_many(std::size_t given, std::size_t most) {

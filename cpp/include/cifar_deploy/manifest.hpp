@@ -58,6 +58,13 @@ struct Manifest {
     std::string vectors_images_sha256;
     std::string vectors_logits_sha256;
 
+    // What `cifar-deploy validate` found, for Evaluator; nothing where `test_count` is 0.
+    std::size_t test_count = 0;   // images
+    std::size_t test_right = 0;   // of them the file had right
+    std::size_t test_margin = 0;  // so many fewer are as good
+    std::string test_from;        // the runtime that had them right
+    std::string test_sha256;      // of their pixels and labels
+
     bool is_engine() const { return backend != "onnx"; }
 };
 
@@ -67,6 +74,7 @@ constexpr std::uintmax_t largest_manifest = 64 * 1024;  // bytes
 constexpr std::size_t largest_side = 4096;              // pixels, of the network's input
 constexpr std::size_t most_classes = 100'000;
 constexpr std::size_t largest_batch = std::size_t{1} << 20;
+constexpr std::size_t most_images = std::size_t{1} << 30;  // of a test set
 
 // Whether a terminal that shows the text would do more than show it. UTF-8 stays.
 inline bool holds_control_character(std::string_view text) {
@@ -128,16 +136,18 @@ public:
         batches(m);
         if (m.is_engine()) engine(m);
         vectors(m);
+        tested(m);
         return m;
     }
 
 private:
-    static constexpr std::array<std::string_view, 25> known{
+    static constexpr std::array<std::string_view, 30> known{
         "format",      "model",        "network",      "precision", "backend",
         "file",        "bytes",        "sha256",       "input",     "output",
         "height",      "width",        "classes",      "labels",    "labels_sha256",
         "min_batch",   "max_batch",    "fixed_batch",  "tensorrt",  "compute_capability",
-        "gpu",         "profiles",     "vectors_from", "vectors_count", "vectors_sha256"};
+        "gpu",         "profiles",     "vectors_from", "vectors_count", "vectors_sha256",
+        "test_count",  "test_right",   "test_margin",  "test_from",     "test_sha256"};
 
     [[noreturn]] void refuse(const std::string& why) const {
         fail(ErrorCode::bad_package, name_ + ": " + why);
@@ -274,6 +284,15 @@ private:
         if (sums.size() != 2) refuse("vectors_sha256", "has not two values");
         m.vectors_images_sha256 = sha256("vectors_sha256", sums[0]);
         m.vectors_logits_sha256 = sha256("vectors_sha256", sums[1]);
+    }
+
+    void tested(Manifest& m) const {
+        if (!find("test_count")) return;
+        m.test_count = size("test_count", 1, most_images);
+        m.test_right = size("test_right", 0, m.test_count);
+        m.test_margin = size("test_margin", 0, m.test_count);
+        m.test_from = text("test_from");
+        m.test_sha256 = sha256("test_sha256", text("test_sha256"));
     }
 
     std::string name_;

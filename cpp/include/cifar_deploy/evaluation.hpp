@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// Accuracy on images whose classes are known: is it here what it was where the file was judged?
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "classifier.hpp"
+#include "resize.hpp"
+#include "sha256.hpp"
+#include "version.hpp"
+
+namespace cifar_deploy {
+inline namespace CIFAR_DEPLOY_NAMESPACE {
+
+struct Evaluation {
+    bool comparable = false;  // the images are those that `cifar-deploy validate` judged the file on
+    bool passed = false;      // comparable, and as many are right as then, but for the margin
+    std::size_t images = 0;
+    std::size_t right = 0;  // the likeliest class is the image's own
+    std::string text;       // "PASS: ...", "FAIL: ..." or the accuracy alone, for people
+};
+
+// Takes image after image and classifies them in batches; of an image it keeps nothing. The classifier
+// has to live as long.
+class Evaluator {
+public:
+    explicit Evaluator(Classifier& classifier)
+        : classifier_(&classifier),
+          resizer_(classifier.manifest().width, classifier.manifest().height),
+          size_(classifier.manifest().height * classifier.manifest().width * 3) {
+        const std::size_t most = classifier.max_batch();
+        batch_ = (std::max)(most == 0 ? usual_batch : (std::min)(most, usual_batch),
+                            classifier.manifest().min_batch);
+        pixels_.resize(batch_ * size_);
+    }
+
+    // An image of any size, and its class by its number in labels(). Throws Error.
+    void add(const Image& image, std::size_t label) {
+        if (label >= classifier_->labels().size()) {
+            detail::fail(ErrorCode::bad_argument,
+                         "class " + std::to_string(label) + " is none of the " +
+                             std::to_string(classifier_->labels().size()) + " that the model knows");
+        }
+        detail::check_image(image, labels_.size());
+        std::uint8_t* const to = pixels_.data() + waiting_ * size_;
+        resizer_(image, to);
+        sum_.update(to, size_);
+        labels_.push_back(static_cast<std::uint32_t>(label));
+        if (++waiting_ == batch_) run();
+    }
+
+    // Of all images that were added; ends this object's use. Throws Error.
+    Evaluation result() {
+        if (waiting_ != 0) run();
+        const Manifest& manifest = classifier_->manifest();
+        Evaluation found;
+        found.images = labels_.size();
+        found.right = right_;
+        if (found.images == 0) {
+            detail::fail(ErrorCode::bad_argument, "there are no images to judge by; add some");
+        }
+        found.comparable = manifest.test_count == found.images && sha256() == manifest.test_sha256;
+        found.passed = found.comparable && right_ + manifest.test_margin >= manifest.test_right;
+        found.text = std::to_string(found.images) + " images, " + share(right_, found.images) +
+                     " right (" + std::to_string(right_) + ")";
+        if (found.comparable) {
+            found.text = (found.passed ? "PASS: " : "FAIL: ") + found.text + "; " +
+                         std::to_string(manifest.test_right) + " were by " + manifest.test_from +
+                         ", and " + std::to_string(manifest.test_margin) + " fewer are allowed";
+        } else if (manifest.test_count != 0) {
+            found.text += "; they are not the " + std::to_string(manifest.test_count) +
+                          " images that the file was judged on (" +
+                          share(manifest.test_right, manifest.test_count) + " right)";
+        } else {
+            found.text += "; the package does not say what the file was judged on";
+        }
+        return found;
+    }
+
+private:
+    static constexpr std::size_t usual_batch = 64;
+
+    static std::string share(std::size_t part, std::size_t all) {
+        char text[32];
+        std::snprintf(text, sizeof text, "%.2f %%",
+                      100 * static_cast<double>(part) / static_cast<double>(all));
+        return text;
+    }
+
+    void run() {
+        const Manifest& manifest = classifier_->manifest();
+        images_.resize(waiting_);
+        predictions_.resize(waiting_);
+        for (std::size_t i = 0; i < waiting_; ++i) {
+            images_[i] = {pixels_.data() + i * size_, manifest.width, manifest.height};
+        }
+        classifier_->classify_batch(images_, predictions_);
+        const std::size_t first = labels_.size() - waiting_;
+        for (std::size_t i = 0; i < waiting_; ++i) {
+            right_ += predictions_[i].index == labels_[first + i] ? 1U : 0U;
+        }
+        waiting_ = 0;
+    }
+
+    // Of all pixels and then all labels, as cifar-deploy's data sets have it: a byte a label, or
+    // eight, little-endian, where there are more than 256 classes.
+    std::string sha256() {
+        const std::size_t bytes = classifier_->labels().size() <= 256 ? 1 : 8;
+        for (const std::uint32_t label : labels_) {
+            unsigned char text[8] = {};
+            for (std::size_t i = 0; i < 4; ++i) text[i] = static_cast<unsigned char>(label >> 8 * i);
+            sum_.update(text, bytes);
+        }
+        return sum_.hex();
+    }
+
+    Classifier* classifier_;
+    detail::Resizer resizer_;
+    detail::Sha256 sum_;
+    std::size_t size_;  // bytes of an image as the network takes it
+    std::size_t batch_;
+    std::size_t waiting_ = 0;
+    std::size_t right_ = 0;
+    std::vector<std::uint8_t> pixels_;
+    std::vector<std::uint32_t> labels_;
+    std::vector<Image> images_;
+    std::vector<Prediction> predictions_;
+};
+
+}  // namespace CIFAR_DEPLOY_NAMESPACE
+}  // namespace cifar_deploy

@@ -260,7 +260,7 @@ def test_what_is_no_image_is_told(
 def judged(copied: Path, real_data: Dataset, tmp_path: Path) -> tuple[Path, Dataset]:
     """A package that tells of 600 real images, in a folder of classes, which it is judged by."""
     place = tmp_path / "images"
-    for name, split in (("train", real_data.train.first(20)), ("test", real_data.test.first(600))):
+    for name, split in (("train", real_data.train.first(100)), ("test", real_data.test.first(600))):
         for i, (pixels, label) in enumerate(zip(split.images, split.labels, strict=True)):
             file = place / name / real_data.classes[label] / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)

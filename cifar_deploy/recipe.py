@@ -58,6 +58,7 @@ class Data:
         help="training images kept back and judged after every epoch; "
         "the test set is not looked at then",
     )
+    val: bool = flag(False, "judge the images in val/ of a folder so instead")
     test: bool = flag(True, "look at the test images, once, at the end")
 
 

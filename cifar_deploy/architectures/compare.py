@@ -69,6 +69,7 @@ def _facts(card: store.Json) -> store.Json:
         "imported": _of(card.get("imported"), "from", "sha256"),
         "teachers": [_of(teacher, "model", "sha256") for teacher in teachers] or None,
         "data": _of(data, "name", "sha256"),
+        "val": {"from": "val", "sha256": val} if (val := data.get("val_sha256")) else None,
         **{key: card.get(key) for key in ("device", "precision", "compiled")},
         **{key: card.get(key) for key in ("train_seconds", "wall_seconds")},
         "bytes": weights.get("bytes") if isinstance(weights, dict) else None,
@@ -120,7 +121,7 @@ def _judge(first: store.Json, other: store.Json) -> store.Json:
     if measure is None or data[0] is None or data[0] != data[1]:
         return result
     images = {one[measure]["images"] for one in (first, other)}
-    if len(images) > 1:
+    if len(images) > 1 or (measure == MEASURES[1] and first["val"] != other["val"]):
         return result
     count = images.pop()
     seeds = [one[measure + SEEDS] for one in (first, other)]

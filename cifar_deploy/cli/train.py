@@ -55,8 +55,12 @@ def train(
     weights_file: WeightsFileOption = None,
     teacher: TeacherOption = None,
     hold_out: Annotated[
-        int | None,
-        typer.Option(help="Judge by so many training images; the test images are not looked at."),
+        str | None,
+        typer.Option(
+            metavar="N|val",
+            help="Judge by so many training images, or by those in val/ of your own folder; the "
+            "test images are not looked at.",
+        ),
     ] = None,
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
@@ -90,9 +94,7 @@ def train(
     overrides += [f"optimizer.lr={lr}"] if lr is not None else []
     overrides += by_teachers(teacher)
     if hold_out is not None:
-        overrides += [f"data.holdout={hold_out}"]
-    if hold_out:
-        overrides += ["data.test=false"]
+        overrides += _held_out(hold_out)
     overrides += set_ or []
     name = architectures.canonical(model)
     folder = store.ModelFolder(out) if out else home(name, recipe)
@@ -116,6 +118,17 @@ def train(
     early = f", {said}" if (said := store.stopped(card)) else ""
     typer.echo(f"{name}: {_accuracy(card)}{early}, {_seconds(card)} on {card['device']}")
     typer.echo(f"{folder.weights}  {folder.card}  {folder.curves}")
+
+
+def _held_out(by: str) -> list[str]:
+    """What `--hold-out by` sets: 0 takes a recipe's hold-out back. Raises UserError."""
+    from cifar_deploy.data.folder import VAL
+
+    if by == VAL:
+        return ["data.holdout=0", "data.val=true", "data.test=false"]
+    if not by.isdecimal():
+        raise UserError(f"--hold-out {by}: a number of training images, or {VAL}")
+    return [f"data.holdout={by}", "data.val=false", *(["data.test=false"] if int(by) else [])]
 
 
 def home(name: str, recipe: str | None) -> store.ModelFolder:
@@ -270,8 +283,13 @@ def _plan(trainer: "Trainer") -> str:
 
 
 def _uneven(trainer: "Trainer") -> str:
-    """What is told of classes that the draw of the held-out images left without any on one side."""
+    """What is told of classes without an image that is held out, or left to train on.
+
+    Of images in val/, which nobody drew, also that some are training images.
+    """
     dataset, said = trainer.job.dataset, []
+    if trainer.job.recipe.data.val:
+        return _leaky(trainer)
     if trainer.holdout and (lost := dataset.missing(trainer.holdout)):
         said.append(f"no image of {few(lost)} is held out")
     if trainer.holdout and (lost := dataset.missing(trainer.train_split)):
@@ -279,6 +297,21 @@ def _uneven(trainer: "Trainer") -> str:
     if not said:
         return ""
     return f"{'; '.join(said)}: chance drew them from all {len(dataset.train):,} together"
+
+
+def _leaky(trainer: "Trainer") -> str:
+    from cifar_deploy.data.doubts import repeated
+
+    dataset, held, said = trainer.job.dataset, trainer.holdout, []
+    assert held
+    if lost := dataset.missing(held):
+        said.append(f"no image of {few(lost)} is in val")
+    if len(again := repeated(dataset.train, held)):
+        said.append(
+            f"{len(again):,} of {len(held):,} images in val are training images as well "
+            f"({held.file(int(again[0]))})"
+        )
+    return "; ".join(said)
 
 
 def _unknown(trainer: "Trainer") -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,8 @@ class Dataset:
     """Training and test images of one set of classes.
 
     `origin` says where it was read; `verified` what its checksums showed. Its arrays are not
-    changed: the checksums are computed once.
+    changed: the checksums are computed once. `val` reads what is there to judge a run by beside the
+    test images, None where nothing is.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Dataset:
     train: Split
     test: Split
     verified: str
+    val: Callable[[], Split] | None = None
 
     def sha256(self) -> str:
         """SHA-256 of all pixels and labels, training first: the same for every form on disk."""
@@ -106,6 +108,11 @@ class Dataset:
     @functools.cached_property
     def _test_sha256(self) -> str:
         return self._sha256(self.test)
+
+    def val_sha256(self) -> str:
+        """The same of the images of `val`, which there has to be."""
+        assert self.val
+        return self._sha256(self.val())
 
     def same_test(self, seen: Json) -> bool | None:
         """Whether the test images are those of `seen`, a card's `data`; None where it says nothing.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_deploy.data import folder
-from cifar_deploy.data.dataset import Dataset, Images, Labels, balance
+from cifar_deploy.data.dataset import Dataset, Images, Labels, Split, balance
 from cifar_deploy.errors import few
 
 NAMED = 3  # of the classes without a right answer, in a line
@@ -24,7 +24,7 @@ def doubts(dataset: Dataset) -> list[str]:
 
 def _of_the_images(dataset: Dataset) -> list[str]:
     said = []
-    if len(again := repeated(dataset)):
+    if len(again := repeated(dataset.train, dataset.test)):
         said.append(
             f"{len(again):,} of {len(dataset.test):,} test images are training images as well "
             f"({dataset.test.file(int(again[0]))}): an accuracy by them says little of new images"
@@ -41,17 +41,20 @@ def _of_the_images(dataset: Dataset) -> list[str]:
 def _of_the_folder(place: Path) -> list[str]:
     said = []
     first, *others = (place / name for name in folder.TEST if (place / name).is_dir())
-    said += [f"{other} is not used, since there is {first}" for other in others]
+    said += [
+        f"{other} is not used, since there is {first}, but by train --hold-out val"
+        for other in others
+    ]
     for root in (place / "train", first):
         if loose := [path for path in folder.visible(root) if path.is_file()]:
             said.append(f"{len(loose):,} files in {root} itself, in no class, are not used")
     return said
 
 
-def repeated(dataset: Dataset) -> Labels:
-    """Which test images are training images, too, pixel by pixel: int64 [n]."""
-    known = set(_digests(dataset.train.images))
-    return np.flatnonzero([digest in known for digest in _digests(dataset.test.images)])
+def repeated(train: Split, judged: Split) -> Labels:
+    """Which images of `judged` are training images, too, pixel by pixel: int64 [n]."""
+    known = set(_digests(train.images))
+    return np.flatnonzero([digest in known for digest in _digests(judged.images)])
 
 
 def _digests(images: Images) -> list[bytes]:

@@ -1,5 +1,6 @@
-"""A folder of images: `train/<class>/*` and `test/<class>/*` (else `val/<class>/*`)."""
+"""A folder of images: `train/<class>/*` and `test/<class>/*`, `val/<class>/*` beside or for it."""
 
+import functools
 import hashlib
 import os
 import shlex
@@ -21,7 +22,8 @@ Watch = Callable[[Path, int, int], None]
 MOST_THREADS = 32  # which read images
 NAMED = 5  # of the unreadable files, in a message
 VERIFIED = "folder of images: no published checksum"
-TEST = ("test", "val")  # the first of them that is there
+VAL = "val"
+TEST = ("test", VAL)  # the first of them that is there
 JUDGED_ELSEWHERE = ("valid", "validation", "dev", "eval")  # what others call it
 SYSTEM = {"thumbs.db", "desktop.ini"}  # Windows hides them from whoever looks into the folder
 
@@ -42,9 +44,9 @@ def is_flat(place: Path) -> bool:
 def read(place: Path, watch: Watch | None = None) -> Dataset:
     """The images in `place`, any format Pillow reads, resized to 32x32 RGB where they are not.
 
-    Classes are the sorted names of the folders in `train`; hidden files are skipped. Raises
-    UserError for fewer than two classes, no test images, an empty class, a class only in `test`,
-    and files that are no images, which it names.
+    Classes are the sorted names of the folders in `train`; hidden files are skipped. `val` beside
+    `test` is read when it is asked for. Raises UserError for fewer than two classes, no test
+    images, an empty class, a class only in `test`, and files that are no images, which it names.
     """
     found = class_folders(place / "train")
     if len(found) < 2:
@@ -55,10 +57,14 @@ def read(place: Path, watch: Watch | None = None) -> Dataset:
         other = [place / name for name in JUDGED_ELSEWHERE if (place / name).is_dir()]
         way_out = f"rename {other[0]} to val" if other else to_split(place)
         raise UserError(f"{test} does not exist; {way_out}")
-    tested = class_folders(test)
-    if strange := [name for name in tested if name not in found]:
-        raise UserError(f"{test / strange[0]} is a class that {place / 'train'} does not have")
     classes = tuple(found)
+    tested = _of_these(test, classes)
+    val = place / VAL
+
+    @functools.cache
+    def judged() -> Split:
+        return _split(val, classes, _of_these(val, classes), None)
+
     return Dataset(
         name=_shown(place.resolve().name),
         origin=str(place),
@@ -66,7 +72,18 @@ def read(place: Path, watch: Watch | None = None) -> Dataset:
         train=_split(place / "train", classes, found, watch),
         test=_split(test, classes, tested, watch),
         verified=VERIFIED,
+        val=judged if val != test and val.is_dir() else None,
     )
+
+
+def _of_these(root: Path, classes: tuple[str, ...]) -> dict[str, Path]:
+    """The class folders in `root`. Raises UserError for a class that is none of `classes`."""
+    found = class_folders(root)
+    if strange := [name for name in found if name not in classes]:
+        raise UserError(
+            f"{root / strange[0]} is a class that {root.parent / 'train'} does not have"
+        )
+    return found
 
 
 def to_split(place: Path) -> str:

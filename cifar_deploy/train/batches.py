@@ -10,9 +10,10 @@ import torch
 from cifar_deploy.data import augment as change
 from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
+from cifar_deploy.data.folder import VAL
 from cifar_deploy.data.folder import VERIFIED as OWN_FOLDER
 from cifar_deploy.errors import UserError
-from cifar_deploy.recipe import Recipe
+from cifar_deploy.recipe import Data, Recipe
 from cifar_deploy.store import Json
 from cifar_deploy.train.ranks import Ranks
 
@@ -43,15 +44,18 @@ def reseed(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
-def check_unseen(model: str, data: Json, dataset: Dataset, sha256: str, holdout: int) -> None:
+def check_unseen(model: str, data: Json, dataset: Dataset, sha256: str, wanted: Data) -> None:
     """Raise UserError where what was trained on `data`, of a card, may have seen what is held out.
 
-    `sha256` is `dataset`'s, of which `holdout` images are. The last of one shuffle are: who held
-    out more of them has seen none of these. In a folder of images that has changed since they are
-    others, and a folder of other images with the same classes looks no different.
+    `sha256` is `dataset`'s, of whose training images `wanted.holdout` are, or else those in val/,
+    which none of these has seen. The last of one shuffle are: who held out more of them has seen
+    none of these. In a folder of images that has changed since they are others, and a folder of
+    other images with the same classes looks no different.
     """
+    holdout = wanted.holdout
     if data.get("sha256") == sha256:
-        if (data.get("holdout_images") or 0) < holdout:
+        kept_back = 0 if "val_sha256" in data else data.get("holdout_images") or 0
+        if kept_back < holdout:
             raise UserError(
                 f"{model} may have seen the images that are held out, and would tell of them; it "
                 f"is to be trained with --hold-out {holdout}, too (and --out FOLDER)"
@@ -61,21 +65,32 @@ def check_unseen(model: str, data: Json, dataset: Dataset, sha256: str, holdout:
     same = same or data.get("origin") == str(Path(dataset.origin).resolve())
     # A checkpoint does not say whose its images were.
     own = dataset.verified == OWN_FOLDER == data.get("verified", OWN_FOLDER)
-    if holdout and same and own:
+    if (holdout or wanted.val) and same and own:
+        option = f"--hold-out {VAL if wanted.val else holdout}"
         raise UserError(
             f"{model} was trained on other images, perhaps an earlier state of those in "
             f"{dataset.origin}: it may have seen some that are held out, and would tell of them\n"
-            f"Train it on these, with --hold-out {holdout}, too (and --out FOLDER); where the two "
+            f"Train it on these, with {option}, too (and --out FOLDER); where the two "
             "have no image in common, leave --hold-out out: the test images judge then"
         )
 
 
-def split_holdout(train: Split, recipe: Recipe) -> tuple[Split, Split | None]:
-    """The images to train on, and the last `data.holdout` ones of a fixed shuffle, if any.
+def split_holdout(dataset: Dataset, wanted: Data) -> tuple[Split, Split | None]:
+    """The images to train on, and the last `holdout` ones of a fixed shuffle, or those in val/.
 
-    Raises UserError where that leaves none to train on.
+    None of both where neither is `wanted`. Raises UserError where that leaves none to train on,
+    where both are wanted, and where there is no val/ beside the test images.
     """
-    count = recipe.data.holdout
+    train, count = dataset.train, wanted.holdout
+    if wanted.val:
+        if count:
+            raise UserError(f"data.holdout is {count} and data.val true; one can judge, not both")
+        if dataset.val is None:
+            raise UserError(
+                f"{dataset.origin} has no folder val beside its test images; name a number of "
+                "training images instead, as --hold-out 500"
+            )
+        return train, dataset.val()
     if not count:
         return train, None
     if count >= len(train):

@@ -98,7 +98,7 @@ class Trainer:
         recipe, device = job.recipe, job.device
         self.ranks = job.ranks
         self.mean, self.std = job.dataset.normalisation()
-        self.train_split, self.holdout = split_holdout(job.dataset.train, recipe)
+        self.train_split, self.holdout = split_holdout(job.dataset, recipe.data)
         self.batches = Batches(self.train_split, recipe, device, self.ranks, self.mean)
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
@@ -198,8 +198,7 @@ class Trainer:
         classes = job.dataset.classes
         with self.ranks.one_after_the_other():  # only one of a machine's processes downloads
             found = initial.load(network, job.network, job.init, job.weights_file, classes)
-        holdout = job.recipe.data.holdout
-        check_unseen(job.init, found.data, job.dataset, self.data_sha256, holdout)
+        check_unseen(job.init, found.data, job.dataset, self.data_sha256, job.recipe.data)
         return network, self._known(found)
 
     def _check_first_size(self) -> None:

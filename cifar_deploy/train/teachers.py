@@ -63,7 +63,7 @@ def load(recipe: Recipe, dataset: Dataset, data_sha256: str) -> list[Teacher]:
             known, wanted = ", ".join(trained.classes), ", ".join(dataset.classes)
             raise UserError(f"{model} cannot teach this: it knows {known}, not {wanted}")
         learned_from = trained.card.get("data", {})
-        check_unseen(model, learned_from, dataset, data_sha256, recipe.data.holdout)
+        check_unseen(model, learned_from, dataset, data_sha256, recipe.data)
         theirs = [*filter(None, [begun(trained.card)]), *taught_from(trained.card)]
         found.append(Teacher(model, sha256, trained.graph(), theirs))
     return found

@@ -26,7 +26,7 @@ def test_test_images_that_are_training_images_are_counted(
     with Image.open(place / "train/bee/2.png") as image:
         image.save(place / "test/bee/as.bmp")  # other bytes, the same pixels
     dataset = folder.read(place)
-    assert {dataset.test.file(int(i)) for i in repeated(dataset)} == {
+    assert {dataset.test.file(int(i)) for i in repeated(dataset.train, dataset.test)} == {
         "bee/of another class.png",
         "bee/as.bmp",
     }
@@ -43,12 +43,15 @@ def test_images_of_one_colour_are_counted(picture_folder: Callable[..., Path]) -
     assert "training images have one colour only (ant/icon.png): transparency" in said
 
 
+TRAIN = "train --hold-out val"
+
+
 def test_what_is_not_used_is_told(picture_folder: Callable[..., Path]) -> None:
     place = picture_folder("pets")
     shutil.copytree(place / "test", place / "val")
     (place / "train/notes.txt").touch()
     unused, loose = doubts(folder.read(place))
-    assert unused == f"{place / 'val'} is not used, since there is {place / 'test'}"
+    assert unused == f"{place / 'val'} is not used, since there is {place / 'test'}, but by {TRAIN}"
     assert loose == f"1 files in {place / 'train'} itself, in no class, are not used"
 
 

@@ -32,7 +32,7 @@ def test_the_holdout_is_a_part_of_the_training_images(few: Dataset) -> None:
     classes = set()
     for seed in (0, 1):
         chosen = recipe.load(None, ["data.holdout=150", f"train.seed={seed}"])
-        train, held = split_holdout(few.train, chosen)
+        train, held = split_holdout(few, chosen.data)
         assert held is not None
         assert (len(train), len(held)) == (450, 150)
         assert ids(train).isdisjoint(ids(held))
@@ -41,7 +41,7 @@ def test_the_holdout_is_a_part_of_the_training_images(few: Dataset) -> None:
         classes = set(held.labels.tolist())
     assert parts[0] == parts[1]  # the same for every seed: runs can be compared
     assert classes == set(range(10))
-    assert split_holdout(few.train, recipe.load(None)) == (few.train, None)
+    assert split_holdout(few, recipe.load(None).data) == (few.train, None)
 
 
 def test_reseeding_gives_what_torchs_own_seed_gives() -> None:

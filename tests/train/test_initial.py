@@ -337,6 +337,15 @@ def test_a_beginning_may_have_seen_an_earlier_state_of_ones_own_images(
     with pytest.raises(UserError, match="leave --hold-out out: the test images judge then"):
         Trainer(make_job(teacher, "data.holdout=40", dataset=more))
     assert Trainer(make_job(teacher, dataset=more)).teachers
+    judging = dataclasses.replace(own, val=lambda: few.test)
+    for dataset in (judging, dataclasses.replace(more, val=lambda: few.test)):
+        job = make_job("data.val=true", dataset=dataset, folder="next")
+        job = dataclasses.replace(job, init=str(first.folder.path))
+        if dataset is judging:  # of the same training images: in val there are others
+            Trainer(job)
+            continue
+        with pytest.raises(UserError, match="Train it on these, with --hold-out val, too"):
+            Trainer(job)
     # What is no folder of images is known to be another set.
     Trainer(make_job(teacher, "data.holdout=40", dataset=dataclasses.replace(more, verified="-")))
 

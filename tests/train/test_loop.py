@@ -667,7 +667,7 @@ def test_held_out_and_test_images_are_never_trained_on(
 ) -> None:
     """Other labels on them change what is measured and not a bit of the weights."""
     options = ("data.holdout=200", "train.batch_size=100")
-    _, held = split_holdout(few.train, recipe.load(None, options))
+    _, held = split_holdout(few, recipe.load(None, options).data)
     assert held is not None
     kept_out = {image.tobytes() for image in held.images}
     inside = np.array([image.tobytes() in kept_out for image in few.train.images])

@@ -136,6 +136,69 @@ def test_how_the_held_out_images_fall_is_told(
     assert every in told("39", "--batch-size", "3")
 
 
+def test_images_in_val_judge_a_run_where_they_are_asked_to(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*more: str, status: int = 0) -> str:
+        capsys.readouterr()
+        options = ("--data-dir", "garden", "--batch-size", "40", "--epochs", "3", "--lr", "0.03")
+        assert run(monkeypatch, "train", "simple_cnn", *options, *more) == status
+        return capsys.readouterr().err
+
+    def card(model: str) -> Json:
+        return read_card(ModelFolder(Path(model)))
+
+    by_val = ("--hold-out", "val", "--out", "chosen")
+    assert "garden has no folder val beside its test images; name a number" in told(
+        *by_val, status=2
+    )
+    # Of every test image the class after its own: whoever judges by them is seen.
+    names = sorted(COLOURS)
+    for name, after in zip(names, [*names[1:], names[0]], strict=True):
+        shutil.copytree(garden / "test" / name, garden / "val" / after)
+    assert "garden/val is not used, since there is " in told("--out", "tested")
+    told(*by_val)
+    chosen, tested = card("chosen"), card("tested")
+    assert chosen["test_accuracy"] is None
+    assert "holdout_accuracy" not in tested
+    right = tested["test_accuracy"]
+    assert chosen["holdout_accuracy"] <= 1 - right
+    assert all("holdout_accuracy" in record for record in chosen["history"])
+    images = sum(file.is_file() for file in (garden / "val").rglob("*"))
+    facts = {"train_images": 120, "holdout_images": images}
+    assert chosen["data"].items() >= facts.items()
+    assert chosen["recipe"]["data"] == {"holdout": 0, "val": True, "test": False}
+    assert chosen["weights"]["sha256"] == tested["weights"]["sha256"]  # nothing is held back
+    # The test images, too, where they are asked for; and with a teacher that val judged.
+    both = ("--set", "data.test=true", "--teacher", "./chosen", "--out", "both")
+    told(*by_val[:2], *both)
+    assert card("both")["test_accuracy"] is not None
+    assert card("both")["data"]["val_sha256"] == chosen["data"]["val_sha256"]
+    seen = told("--hold-out", "6", "--teacher", "./chosen", "--out", "held", status=2)
+    assert "./chosen may have seen the images that are held out" in seen
+    # Cards of val and of training images held back are not compared.
+    told("--hold-out", str(images), "--out", "held")
+    assert run(monkeypatch, "models", "./chosen", "./held") == 0
+    assert "were not judged by the same images" in capsys.readouterr().out
+    assert run(monkeypatch, "models", "./chosen", "./both") == 0
+    assert "against ./chosen: " in capsys.readouterr().out
+
+    shutil.copy(garden / "train" / names[0] / "0.jpg", garden / "val" / names[0] / "again.jpg")
+    shutil.rmtree(garden / "val" / names[1])
+    assert (
+        f"no image of {names[1]} is in val; 1 of {images - 10 + 1} images in val are training "
+        f"images as well ({names[0]}/again.jpg)"
+    ) in told(*by_val)
+    (garden / "val" / "moss").mkdir()
+    shutil.copy(garden / "train" / names[0] / "0.jpg", garden / "val" / "moss")
+    assert "val/moss is a class that" in told(*by_val, status=2)
+    assert "--hold-out half: a number of training images, or val" in told(
+        "--hold-out", "half", status=2
+    )
+    mixed = ("--set", "data.holdout=5", "--set", "data.val=true", "--out", "mixed")
+    assert "data.holdout is 5 and data.val true" in told(*mixed, status=2)
+
+
 def test_the_advice_for_few_steps_is_the_optimisers(
     garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # of the program only names and constants are used here
-STAGES = ("tests", "train", "speed", "export", "validate", "benchmark", "loadgen")
+STAGES = ("tests", "train", "speed", "export", "validate", "benchmark", "cpp", "loadgen")
 # What is trained and measured first, should the time not do for all: the dearest comes last.
 ORDER = (
     "custom_resnet",
@@ -56,6 +56,13 @@ INTERRUPTED = 130  # the exit status after Ctrl-C
 REFUSED = 2  # ... and after what the user has to mend
 SPEED_SEEDS = 3  # at least
 PATIENCE = 180.0  # seconds for what looks at the machine; the doctor compiles engines
+# What tells CMake of the runtimes that the C++ library is built with, and its option for each.
+CPP_RUNTIMES = {
+    "ONNXRUNTIME_ROOT": "ONNXRUNTIME",
+    "OpenVINO_DIR": "OPENVINO",
+    "TENSORRT_ROOT": "TENSORRT",
+    "TENSORRT_RTX_ROOT": "TENSORRT_RTX",
+}
 # What the program uses, and what is lost without it.
 LIBRARIES = {
     "onnxruntime": "ONNX files do not run",
@@ -517,6 +524,76 @@ def benchmark(session: Session, names: list[str], end: float) -> None:
     _measure(session, "benchmark", chosen, [("", [*options, *sizes, "--no-compile"])], end)
     sizes = sizes or ["--batch", "1", "--batch", "256"]
     _measure(session, "benchmark", chosen, [("compiled", [*options, *sizes, "--compile"])], end)
+
+
+def cpp(session: Session, names: list[str], end: float) -> None:
+    """What is proved, in C++: the package of each file with a PASS, judged and timed there.
+
+    The library is built with the runtimes that the environment names. An engine of a flavour that
+    it is not built with is left out.
+    """
+    named = {name: os.environ[name] for name in CPP_RUNTIMES if os.environ.get(name)}
+    if missing := [tool for tool in ("cmake", "c++") if not shutil.which(tool)]:
+        skip(session, "cpp", f"{' and '.join(missing)} not found")
+        return
+    if not named:
+        skip(session, "cpp", f"none of {', '.join(CPP_RUNTIMES)} names a runtime's folder")
+        return
+    chosen = those(session, "cpp", names, exported, "exported")
+    build = session.work / "cpp"
+    options = [f"-D{name}={Path(path).absolute()}" for name, path in named.items()]
+    for name, option in CPP_RUNTIMES.items():
+        options.append(f"-DCIFAR_DEPLOY_WITH_{option}={'ON' if name in named else 'OFF'}")
+    make = ["cmake", "-S", str(ROOT / "cpp"), "-B", str(build), *options]
+    programs = ["cmake", "--build", str(build), "--target", "classify", "benchmark"]
+    if any(
+        run(session, "cpp", f"{what} the library", command, end).status != "ok"
+        for what, command in (("configure", make), ("build", programs))
+    ):
+        return
+    packages = session.work / "packages"
+    shutil.rmtree(packages, ignore_errors=True)
+    made = []
+    for file in (file for name in chosen for file in proved(session, name, named)):
+        place = packages / file.name
+        command = program("package", str(file), "--target", "cpp", "--out", str(place))
+        if run(session, "cpp", f"package {file.name}", command, end).status == "ok":
+            made.append(str(place))
+    if not made:
+        fail(session, "cpp", "no file with a PASS could be packaged")
+        return
+    script = [sys.executable, str(ROOT / "benchmarks" / "cpp_target.py"), *made]
+    script += ["--programs", str(build / "bin"), "--device", session.asked.device]
+    script += ["--seconds", str(session.asked.seconds), "--json", str(session.out / "cpp.json")]
+    if session.asked.batch:
+        script += ["--batch", ",".join(session.asked.batch)]
+    run(session, "cpp", f"{len(made)} packages", script, end, _unlike)
+
+
+def proved(session: Session, name: str, runtimes: Mapping[str, str]) -> list[Path]:
+    """The model's files that have a PASS where it counts, for those runtimes of C++."""
+    from cifar_deploy.errors import UserError
+    from cifar_deploy.package import source
+    from cifar_deploy.store import ModelFolder
+
+    there = {CPP_RUNTIMES[name].lower().replace("_", "-") for name in runtimes}
+    files = []
+    for file in exported(session, name):
+        with contextlib.suppress(UserError):  # damaged, or of other weights: validate has told
+            found = source.find(ModelFolder(session.work / "models" / name), file)
+            runs = found.backend in there or (found.engine is None and there & ON_ONNX)
+            files += [file] if found.proved and runs else []
+    return files
+
+
+ON_ONNX = {"onnxruntime", "openvino"}  # what runs ONNX files
+
+
+def _unlike(_rc: int, output: str) -> tuple[str, str]:
+    """Which packages are not what they were proved to be."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if not re.search(r": PASS: \d+ images", line)]
+    return "failed", "; ".join(said)[:400]
 
 
 def loadgen(session: Session, names: list[str], end: float) -> None:

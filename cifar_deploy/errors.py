@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import numbers
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,9 +34,18 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def check_range(what: str, value: float | None, low: float, high: float = math.inf) -> None:
-    """Raise UserError where `value`, an argument called `what`, is not from `low` to `high`."""
-    if value is not None and not low <= value <= high:
+def check_range(
+    what: str, value: object, low: float, high: float = math.inf, whole: bool = False
+) -> None:
+    """Raise UserError where `value`, an argument called `what`, is not from `low` to `high`.
+
+    And where it is no number, or not a `whole` one where that is asked for. None will do.
+    """
+    if value is None:
+        return
+    if not isinstance(value, numbers.Integral if whole else numbers.Real):
+        raise UserError(f"{what} {value!r}: it is a {'whole ' * whole}number")
+    if not low <= float(value) <= high:
         way = f"{low} or more" if high == math.inf else f"from {low} to {high}"
         raise UserError(f"{what} {value}: it is {way}")
 

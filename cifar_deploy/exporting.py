@@ -57,8 +57,8 @@ def export_model(
     build of an engine tells; its text names arguments as `cifar-deploy export` does. What was there
     of the same name is replaced.
     """
-    check_range("batch", batch, 1, LARGEST_BATCH)
-    check_range("calibration_images", calibration_images, 1)
+    check_range("batch", batch, 1, LARGEST_BATCH, whole=True)
+    check_range("calibration_images", calibration_images, 1, whole=True)
     check_range("max_drop", max_drop, 0, 100)
     keep = dict.fromkeys([keep_fp32] if isinstance(keep_fp32, str) else keep_fp32)
     place = Path(data_dir) if data_dir else None

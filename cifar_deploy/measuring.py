@@ -56,6 +56,8 @@ class Measurement:
     open_s: float | None = None  # to open the file
     first_call_ms: float | None = None  # then the first call at this batch size
     memory_mib: int | None = None  # taken by the end of that since before it was opened
+    calls: int | None = None  # that the latency is of; of few, p99 is about the slowest
+    steady: bool | None = None  # whether the times were so when the warm-up ended
 
 
 def benchmark_model(
@@ -87,7 +89,8 @@ def benchmark_model(
 
     Nothing is printed: what disturbed, or was left out, goes to the logger "cifar_deploy.measuring"
     (WARNING), with what is done (INFO). Raises UserError for what cannot be measured so, where
-    nothing could be, and where a GPU fails; its text names arguments as the command does.
+    nothing could be, and where a GPU fails; its text names arguments as the command does. Then, and
+    after Ctrl-C, what was measured before is lost: a call for each model keeps it.
     """
     if isinstance(model, str | PathLike) or not isinstance(model, Iterable):
         model = [model]
@@ -95,19 +98,26 @@ def benchmark_model(
     if not targets:
         raise UserError("no model and no file was named")
     kind = Kind(members(Format, "format", format), members(Precision, "precision", precision))
-    sizes = tuple(batch) if isinstance(batch, Iterable) else () if batch is None else (batch,)
+    if batch is None:
+        sizes: tuple[int, ...] = ()
+    elif isinstance(batch, Iterable) and not isinstance(batch, str):
+        sizes = tuple(batch)
+    else:
+        sizes = (batch,)
     if batch is not None and not sizes:
         raise UserError(f"batch {batch}: it is one size or more")
     for size in sizes:
-        check_range("batch", size, 1, LARGEST_BATCH)
+        check_range("batch", size, 1, LARGEST_BATCH, whole=True)
     check_range("seconds", seconds, 0)
-    check_range("in_flight", in_flight, 0, MOST_IN_FLIGHT)
-    check_range("threads", threads, 1, 1024)
+    check_range("in_flight", in_flight, 0, MOST_IN_FLIGHT, whole=True)
+    check_range("threads", threads, 1, 1024, whole=True)
     contest = Contest.of(targets, kind, sizes)
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_onnx
 
-    onnx = [runtime] if isinstance(runtime, str) else list(runtime)
+    if isinstance(runtime, str) or not isinstance(runtime, Iterable):
+        runtime = [runtime]
+    onnx = list(dict.fromkeys(runtime))
     check_onnx(onnx)
     measured = measure(
         contest,
@@ -121,7 +131,9 @@ def benchmark_model(
     )
     if measured.ended:
         raise measured.ended
-    for remark in measured.remarks:
+    from cifar_deploy.benchmark.table import doubtful
+
+    for remark in [*doubtful(measured.rows), *measured.remarks]:
         log.warning(remark)
     lost = [Measurement(one.model, one.name, one.batch, one.reason) for one in measured.failures]
     return [*map(_measurement, measured.rows), *lost]
@@ -152,6 +164,8 @@ def _measurement(row: "sweep.Row") -> Measurement:
         open_s=row.open_s,
         first_call_ms=row.first_call_ms,
         memory_mib=row.memory_mib,
+        calls=timing.calls,
+        steady=row.steady,
     )
 
 

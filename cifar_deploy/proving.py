@@ -98,9 +98,9 @@ def validate_model(
         raise UserError("no model and no file was named")
     against = None if reference is None else architectures.named(reference)
     kind = Kind(members(Format, "format", format), members(Precision, "precision", precision))
-    check_range("images", images, 1)
+    check_range("images", images, 1, whole=True)
     check_range("max_drop", max_drop, 0, 100)
-    check_range("threads", threads, 1, 1024)
+    check_range("threads", threads, 1, 1024, whole=True)
     work = work_of(targets, against, kind)
     from cifar_deploy.runtimes.load import check_onnx
 

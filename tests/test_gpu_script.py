@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from building import need, openvino_options, run
 from PIL import Image
 
 import cifar_deploy
@@ -56,13 +58,19 @@ def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def test_the_whole_on_a_cpu(tmp_path: Path, small_data: Dataset) -> None:
-    pictures = tmp_path / "pictures"
+@pytest.fixture
+def pictures(tmp_path: Path, small_data: Dataset) -> Path:
+    """Sixty images to train on, and sixty to test by."""
+    place = tmp_path / "pictures"
     for name, split, count in (("train", small_data.train, 60), ("test", small_data.test, 60)):
         for i in range(count):
-            path = pictures / name / small_data.classes[split.labels[i]] / f"{i}.png"
+            path = place / name / small_data.classes[split.labels[i]] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(split.images[i]).save(path)
+    return place
+
+
+def test_the_whole_on_a_cpu(tmp_path: Path, pictures: Path) -> None:
     out, work = tmp_path / "out", tmp_path / "work"
     command = [
         *(sys.executable, str(SCRIPT), "--out", str(out), "--work", str(work)),
@@ -109,6 +117,62 @@ def test_the_whole_on_a_cpu(tmp_path: Path, small_data: Dataset) -> None:
         f"cat {out}/models.tar.* | tar t", shell=True, capture_output=True, text=True, check=True
     )
     assert "simple_cnn/model.safetensors" in packed.stdout.split()
+
+
+def test_what_is_proved_runs_in_cpp(tmp_path: Path, pictures: Path) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    stages = " ".join(f"{stage}:simple_cnn" for stage in ("train", "export", "validate", "cpp"))
+    command = [
+        *(sys.executable, str(SCRIPT), "--out", str(out), "--work", str(work), "--device", "cpu"),
+        *("--format", "onnx", "--precision", "fp32", "--seconds", "0.02", "--batch", "2"),
+        *("--set", "train.epochs=1", "--set", "train.batch_size=20", "--stages", stages),
+        "--validate-args=--no-latency --max-drop 20",
+    ]
+    (_, openvino) = openvino_options()
+    need("cmake", "c++")
+    more = {"CIFAR_DEPLOY_DATA": str(pictures), "OMP_NUM_THREADS": "1"}
+    more["OpenVINO_DIR"] = openvino.partition("=")[2]
+    done = run(*command, **more)
+    summary = json.loads((out / "summary.json").read_text())
+    mine = [(s["name"], s["status"]) for s in summary["steps"] if s["stage"] == "cpp"]
+    steps = ("configure the library", "build the library", "package simple_cnn.fp32.onnx")
+    assert mine == [(name, "ok") for name in (*steps, "1 packages")], done.stdout
+    found = json.loads((out / "cpp.json").read_text())
+    (one,) = found["results"]
+    assert one["ok"]
+    assert one["self_test"]["said"].startswith("PASS: 60 images")
+    assert one["evaluation"]["said"].startswith("PASS: 60 images")
+    assert "OpenVINO" in one["evaluation"]["said"]
+    assert [row["batch"] for row in one["benchmark"]["sweep"]] == [2]
+
+    package = work / "packages" / "simple_cnn.fp32.onnx"
+    again = [sys.executable, str(SCRIPT.with_name("cpp_target.py")), "--seconds", "0.02"]
+    refused = run(*again, str(package), "--programs", str(tmp_path), status=2, **more)
+    assert refused.stderr.startswith(f"error: cannot run {tmp_path}/classify: No such".encode())
+    again += ["--programs", str(work / "cpp" / "bin"), str(package)]
+    refused = run(*again, str(tmp_path), status=2, **more).stderr.decode()
+    assert refused == f"error: {tmp_path} is no package; cifar-deploy package MODEL writes one\n"
+    manifest = package / "manifest.txt"
+    text = re.sub(
+        r"test_right \d+\ntest_margin \d+", "test_right 60\ntest_margin 0", manifest.read_text()
+    )
+    manifest.write_text(text)
+    failed = run(*again, status=1, **more).stdout.decode()
+    assert "simple_cnn.fp32.onnx: FAIL: 60 images, " in failed
+
+
+def test_cpp_is_left_out_where_no_runtime_is_named(
+    gpu: ModuleType, session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in gpu.CPP_RUNTIMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(gpu.shutil, "which", lambda tool: tool)
+    gpu.cpp(session, [], time.monotonic() + 9)
+    (step,) = session.steps
+    assert (step.status, step.error[:29]) == ("skipped", "none of ONNXRUNTIME_ROOT, Ope")
+    monkeypatch.setattr(gpu.shutil, "which", lambda tool: None)
+    gpu.cpp(session, [], time.monotonic() + 9)
+    assert session.steps[-1].error == "cmake and c++ not found"
 
 
 def alive(pid: int) -> bool:

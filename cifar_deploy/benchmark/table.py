@@ -112,7 +112,7 @@ def notes(result: Benchmark) -> list[str]:
     )
     if counts := result.settings.in_flight:
         terms += f"; in flight: {', '.join(map(str, counts))} batches at once"
-    lines += [f"{terms}.", *_cold(result.rows), *_memory(result.rows), *_few(result.rows)]
+    lines += [f"{terms}.", *_cold(result.rows), *_memory(result.rows), *doubtful(result.rows)]
     return lines + _said(result.remarks, result.failures)
 
 
@@ -149,7 +149,7 @@ def _memory(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _few(rows: Sequence[Row]) -> list[str]:
+def doubtful(rows: Sequence[Row]) -> list[str]:
     """Of rows whose figures rest on little: what is to be known."""
     lines = []
     if few := [row.timing.calls for row in rows if row.timing.calls < CALLS_FOR_P99]:

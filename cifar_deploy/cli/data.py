@@ -33,6 +33,13 @@ def data(
             "each class is for testing."
         ),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the test images to this file, which a C++ package's program takes.",
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
     source: SourceOption = Source.auto,
     as_json: JsonFlag = False,
@@ -47,8 +54,8 @@ def data(
         network = architectures.network_of(model)
         path = recipes.recipe_path(architectures.folder(model), network)
     recipe = recipes.load(path, set_ or [])
-    if preview:
-        store.check_place(preview)
+    for place in filter(None, (preview, records)):
+        store.check_place(place)
     if split:
         from cifar_deploy.data.split import split as make
 
@@ -65,6 +72,11 @@ def data(
 
         draw(dataset, recipe.augment, preview)
         facts["preview"] = str(preview)
+    if records:
+        from cifar_deploy.data.records import write_records
+
+        write_records(dataset.test, records)
+        facts["records"] = str(records)
     if as_json:
         print_json(facts)
         return
@@ -74,5 +86,6 @@ def data(
         counts = ", ".join(f"{k} {v:,}" for k, v in facts[part]["per_class"].items())
         typer.echo(f"{part:<10}{facts[part]['images']:,} images: {counts}")
     typer.echo(f"{'mean':<10}{facts['mean']}\n{'std':<10}{facts['std']}")
-    if preview:
-        typer.echo(f"{'preview':<10}{preview}")
+    for key in ("preview", "records"):
+        if key in facts:
+            typer.echo(f"{key:<10}{facts[key]}")

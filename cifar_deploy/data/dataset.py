@@ -57,6 +57,19 @@ class Split:
         """The file that an image comes from, as class/name; None where it has none of its own."""
         return self.names[index] if self.names else None
 
+    def set_sha256(self) -> str:
+        """SHA-256 of the images with their labels, the same in whatever order they are.
+
+        Of the sorted SHA-256 of all of them, in hexadecimal: each of an image's pixels and then its
+        label in four bytes, little-endian. The C++ library's Evaluator makes the same.
+        """
+        ends = self.labels.astype("<u4")
+        each = sorted(
+            hashlib.sha256(image.tobytes() + end.tobytes()).hexdigest()
+            for image, end in zip(self.images, ends, strict=True)
+        )
+        return hashlib.sha256("".join(each).encode()).hexdigest()
+
     def first(self, count: int) -> "Split":
         """The first `count` images and labels."""
         return Split(self.images[:count], self.labels[:count], self.names[:count])

@@ -42,12 +42,13 @@ def contents(source: Source, vectors: Vectors) -> Contents:
         ("vectors_from", vectors.made_by),
         ("vectors_count", len(vectors.images)),
         ("vectors_sha256", f"{_sha256(images)} {_sha256(logits)}"),
-        *_judged(source),
+        *(judged := [*_judged(source)]),
     ]
     said = {
         **texts.facts(source),
         "file": FILES[source.backend],
         "vectors": vectors,
+        "judged": bool(judged),
         "runs_on": runs_on(source.manifest) if source.engine else "",
         "upper": source.backend.upper().replace("-", "_"),  # as the CMake option has it
     }
@@ -96,12 +97,12 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
 
 
 def _judged(source: Source) -> Iterator[tuple[str, object]]:
-    """What the file had right where it was judged, for a target to see whether it has, too.
+    """What the file had right where it was proved, for a target to see whether it has, too.
 
-    Nothing where no proof tells, or one from before it told the test images' sha256.
+    Nothing where it is not proved, or by a proof from before it told the test images' digest.
     """
     proof = source.proof
-    if not proof or "test_sha256" not in (data := proof["data"]):
+    if not proof or not source.proved or "test_set_sha256" not in (data := proof["data"]):
         return
     count = data["images"]
     yield "test_count", count
@@ -109,7 +110,7 @@ def _judged(source: Source) -> Iterator[tuple[str, object]]:
     # In images: as good within the margin of `validate`, which is in percentage points.
     yield "test_margin", math.floor(proof["margin_points"] / 100 * count + 1e-6)
     yield "test_from", f"{proof['runtime']} {proof['provider']}"
-    yield "test_sha256", data["test_sha256"]
+    yield "test_sha256", data["test_set_sha256"]
 
 
 def _library() -> Contents:

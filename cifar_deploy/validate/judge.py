@@ -319,6 +319,7 @@ def judge(
                 "verified": dataset.verified,
                 "sha256": sha256,
                 "test_sha256": dataset.test_sha256(),
+                "test_set_sha256": dataset.test.set_sha256(),
                 "same_as_training": same,
                 "test_set_of_training": of_training,
                 "images": len(split),

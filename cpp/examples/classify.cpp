@@ -22,7 +22,6 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -378,15 +377,17 @@ constexpr const char* usage =
     "in which the program is started. Prints the likeliest classes of each image.\n"
     "\n"
     "  --self-test      run the package's test vectors: PASS, or the image that differs\n"
-    "  --evaluate IMAGES  accuracy on IMAGES/<class>/*, or on CIFAR-10's test_batch.bin: PASS where\n"
-    "                   they are the images that the file was judged on, and it is as good here\n"
+    "  --evaluate IMAGES  accuracy on IMAGES/<class>/*, or on a file such as CIFAR-10's\n"
+    "                   test_batch.bin: PASS where they are the images that the file was proved on,\n"
+    "                   and it is as good here\n"
     "  --top N          as many classes (3)\n"
     "  --logits         print all logits too\n"
     "  --backend NAME   auto, openvino, onnxruntime, tensorrt, tensorrt-rtx (auto)\n"
     "  --device NAME    auto, cpu, cuda, cuda:N (auto)\n"
     "  --threads N      of the CPU (as the runtime thinks right)\n"
     "\n"
-    "Exit status: 0; 1 where the self-test or --evaluate fails; 2 for what you can mend.\n";
+    "Exit status: 0; 1 where the self-test or --evaluate fails; 2 for what you can mend; 3 where\n"
+    "--evaluate has no such images to compare with, and its accuracy proves nothing.\n";
 
 struct Arguments {
     std::string folder;
@@ -492,8 +493,8 @@ void add_records(cifar_deploy::Evaluator& evaluator, const fs::path& file) {
     constexpr std::size_t record = 1 + 3 * plane;
     const std::string bytes = cifar_deploy::detail::read_file(file, largest_file);
     if (bytes.empty() || bytes.size() % record != 0) {
-        refuse(file.string() + " is neither a folder of classes nor CIFAR-10's test_batch.bin: it "
-                               "has no records of 3,073 bytes");
+        refuse(file.string() + " is neither a folder of classes nor a file as CIFAR-10's "
+                               "test_batch.bin: it has no records of 3,073 bytes");
     }
     Bytes rgb(3 * plane);
     for (std::size_t at = 0; at < bytes.size(); at += record) {
@@ -511,30 +512,28 @@ bool is_left_out(std::string name) {
     return name == "thumbs.db" || name == "desktop.ini";
 }
 
-// Folders called as the classes. The images' order is cifar-deploy's, which their names give.
+// Folders called as the classes.
 void add_folders(cifar_deploy::Evaluator& evaluator, const fs::path& root,
                  const std::vector<std::string>& labels) {
-    std::vector<std::tuple<std::string, std::size_t, fs::path>> files;
+    bool any = false;
     for (const auto& folder : fs::directory_iterator(root)) {
         const std::string name = folder.path().filename().string();
         if (is_left_out(name) || !folder.is_directory()) continue;
         const auto label = std::find(labels.begin(), labels.end(), name);
         if (label == labels.end()) {
-            refuse(folder.path().string() + " is called as no class that the model knows");
+            const bool plain = std::all_of(name.begin(), name.end(), [](char c) { return c > 0; });
+            refuse(folder.path().string() + " is called as no class that the model knows" +
+                   (plain ? "" : " (its letters may be composed otherwise: rename it)"));
         }
         for (const auto& file : fs::directory_iterator(folder.path())) {
-            const std::string own = file.path().filename().string();
-            if (is_left_out(own)) continue;
-            files.emplace_back(cifar_deploy::detail::sha256_hex(name + "/" + own),
-                               static_cast<std::size_t>(label - labels.begin()), file.path());
+            if (is_left_out(file.path().filename().string())) continue;
+            const Picture picture = read_picture(file.path().string());
+            evaluator.add({picture.rgb.data(), picture.width, picture.height},
+                          static_cast<std::size_t>(label - labels.begin()));
+            any = true;
         }
     }
-    if (files.empty()) refuse(root.string() + " holds no images; they go to its <class>/*");
-    std::sort(files.begin(), files.end());
-    for (const auto& [digest, label, path] : files) {
-        const Picture picture = read_picture(path.string());
-        evaluator.add({picture.rgb.data(), picture.width, picture.height}, label);
-    }
+    if (!any) refuse(root.string() + " holds no images; they go to its <class>/*");
 }
 
 cifar_deploy::Evaluation evaluate(cifar_deploy::Classifier& classifier, const std::string& path) {
@@ -566,7 +565,7 @@ int run(int count, char** words) {
     if (!arguments.evaluated.empty()) {
         const auto result = evaluate(classifier, arguments.evaluated);
         std::printf("%s (%s)\n", result.text.c_str(), classifier.runtime().c_str());
-        if (result.comparable && !result.passed) return 1;
+        if (!result.passed) return result.comparable ? 1 : 3;
     }
     for (const std::string& path : arguments.images) {
         const Picture picture = read_picture(path);

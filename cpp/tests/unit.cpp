@@ -3,6 +3,7 @@
 #include <cifar_deploy/evaluation.hpp>
 #include <cifar_deploy/self_test.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -628,24 +629,32 @@ cifar_deploy::Evaluation evaluated(const Manifest& manifest, std::size_t count =
     return result;
 }
 
+// cifar-deploy's Split.set_sha256 of those images.
+std::string digest(std::size_t count, std::size_t wrong) {
+    using cifar_deploy::detail::sha256_hex;
+    std::vector<std::string> each;
+    for (std::size_t i = 0; i < count; ++i) {
+        std::string image(12, '\0');
+        image[i % 4] = 9;
+        const auto label = static_cast<char>((i + (i + wrong >= count ? 1 : 0)) % 4);
+        each.push_back(sha256_hex(image + label + std::string(3, '\0')));
+    }
+    std::sort(each.begin(), each.end());
+    std::string all;
+    for (const std::string& one : each) all += one;
+    return sha256_hex(all);
+}
+
 void test_evaluation() {
     Manifest manifest = fake_manifest(2, 4);
     auto result = evaluated(manifest);
     EXPECT(result.images == 10 && result.right == 9 && !result.comparable && !result.passed);
     EXPECT(result.text ==
-           "10 images, 90.00 % right (9); the package does not say what the file was judged on");
+           "10 images, 90.00 % right (9); the package does not say what the file was proved on");
     manifest.test_count = 10;
     manifest.test_right = 10;
     manifest.test_from = "ONNX Runtime";
-    // Of the ten images and then their classes, 0 1 2 3 0 1 2 3 0 and 2 for 1.
-    std::string all;
-    for (std::size_t i = 0; i < 10; ++i) {
-        std::string rgb(12, '\0');
-        rgb[i % 4] = 9;
-        all += rgb;
-    }
-    all += std::string("\0\1\2\3\0\1\2\3\0\2", 10);
-    manifest.test_sha256 = cifar_deploy::detail::sha256_hex(all);
+    manifest.test_sha256 = digest(10, 1);
     result = evaluated(manifest);
     EXPECT(result.comparable && !result.passed);
     EXPECT(result.text == "FAIL: 10 images, 90.00 % right (9); 10 were by ONNX Runtime, and 0 fewer "
@@ -658,11 +667,43 @@ void test_evaluation() {
     EXPECT(evaluated(manifest).passed);
     for (const auto& other : {evaluated(manifest, 9), evaluated(manifest, 10, 0)}) {
         EXPECT(!other.comparable && !other.passed);
-        EXPECT(other.text.find("they are not the 10 images that the file was judged on (80.00 % "
+        EXPECT(other.text.find("they are not the 10 images that the file was proved on (80.00 % "
                                "right)") != std::string::npos);
     }
 
-    Classifier classifier = fake_classifier();
+    // Larger images are resized before they are known; who goes on after an Error has those for wrong.
+    FakeRuntime* runtime = nullptr;
+    Classifier classifier = fake_classifier(&runtime, fake_manifest(2, 4));
+    cifar_deploy::Evaluator resized(classifier);
+    const std::vector<std::uint8_t> large(4 * 4 * 3, 9);  // all of its classes are as likely: the first
+    for (std::size_t i = 0; i < 6; ++i) {
+        runtime->broken = i == 3;
+        const auto add = [&] { resized.add({large.data(), 4, 4}, 0); };
+        if (i == 3) {
+            EXPECT(refuses(ErrorCode::runtime, "of the images from 0 on, image 0: model.onnx gave a logit",
+                           add));
+        } else {
+            add();
+        }
+    }
+    result = resized.result();
+    EXPECT(result.images == 6 && result.right == 2);
+
+    // Of more than 256 classes a label has more than a byte.
+    Manifest many = fake_manifest(16, 4);
+    many.classes = 300;
+    many.test_count = 1;
+    many.test_right = 0;
+    many.test_from = "ONNX Runtime";
+    const std::string black(16 * 16 * 3, '\0');
+    using cifar_deploy::detail::sha256_hex;
+    many.test_sha256 = sha256_hex(sha256_hex(black + std::string("\x2b\x01\0\0", 4)));
+    Classifier knowing("nowhere", many, std::vector<std::string>(300, "label"),
+                       std::make_unique<FakeRuntime>(black.size(), 300));
+    cifar_deploy::Evaluator last(knowing);
+    last.add({reinterpret_cast<const std::uint8_t*>(black.data()), 16, 16}, 299);
+    EXPECT(last.result().comparable);
+
     cifar_deploy::Evaluator evaluator(classifier);
     const auto rgb = picture(4, 4);
     EXPECT(refuses(bad_argument, "class 4 is none of the 4",

@@ -17,8 +17,9 @@ from building import CPP, Packed, need, pixels_of, run
 from PIL import Image
 
 from cifar_deploy.data import folder
-from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.data.image import read_image, to_array
+from cifar_deploy.data.records import write_records
 from cifar_deploy.export.onnx_file import PRECISIONS
 
 # TBB would load a library in a way that ASan forbids.
@@ -262,6 +263,8 @@ def judged(copied: Path, real_data: Dataset, tmp_path: Path) -> tuple[Path, Data
     place = tmp_path / "images"
     for name, split in (("train", real_data.train.first(100)), ("test", real_data.test.first(600))):
         for i, (pixels, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            if i == 0:  # one that has to be resized
+                pixels = np.asarray(Image.fromarray(pixels).resize((40, 50)))
             file = place / name / real_data.classes[label] / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(file)
@@ -281,11 +284,12 @@ def test_the_accuracy_on_a_test_set_is_what_it_was(
 ) -> None:
     package, dataset = judged
     test, images = dataset.test, tmp_path / "images" / "test"
-    (images / "cat" / ".hidden").touch()
-    (images / "cat" / "Thumbs.db").touch()
+    for name in (".hidden", "Thumbs.db", "desktop.ini"):
+        (images / "cat" / name).touch()
+    (images / ".git").mkdir()
     right = int((packed("fp32").logits(test.images).argmax(1) == test.labels).sum())
     assert 540 < right < 600
-    said = {"right": right, "margin": 0, "from": "ONNX Runtime", "sha256": dataset.test_sha256()}
+    said = {"right": right, "margin": 0, "from": "ONNX Runtime", "sha256": test.set_sha256()}
 
     def evaluate(where: Path, status: int = 0) -> str:
         done = run(built / "classify", package, "--evaluate", where, status=status)
@@ -293,7 +297,7 @@ def test_the_accuracy_on_a_test_set_is_what_it_was(
         return done.stdout.decode()
 
     accuracy = f"600 images, {right / 6:.2f} % right ({right}); "
-    assert evaluate(images).startswith(accuracy + "the package does not say what")
+    assert evaluate(images, status=3).startswith(accuracy + "the package does not say what")
     tell(package, count=600, **said)
     text = evaluate(images)
     assert text.startswith(f"PASS: {accuracy}{right} were by ONNX Runtime, and 0 fewer are allowed")
@@ -302,17 +306,19 @@ def test_the_accuracy_on_a_test_set_is_what_it_was(
     assert evaluate(images, status=1).startswith(f"FAIL: {accuracy}")
     tell(package, count=600, **{**said, "right": right + 2, "margin": 2})
     assert evaluate(images).startswith("PASS")
-    # The same images as CIFAR-10 has them, in a file and in its folder.
-    planes = test.images.transpose(0, 3, 1, 2).reshape(600, -1)
-    records = np.concatenate([test.labels[:, None].astype(np.uint8), planes], 1)
+    # The same images in a file, as CIFAR-10 has them, whatever their order, and in its folder.
     (tmp_path / "batches").mkdir()
-    (tmp_path / "batches" / "test_batch.bin").write_bytes(records.tobytes())
-    assert evaluate(tmp_path / "batches") == evaluate(tmp_path / "batches" / "test_batch.bin")
-    assert evaluate(tmp_path / "batches").startswith("PASS")
+    file = tmp_path / "batches" / "test_batch.bin"
+    write_records(test, file)
+    assert file.read_bytes()[1:1025] == test.images[0, :, :, 0].tobytes()
+    assert evaluate(tmp_path / "batches") == evaluate(file)
+    assert evaluate(file).startswith("PASS")
+    write_records(Split(test.images[::-1], test.labels[::-1]), file)
+    assert evaluate(file).startswith("PASS")
     next((images / "cat").glob("*.png")).unlink()
-    text = evaluate(images)
+    text = evaluate(images, status=3)
     assert text.startswith("599 images, ")
-    assert "they are not the 600 images that the file was judged on (" in text
+    assert "they are not the 600 images that the file was proved on (" in text
 
 
 def test_what_is_no_test_set_is_told(
@@ -334,7 +340,9 @@ def test_what_is_no_test_set_is_told(
     (tmp_path / "strange.bin").write_bytes(b"\x0a" + bytes(3072))
     assert "class 10 is none of the 10" in refused(tmp_path / "strange.bin")
     (tmp_path / "others" / "wolf").mkdir(parents=True)
-    assert "wolf is called as no class" in refused(tmp_path / "others")
+    assert "wolf is called as no class that the model knows\n" in refused(tmp_path / "others")
+    (tmp_path / "mac" / "Fro\u0308sche").mkdir(parents=True)
+    assert "(its letters may be composed otherwise: rename it)" in refused(tmp_path / "mac")
     (tmp_path / "bad" / "cat").mkdir(parents=True)
     (tmp_path / "bad" / "cat" / "note.txt").write_text("no image")
     assert "note.txt cannot be read as an image" in refused(tmp_path / "bad")

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -125,3 +126,20 @@ def test_what_an_accuracy_hides() -> None:
         "no better than answering 0 to all (16.67 %); 0: 0 of 1,000 right; 1: 0 of 1,000 right; "
         "2: 0 of 1,000 right; nor any of 2 more classes"
     )
+
+
+def test_the_digest_of_a_set_knows_images_and_labels_and_no_order() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    labels = np.array([0, 1, 2, 299, 0])
+    split = Split(images, labels)
+    turned = Split(images[::-1], labels[::-1])
+    assert split.set_sha256() == turned.set_sha256()
+    others = [
+        Split(images, labels[::-1]),
+        split.first(4),
+        Split(images, np.array([0, 1, 2, 43, 0])),
+    ]
+    assert len({split.set_sha256(), *(other.set_sha256() for other in others)}) == 4
+    each = [images[i].tobytes() + int(labels[i]).to_bytes(4, "little") for i in range(5)]
+    text = "".join(sorted(hashlib.sha256(one).hexdigest() for one in each))
+    assert split.set_sha256() == hashlib.sha256(text.encode()).hexdigest()

@@ -123,9 +123,35 @@ def test_the_cpp_package(run: Run, model: ModelFolder, dataset: Dataset) -> None
         ("test_right", str(round(proof_of(model.onnx("fp32"))["accuracy"] * len(dataset.test)))),
         ("test_margin", str(len(dataset.test) // 100)),  # --max-drop 1
         ("test_from", f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider"),
-        ("test_sha256", dataset.test_sha256()),
+        ("test_sha256", dataset.test.set_sha256()),
     ]
     assert b"\r" not in found["manifest.txt"]
+
+
+def test_only_what_is_proved_says_what_a_target_has_to_reach(
+    run: Run, model: ModelFolder, dataset: Dataset
+) -> None:
+    said = "With the "
+
+    def told(*options: str, **changed: Any) -> tuple[dict[str, str], bool]:
+        path = Path(f"{model.onnx('fp32')}.proof.json")
+        (proof,) = json.loads(path.read_text())["proofs"]
+        path.write_text(json.dumps({"proofs": [{**proof, **changed}]}))
+        shutil.rmtree("it", ignore_errors=True)
+        assert run("package", NAME, "--out", "it", *options).status == 0
+        found = {key: value for key, value in entries(Path("it")) if key.startswith("test_")}
+        return found, said in Path("it/README.md").read_text()
+
+    found, in_readme = told()
+    assert found
+    assert in_readme
+    # Of 10,000 images 0.57 points are 57, though 0.57 / 100 * 10,000 is 56.99...
+    data = {**proof_of(model.onnx("fp32"))["data"], "images": 10_000}
+    found, _ = told(data=data, margin_points=0.57, accuracy=0.9)
+    assert (found["test_margin"], found["test_right"]) == ("57", "9000")
+    before = {key: value for key, value in data.items() if key != "test_set_sha256"}
+    assert told(data=before) == ({}, False)  # a proof of an earlier version
+    assert told("--unproved", data=data, verdict="FAIL") == ({}, False)
 
 
 def test_the_vectors_are_test_images_and_what_the_file_answers(run: Run, dataset: Dataset) -> None:

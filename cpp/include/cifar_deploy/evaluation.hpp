@@ -18,15 +18,15 @@ namespace cifar_deploy {
 inline namespace CIFAR_DEPLOY_NAMESPACE {
 
 struct Evaluation {
-    bool comparable = false;  // the images are those that `cifar-deploy validate` judged the file on
+    bool comparable = false;  // the images are those that `cifar-deploy validate` proved the file on
     bool passed = false;      // comparable, and as many are right as then, but for the margin
     std::size_t images = 0;
     std::size_t right = 0;  // the likeliest class is the image's own
     std::string text;       // "PASS: ...", "FAIL: ..." or the accuracy alone, for people
 };
 
-// Takes image after image and classifies them in batches; of an image it keeps nothing. The classifier
-// has to live as long.
+// Takes image after image, in any order, and classifies them in batches; of an image it keeps its
+// sha256. The classifier has to live as long.
 class Evaluator {
 public:
     explicit Evaluator(Classifier& classifier)
@@ -49,8 +49,13 @@ public:
         detail::check_image(image, labels_.size());
         std::uint8_t* const to = pixels_.data() + waiting_ * size_;
         resizer_(image, to);
-        sum_.update(to, size_);
-        labels_.push_back(static_cast<std::uint32_t>(label));
+        unsigned char end[4];
+        for (std::size_t i = 0; i < 4; ++i) end[i] = static_cast<unsigned char>(label >> 8 * i);
+        detail::Sha256 sum;
+        sum.update(to, size_);
+        sum.update(end, sizeof end);
+        sums_.push_back(sum.hex());
+        labels_.push_back(label);
         if (++waiting_ == batch_) run();
     }
 
@@ -74,10 +79,10 @@ public:
                          ", and " + std::to_string(manifest.test_margin) + " fewer are allowed";
         } else if (manifest.test_count != 0) {
             found.text += "; they are not the " + std::to_string(manifest.test_count) +
-                          " images that the file was judged on (" +
+                          " images that the file was proved on (" +
                           share(manifest.test_right, manifest.test_count) + " right)";
         } else {
-            found.text += "; the package does not say what the file was judged on";
+            found.text += "; the package does not say what the file was proved on";
         }
         return found;
     }
@@ -94,40 +99,44 @@ private:
 
     void run() {
         const Manifest& manifest = classifier_->manifest();
-        images_.resize(waiting_);
-        predictions_.resize(waiting_);
-        for (std::size_t i = 0; i < waiting_; ++i) {
+        const std::size_t count = waiting_;
+        const std::size_t first = labels_.size() - count;
+        waiting_ = 0;  // whatever comes: who goes on after an Error has these for wrong
+        images_.resize(count);
+        predictions_.resize(count);
+        for (std::size_t i = 0; i < count; ++i) {
             images_[i] = {pixels_.data() + i * size_, manifest.width, manifest.height};
         }
-        classifier_->classify_batch(images_, predictions_);
-        const std::size_t first = labels_.size() - waiting_;
-        for (std::size_t i = 0; i < waiting_; ++i) {
+        try {
+            classifier_->classify_batch(images_, predictions_);
+        } catch (const Error& error) {
+            throw Error(error.code(), "of the images from " + std::to_string(first) + " on, " +
+                                          error.what());
+        }
+        for (std::size_t i = 0; i < count; ++i) {
             right_ += predictions_[i].index == labels_[first + i] ? 1U : 0U;
         }
-        waiting_ = 0;
     }
 
-    // Of all pixels and then all labels, as cifar-deploy's data sets have it: a byte a label, or
-    // eight, little-endian, where there are more than 256 classes.
+    // Of the images with their labels, in whatever order they came: cifar-deploy's Split.set_sha256.
     std::string sha256() {
-        const std::size_t bytes = classifier_->labels().size() <= 256 ? 1 : 8;
-        for (const std::uint32_t label : labels_) {
-            unsigned char text[8] = {};
-            for (std::size_t i = 0; i < 4; ++i) text[i] = static_cast<unsigned char>(label >> 8 * i);
-            sum_.update(text, bytes);
+        std::sort(sums_.begin(), sums_.end());
+        detail::Sha256 sum;
+        for (const std::string& one : sums_) {
+            sum.update(reinterpret_cast<const unsigned char*>(one.data()), one.size());
         }
-        return sum_.hex();
+        return sum.hex();
     }
 
     Classifier* classifier_;
     detail::Resizer resizer_;
-    detail::Sha256 sum_;
     std::size_t size_;  // bytes of an image as the network takes it
     std::size_t batch_;
     std::size_t waiting_ = 0;
     std::size_t right_ = 0;
     std::vector<std::uint8_t> pixels_;
-    std::vector<std::uint32_t> labels_;
+    std::vector<std::size_t> labels_;
+    std::vector<std::string> sums_;  // of each image and its label
     std::vector<Image> images_;
     std::vector<Prediction> predictions_;
 };

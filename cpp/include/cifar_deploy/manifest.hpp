@@ -63,7 +63,7 @@ struct Manifest {
     std::size_t test_right = 0;   // of them the file had right
     std::size_t test_margin = 0;  // so many fewer are as good
     std::string test_from;        // the runtime that had them right
-    std::string test_sha256;      // of their pixels and labels
+    std::string test_sha256;      // of their pixels and labels, see Evaluator
 
     bool is_engine() const { return backend != "onnx"; }
 };

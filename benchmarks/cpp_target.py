@@ -1,0 +1,112 @@
+"""What packages do in C++ on this machine: the self-test, the whole test set, the latency.
+
+    cmake -S cpp -B build/cpp -D OpenVINO_DIR=... -D ONNXRUNTIME_ROOT=... && cmake --build build/cpp
+    python benchmarks/cpp_target.py PACKAGE... --programs build/cpp/bin --device cuda --json FILE
+
+A PACKAGE is what `cifar-deploy package MODEL --target cpp` wrote. The exit status is 1 where one of
+them cannot be run, has other answers than its test vectors, or less accuracy than it was proved to
+have.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifar_deploy import store
+from cifar_deploy.data import find
+from cifar_deploy.data.records import write_records
+from cifar_deploy.device import describe
+from cifar_deploy.errors import UserError
+
+Answer = dict[str, Any]
+
+
+def run(program: Path, package: Path, *options: str) -> tuple[int, str, str]:
+    """Exit status of one of the library's programs, what it printed, and its error."""
+    try:
+        done = subprocess.run(
+            [program, package, *options], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise UserError(f"cannot run {program}: {error.strerror}; name its folder") from error
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+def measured(given: argparse.Namespace, package: Path, records: Path) -> Answer:
+    """What one package does; `ok` is whether it does all that it was proved to."""
+    lines = (package / "manifest.txt").read_text().splitlines()
+    manifest = dict(line.split(" ", 1) for line in lines)
+    answer: Answer = {key: manifest[key] for key in ("model", "precision", "backend", "sha256")}
+    where = ["--device", given.device, *given.options.split()]
+    classify = given.programs / "classify"
+    for key, options in (
+        ("self_test", ["--self-test"]),
+        ("evaluation", ["--evaluate", str(records)]),
+    ):
+        rc, printed, error = run(classify, package, *options, *where)
+        answer[key] = {"exit_status": rc, "said": printed or error}
+    timing = ["--json", "--seconds", str(given.seconds), "--batch", given.batch]
+    rc, printed, error = run(given.programs / "benchmark", package, *timing, *where)
+    answer["benchmark"] = json.loads(printed) if rc == 0 else {"exit_status": rc, "said": error}
+    proved = answer["evaluation"]["said"].startswith("PASS: ")
+    answer["ok"] = proved and answer["self_test"]["exit_status"] == rc == 0
+    return answer
+
+
+def main() -> int:
+    """Parse, run, report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("packages", type=Path, nargs="+", metavar="PACKAGE")
+    parser.add_argument("--programs", type=Path, default=Path("build/cpp/bin"))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--options", default="", help="more of the programs', as one text")
+    parser.add_argument("--batch", default="1,8,32,128")
+    parser.add_argument("--seconds", type=float, default=1.0, help="a package and batch")
+    parser.add_argument(
+        "--data-dir", type=Path, help="the data set that the packages were judged on"
+    )
+    parser.add_argument("--json", type=Path, help="write the result here as well")
+    given = parser.parse_args()
+    given.programs = given.programs.absolute()
+    report: Answer = {
+        "command": " ".join(["python", "benchmarks/cpp_target.py", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **describe_machine(given.device),
+        "results": [],
+    }
+    try:
+        if not_there := [p for p in given.packages if not (p / "manifest.txt").is_file()]:
+            raise UserError(f"{not_there[0]} is no package; cifar-deploy package MODEL writes one")
+        with tempfile.TemporaryDirectory() as room:
+            records = Path(room) / "test_batch.bin"
+            write_records(find.load(data_dir=given.data_dir).test, records)
+            for package in given.packages:
+                found = measured(given, package, records)
+                report["results"].append(found)
+                print(f"{package.name}: {found['self_test']['said']}")
+                print(f"{package.name}: {found['evaluation']['said']}", flush=True)
+                if given.json:  # each time: what comes after may be killed
+                    store.write_json(given.json, report)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(found["ok"] for found in report["results"]) else 1
+
+
+def describe_machine(device: str) -> Answer:
+    """The device that the programs run on, as far as torch knows it."""
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    where = torch.device(device if on_gpu else "cpu")
+    return {"device": describe(where), "load_average_1_min": round(os.getloadavg()[0], 2)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from cifar_deploy import store
+from cifar_deploy import architectures, store
 from cifar_deploy.data import find
 from cifar_deploy.data.records import write_records
 from cifar_deploy.device import describe
@@ -56,6 +56,9 @@ def measured(given: argparse.Namespace, package: Path, records: Path) -> Answer:
     timing = ["--json", "--seconds", str(given.seconds), "--batch", given.batch]
     rc, printed, error = run(given.programs / "benchmark", package, *timing, *where)
     answer["benchmark"] = json.loads(printed) if rc == 0 else {"exit_status": rc, "said": error}
+    said = [answer[key].get("said") for key in ("self_test", "evaluation", "benchmark")]
+    for text in filter(None, said):
+        print(f"{package.name}: {text}", flush=True)
     proved = answer["evaluation"]["said"].startswith("PASS: ")
     answer["ok"] = proved and answer["self_test"]["exit_status"] == rc == 0
     return answer
@@ -70,9 +73,8 @@ def main() -> int:
     parser.add_argument("--options", default="", help="more of the programs', as one text")
     parser.add_argument("--batch", default="1,8,32,128")
     parser.add_argument("--seconds", type=float, default=1.0, help="a package and batch")
-    parser.add_argument(
-        "--data-dir", type=Path, help="the data set that the packages were judged on"
-    )
+    parser.add_argument("--model", help="the test images are of the data that it was trained on")
+    parser.add_argument("--data-dir", type=Path, help="... or in this folder")
     parser.add_argument("--json", type=Path, help="write the result here as well")
     given = parser.parse_args()
     given.programs = given.programs.absolute()
@@ -87,12 +89,14 @@ def main() -> int:
             raise UserError(f"{not_there[0]} is no package; cifar-deploy package MODEL writes one")
         with tempfile.TemporaryDirectory() as room:
             records = Path(room) / "test_batch.bin"
-            write_records(find.load(data_dir=given.data_dir).test, records)
+            source, place = "auto", given.data_dir
+            if given.model:
+                card = store.read_card(architectures.folder(given.model))
+                source, place = find.trained_on(card, None, place)
+            write_records(find.load(source, place).test, records)
             for package in given.packages:
                 found = measured(given, package, records)
                 report["results"].append(found)
-                print(f"{package.name}: {found['self_test']['said']}")
-                print(f"{package.name}: {found['evaluation']['said']}", flush=True)
                 if given.json:  # each time: what comes after may be killed
                     store.write_json(given.json, report)
     except UserError as error:
@@ -102,10 +106,13 @@ def main() -> int:
 
 
 def describe_machine(device: str) -> Answer:
-    """The device that the programs run on, as far as torch knows it."""
+    """The device that the programs were told to run on; `auto` is what each one says it ran on."""
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     where = torch.device(device if on_gpu else "cpu")
-    return {"device": describe(where), "load_average_1_min": round(os.getloadavg()[0], 2)}
+    return {
+        "device": device if device == "auto" else describe(where),
+        "load_average_1_min": round(os.getloadavg()[0], 2),
+    }
 
 
 if __name__ == "__main__":

@@ -303,7 +303,12 @@ def _failure(_rc: int, output: str) -> tuple[str, str]:
 def first_error(output: str) -> str:
     """The line of a failed command's output that says most: its own error, else the exception."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    for pattern in (r"error: ", r"FAILED |ERROR ", r"[\w.]*(Error|Exception|Interrupt)\b"):
+    for pattern in (
+        r"error: ",
+        r"CMake Error: |cifar_deploy: ",
+        r"FAILED |ERROR ",
+        r"[\w.]*(Error|Exception|Interrupt)\b",
+    ):
         for line in lines:
             if re.match(pattern, line):
                 return line[:400]
@@ -529,71 +534,91 @@ def benchmark(session: Session, names: list[str], end: float) -> None:
 def cpp(session: Session, names: list[str], end: float) -> None:
     """What is proved, in C++: the package of each file with a PASS, judged and timed there.
 
-    The library is built with the runtimes that the environment names. An engine of a flavour that
-    it is not built with is left out.
+    The library is built with the runtimes that the environment names. What they do not run on the
+    device is left out; what an earlier call has found in order is not run again.
     """
-    named = {name: os.environ[name] for name in CPP_RUNTIMES if os.environ.get(name)}
     if missing := [tool for tool in ("cmake", "c++") if not shutil.which(tool)]:
         skip(session, "cpp", f"{' and '.join(missing)} not found")
         return
+    named = {name: os.environ[name] for name in CPP_RUNTIMES if os.environ.get(name)}
     if not named:
         skip(session, "cpp", f"none of {', '.join(CPP_RUNTIMES)} names a runtime's folder")
         return
+    if {"TENSORRT_ROOT", "TENSORRT_RTX_ROOT"} <= named.keys():  # a program holds one of them
+        skip(
+            session, "cpp", "TENSORRT_RTX_ROOT, beside TENSORRT_ROOT: give it in a call of its own"
+        )
+        del named["TENSORRT_RTX_ROOT"]
     chosen = those(session, "cpp", names, exported, "exported")
+    files = [(name, file) for name in chosen for file in proved(session, name, named)]
+    if not files:
+        runs = ", ".join(named)
+        skip(session, "cpp", f"no file with a PASS runs on {session.asked.device} by {runs}")
+        return
     build = session.work / "cpp"
     options = [f"-D{name}={Path(path).absolute()}" for name, path in named.items()]
     for name, option in CPP_RUNTIMES.items():
         options.append(f"-DCIFAR_DEPLOY_WITH_{option}={'ON' if name in named else 'OFF'}")
     make = ["cmake", "-S", str(ROOT / "cpp"), "-B", str(build), *options]
     programs = ["cmake", "--build", str(build), "--target", "classify", "benchmark"]
-    if any(
-        run(session, "cpp", f"{what} the library", command, end).status != "ok"
-        for what, command in (("configure", make), ("build", programs))
-    ):
-        return
-    packages = session.work / "packages"
-    shutil.rmtree(packages, ignore_errors=True)
-    made = []
-    for file in (file for name in chosen for file in proved(session, name, named)):
-        place = packages / file.name
+    for what, command in (("configure", make), ("build", programs)):
+        if run(session, "cpp", f"{what} the library", command, end).status != "ok":
+            return
+    results = session.work / "cpp-results"
+    results.mkdir(exist_ok=True)
+    for name, file in files:
+        found = results / f"{file.name}.json"
+        if _run_before(found, file) and not session.asked.again:
+            before(session, "cpp", file.name, "run before")
+            continue
+        place = session.work / "packages" / file.name
+        shutil.rmtree(place, ignore_errors=True)
         command = program("package", str(file), "--target", "cpp", "--out", str(place))
-        if run(session, "cpp", f"package {file.name}", command, end).status == "ok":
-            made.append(str(place))
-    if not made:
-        fail(session, "cpp", "no file with a PASS could be packaged")
-        return
-    script = [sys.executable, str(ROOT / "benchmarks" / "cpp_target.py"), *made]
-    script += ["--programs", str(build / "bin"), "--device", session.asked.device]
-    script += ["--seconds", str(session.asked.seconds), "--json", str(session.out / "cpp.json")]
-    if session.asked.batch:
-        script += ["--batch", ",".join(session.asked.batch)]
-    run(session, "cpp", f"{len(made)} packages", script, end, _unlike)
+        if run(session, "cpp", f"package {file.name}", command, end).status != "ok":
+            continue
+        script = [sys.executable, str(ROOT / "benchmarks" / "cpp_target.py"), str(place)]
+        script += ["--model", name, "--programs", str(build / "bin"), "--json", str(found)]
+        script += ["--device", session.asked.device, "--seconds", str(session.asked.seconds)]
+        if session.asked.batch:
+            script += ["--batch", ",".join(session.asked.batch)]
+        run(session, "cpp", file.name, script, end, _unlike)
+        write_runs(session, "cpp", results)  # each time: what comes after may be killed
+    write_runs(session, "cpp", results)
 
 
 def proved(session: Session, name: str, runtimes: Mapping[str, str]) -> list[Path]:
-    """The model's files that have a PASS where it counts, for those runtimes of C++."""
+    """The model's files that have a PASS where it counts, and run by those runtimes of C++."""
     from cifar_deploy.errors import UserError
     from cifar_deploy.package import source
     from cifar_deploy.store import ModelFolder
 
     there = {CPP_RUNTIMES[name].lower().replace("_", "-") for name in runtimes}
+    # OpenVINO is for CPUs.
+    on_onnx = {"onnxruntime", *(["openvino"] if session.asked.device == "cpu" else [])}
     files = []
     for file in exported(session, name):
         with contextlib.suppress(UserError):  # damaged, or of other weights: validate has told
             found = source.find(ModelFolder(session.work / "models" / name), file)
-            runs = found.backend in there or (found.engine is None and there & ON_ONNX)
+            runs = found.backend in there or (found.engine is None and there & on_onnx)
             files += [file] if found.proved and runs else []
     return files
 
 
-ON_ONNX = {"onnxruntime", "openvino"}  # what runs ONNX files
+def _run_before(found: Path, file: Path) -> bool:
+    """Whether the package of just this file was found in order."""
+    from cifar_deploy.store import sha256_of
+
+    if not found.exists():
+        return False
+    (result,) = json.loads(found.read_text())["results"]
+    return bool(result["ok"] and result["sha256"] == sha256_of(file))
 
 
-def _unlike(_rc: int, output: str) -> tuple[str, str]:
-    """Which packages are not what they were proved to be."""
+def _unlike(rc: int, output: str) -> tuple[str, str]:
+    """In what a package is not what it was proved to be."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     said = [line for line in lines if not re.search(r": PASS: \d+ images", line)]
-    return "failed", "; ".join(said)[:400]
+    return ("failed", "; ".join(said)[:400]) if rc == 1 and said else _failure(rc, output)
 
 
 def loadgen(session: Session, names: list[str], end: float) -> None:
@@ -673,9 +698,9 @@ def _unmeasured(found: Path, since: float, rc: int, output: str) -> tuple[str, s
 FILE = re.compile(r"\.(onnx|engine)\b")
 
 
-def write_runs(session: Session, stage: str) -> None:
-    """What a stage has measured."""
-    found = sorted((session.work / stage).glob("*.json"))
+def write_runs(session: Session, stage: str, folder: Path | None = None) -> None:
+    """What a stage has measured, a file a run in `folder`, by default the stage's own."""
+    found = sorted((folder or session.work / stage).glob("*.json"))
     runs = {path.stem: json.loads(path.read_text()) for path in found}
     write(session.out / f"{stage}.json", {"runs": runs})
 
@@ -926,7 +951,7 @@ def save(session: Session) -> list[dict[str, Any]]:
     earlier = earlier_steps(path)
 
     def same(stage: str, name: str) -> tuple[str, str]:  # of however many models
-        return stage, re.sub(r"\d+ models", "models", name)
+        return stage, re.sub(r"\d+ (models|packages)", r"\1", name)
 
     mine = {same(step.stage, step.name) for step in session.steps}
     # Also what a stage said of itself is said anew.

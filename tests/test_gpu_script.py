@@ -136,14 +136,19 @@ def test_what_is_proved_runs_in_cpp(tmp_path: Path, pictures: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     mine = [(s["name"], s["status"]) for s in summary["steps"] if s["stage"] == "cpp"]
     steps = ("configure the library", "build the library", "package simple_cnn.fp32.onnx")
-    assert mine == [(name, "ok") for name in (*steps, "1 packages")], done.stdout
-    found = json.loads((out / "cpp.json").read_text())
-    (one,) = found["results"]
+    assert mine == [(name, "ok") for name in (*steps, "simple_cnn.fp32.onnx")], done.stdout
+    runs = json.loads((out / "cpp.json").read_text())["runs"]
+    (one,) = runs["simple_cnn.fp32.onnx"]["results"]
     assert one["ok"]
     assert one["self_test"]["said"].startswith("PASS: 60 images")
     assert one["evaluation"]["said"].startswith("PASS: 60 images")
     assert "OpenVINO" in one["evaluation"]["said"]
     assert [row["batch"] for row in one["benchmark"]["sweep"]] == [2]
+
+    # Not once more, until the file is another one.
+    only_cpp = [*command, "--stages", "cpp:simple_cnn"]
+    again = run(*only_cpp, **more).stdout.decode()
+    assert re.search(r"simple_cnn.fp32.onnx +run before", again)
 
     package = work / "packages" / "simple_cnn.fp32.onnx"
     again = [sys.executable, str(SCRIPT.with_name("cpp_target.py")), "--seconds", "0.02"]
@@ -159,6 +164,8 @@ def test_what_is_proved_runs_in_cpp(tmp_path: Path, pictures: Path) -> None:
     manifest.write_text(text)
     failed = run(*again, status=1, **more).stdout.decode()
     assert "simple_cnn.fp32.onnx: FAIL: 60 images, " in failed
+    failed = run(*again, "--batch", "0", status=1, **more).stdout.decode()
+    assert "simple_cnn.fp32.onnx: benchmark: --batch" in failed
 
 
 def test_cpp_is_left_out_where_no_runtime_is_named(
@@ -170,6 +177,16 @@ def test_cpp_is_left_out_where_no_runtime_is_named(
     gpu.cpp(session, [], time.monotonic() + 9)
     (step,) = session.steps
     assert (step.status, step.error[:29]) == ("skipped", "none of ONNXRUNTIME_ROOT, Ope")
+    # What no runtime that is named can run there is not built for.
+    session.asked.device = "cuda"
+    for name in ("OpenVINO_DIR", "TENSORRT_ROOT", "TENSORRT_RTX_ROOT"):
+        monkeypatch.setenv(name, "somewhere")
+    monkeypatch.setattr(gpu, "exported", lambda _session, _name: [Path("nothing.onnx")])
+    monkeypatch.setattr(gpu, "run", None)
+    gpu.cpp(session, ["simple_cnn"], time.monotonic() + 9)
+    both, none = (step.error for step in session.steps[1:])
+    assert both.startswith("TENSORRT_RTX_ROOT, beside TENSORRT_ROOT: ")
+    assert none == "no file with a PASS runs on cuda by OpenVINO_DIR, TENSORRT_ROOT"
     monkeypatch.setattr(gpu.shutil, "which", lambda tool: None)
     gpu.cpp(session, [], time.monotonic() + 9)
     assert session.steps[-1].error == "cmake and c++ not found"

@@ -336,11 +336,11 @@ def doing(what: str) -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def say_doubts(dataset: "Dataset") -> None:
+def say_doubts(dataset: "Dataset", val: bool = False) -> None:
     """Tell what makes an accuracy on these images say less than it seems."""
     from cifar_deploy.data.doubts import doubts
 
-    for line in doubts(dataset):
+    for line in doubts(dataset, val):
         say(line)
 
 

@@ -242,7 +242,7 @@ def run(
 
         @functools.cache
         def doubt() -> None:  # all seeds have the same images
-            say_doubts(dataset)
+            say_doubts(dataset, found.data.val)
 
         def watching(trainer: Trainer) -> Bar:
             if ranks.main:

@@ -12,13 +12,16 @@ from cifar_deploy.errors import few
 NAMED = 3  # of the classes without a right answer, in a line
 
 
-def doubts(dataset: Dataset) -> list[str]:
-    """A line for each thing about `dataset` that whoever made it would want to know."""
+def doubts(dataset: Dataset, val: bool = False) -> list[str]:
+    """A line for each thing about `dataset` that whoever made it would want to know.
+
+    `val`: the images in val/ beside the test images are used, too.
+    """
     said = []
     if lost := dataset.untested():
         said.append(f"{dataset.origin} has no test image of {few(lost)}: no accuracy tells of them")
     if dataset.verified == folder.VERIFIED:  # of published sets it is known
-        said += _of_the_images(dataset) + _of_the_folder(Path(dataset.origin))
+        said += _of_the_images(dataset) + _of_the_folder(Path(dataset.origin), val)
     return said
 
 
@@ -38,14 +41,16 @@ def _of_the_images(dataset: Dataset) -> list[str]:
     return said
 
 
-def _of_the_folder(place: Path) -> list[str]:
+def _of_the_folder(place: Path, val: bool) -> list[str]:
     said = []
     first, *others = (place / name for name in folder.TEST if (place / name).is_dir())
+    used = [place / "train", first, *(others if val else [])]
     said += [
         f"{other} is not used, since there is {first}, but by train --hold-out val"
         for other in others
+        if other not in used
     ]
-    for root in (place / "train", first):
+    for root in used:
         if loose := [path for path in folder.visible(root) if path.is_file()]:
             said.append(f"{len(loose):,} files in {root} itself, in no class, are not used")
     return said

@@ -47,18 +47,23 @@ def reseed(seed: int, device: torch.device) -> None:
 def check_unseen(model: str, data: Json, dataset: Dataset, sha256: str, wanted: Data) -> None:
     """Raise UserError where what was trained on `data`, of a card, may have seen what is held out.
 
-    `sha256` is `dataset`'s, of whose training images `wanted.holdout` are, or else those in val/,
-    which none of these has seen. The last of one shuffle are: who held out more of them has seen
-    none of these. In a folder of images that has changed since they are others, and a folder of
+    `data` is what `initial.learned_from` tells, `sha256` is `dataset`'s, of whose training images
+    `wanted.holdout` are held out, or else those in val/. The last of one shuffle are: who held out
+    more of them has seen none of these. Of val/ nothing has that was judged by it, or rests on no
+    other weights. In a folder of images that has changed since they are others, and a folder of
     other images with the same classes looks no different.
     """
     holdout = wanted.holdout
+    option = f"--hold-out {VAL if wanted.val else holdout}"
     if data.get("sha256") == sha256:
         kept_back = 0 if "val_sha256" in data else data.get("holdout_images") or 0
-        if kept_back < holdout:
+        seen = kept_back < holdout
+        if wanted.val and not data.get("whole"):
+            seen = data.get("val_sha256") != dataset.val_sha256()
+        if seen:
             raise UserError(
                 f"{model} may have seen the images that are held out, and would tell of them; it "
-                f"is to be trained with --hold-out {holdout}, too (and --out FOLDER)"
+                f"is to be trained with {option}, too (and --out FOLDER)"
             )
         return
     same = data.get("classes") == list(dataset.classes)
@@ -66,7 +71,6 @@ def check_unseen(model: str, data: Json, dataset: Dataset, sha256: str, wanted: 
     # A checkpoint does not say whose its images were.
     own = dataset.verified == OWN_FOLDER == data.get("verified", OWN_FOLDER)
     if (holdout or wanted.val) and same and own:
-        option = f"--hold-out {VAL if wanted.val else holdout}"
         raise UserError(
             f"{model} was trained on other images, perhaps an earlier state of those in "
             f"{dataset.origin}: it may have seen some that are held out, and would tell of them\n"
@@ -87,7 +91,7 @@ def split_holdout(dataset: Dataset, wanted: Data) -> tuple[Split, Split | None]:
             raise UserError(f"data.holdout is {count} and data.val true; one can judge, not both")
         if dataset.val is None:
             raise UserError(
-                f"{dataset.origin} has no folder val beside its test images; name a number of "
+                f"{dataset.origin} has no folder val beside a folder test; name a number of "
                 "training images instead, as --hold-out 500"
             )
         return train, dataset.val()

@@ -66,7 +66,7 @@ def make(trainer: "Trainer", accuracies: Json, written: Json) -> Json:
             **_data(dataset, trainer.data_sha256, trainer.mean, trainer.std),
             "train_images": len(trainer.train_split),
             "holdout_images": len(trainer.holdout) if trainer.holdout else 0,
-            **({"val_sha256": dataset.val_sha256()} if recipe.data.val else {}),
+            **({"val_sha256": trainer.val_sha256} if trainer.val_sha256 else {}),
         },
         "recipe": recipe.to_dict(),
         **_made(),

@@ -51,7 +51,9 @@ def read(folder: ModelFolder) -> tuple[Tensors, Json]:
     return weights.read_tensors(folder.checkpoint)
 
 
-def told(network: str | None, data_sha256: str, made: Json, taught: list[str]) -> Json:
+def told(
+    network: str | None, data_sha256: str, val_sha256: str | None, made: Json, taught: list[str]
+) -> Json:
     """What has to be the same where a run goes on, by the words for it.
 
     `made` is the recipe's, `taught` the sha256 of the teachers.
@@ -65,6 +67,7 @@ def told(network: str | None, data_sha256: str, made: Json, taught: list[str]) -
         "network": network,
         "data_sha256": data_sha256,
         **flat,
+        "val_sha256": val_sha256,
         "teachers' weights": taught,
     }
 
@@ -76,11 +79,12 @@ def check(folder: ModelFolder, facts: Json, run: Json, images: str) -> None:
     """
     made = recipe.completed(facts.get("recipe", {}))
     taught = [teacher["sha256"] for teacher in facts.get("teachers", [])]
-    there = told(facts.get("network"), facts.get("data_sha256", ""), made, taught)
+    images_sha256 = (facts.get("data_sha256", ""), facts.get("val_sha256"))
+    there = told(facts.get("network"), *images_sha256, made, taught)
     for key, value in run.items():
         if there.get(key) == value:
             continue
-        if key == "data_sha256" and there[key]:
+        if key in ("data_sha256", "val_sha256") and there[key]:
             raise UserError(
                 f"--resume: the images in {images} are not those that the run "
                 f"in {folder.path} began with; bring those back, or begin anew without "

@@ -174,14 +174,28 @@ def load(
     there = card_of(ModelFolder(path.parent))
     if named_weights(there) != sha256:
         there = {}
-    return Start(path.name, mean, std, kept, sha256, there.get("data", {}), card.of_init(there))
+    return Start(path.name, mean, std, kept, sha256, learned_from(there), card.of_init(there))
+
+
+def learned_from(made: Json) -> Json:
+    """A card's `data`, and `whole`: whether its weights rest on no others, who may have seen more.
+
+    torchvision's have not seen anybody's own images.
+    """
+    init = made.get("init") or {}
+    others = [init.get("from") not in (None, IMAGENET), made.get("teachers"), made.get("imported")]
+    return {**made.get("data", {}), "whole": not any(others)}
 
 
 def _learned_from(facts: Json) -> Json:
     """What a checkpoint says of its data set, by a card's words."""
     holdout = facts.get("recipe", {}).get("data", {}).get("holdout", 0)
     known = {"sha256": facts["data_sha256"], "holdout_images": holdout}
-    return known | {"classes": facts.get("classes")}
+    if facts.get("val_sha256"):
+        known["val_sha256"] = facts["val_sha256"]
+    begun = {"init": {"from": (facts.get("start") or {}).get("origin")}}
+    known["classes"] = facts.get("classes")
+    return learned_from({**begun, "teachers": facts.get("teachers"), "data": known})
 
 
 def within(folder: Path, init: str) -> bool:

@@ -99,6 +99,7 @@ class Trainer:
         self.ranks = job.ranks
         self.mean, self.std = job.dataset.normalisation()
         self.train_split, self.holdout = split_holdout(job.dataset, recipe.data)
+        self.val_sha256 = job.dataset.val_sha256() if recipe.data.val else None
         self.batches = Batches(self.train_split, recipe, device, self.ranks, self.mean)
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
@@ -559,6 +560,7 @@ class Trainer:
                 **self._facts(),
                 "recipe": self.job.recipe.to_dict(),
                 "data_sha256": self.data_sha256,
+                "val_sha256": self.val_sha256,
                 "step": self.state.step,
                 "seconds": self.state.seconds,
                 "bookkeeping": self.state.bookkeeping,
@@ -577,7 +579,9 @@ class Trainer:
     def _read_checkpoint(self) -> tuple[checkpoint.Tensors, Json]:
         tensors, facts = checkpoint.read(self.job.folder)
         taught = [teacher.sha256 for teacher in self.teachers]
-        run = checkpoint.told(self.job.network, self.data_sha256, self.job.recipe.to_dict(), taught)
+        images_sha256 = (self.data_sha256, self.val_sha256)
+        made = self.job.recipe.to_dict()
+        run = checkpoint.told(self.job.network, *images_sha256, made, taught)
         checkpoint.check(self.job.folder, facts, run, self.job.dataset.origin)
         return tensors, facts
 

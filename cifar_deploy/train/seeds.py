@@ -95,7 +95,11 @@ def _done(job: Job) -> Json | None:
     if job.init:
         begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))
         same = same and not initial.differs(begun, job.init, job.weights_file, job.folder.path)
-    return there if same and there.get("data", {}).get("sha256") == job.dataset.sha256() else None
+    images = there.get("data", {})
+    same = same and images.get("sha256") == job.dataset.sha256()
+    if same and job.recipe.data.val and job.dataset.val:
+        same = images.get("val_sha256") == job.dataset.val_sha256()
+    return there if same else None
 
 
 def _train(job: Job, watching: Watching, several: bool = False) -> Json:

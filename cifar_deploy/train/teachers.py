@@ -14,6 +14,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Distill, Recipe
 from cifar_deploy.store import PIN, Json, ModelFolder, begun, sha256_of, split_pin, taught_from
 from cifar_deploy.train.batches import check_unseen
+from cifar_deploy.train.initial import learned_from
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ def load(recipe: Recipe, dataset: Dataset, data_sha256: str) -> list[Teacher]:
         if trained.classes != dataset.classes:
             known, wanted = ", ".join(trained.classes), ", ".join(dataset.classes)
             raise UserError(f"{model} cannot teach this: it knows {known}, not {wanted}")
-        learned_from = trained.card.get("data", {})
-        check_unseen(model, learned_from, dataset, data_sha256, recipe.data)
+        check_unseen(model, learned_from(trained.card), dataset, data_sha256, recipe.data)
         theirs = [*filter(None, [begun(trained.card)]), *taught_from(trained.card)]
         found.append(Teacher(model, sha256, trained.graph(), theirs))
     return found

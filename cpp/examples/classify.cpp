@@ -428,7 +428,7 @@ Arguments parse(int count, char** words) {
     for (int i = 1; i < count; ++i) {
         const std::string word = words[i];
         const auto value = [&] {
-            if (++i >= count) refuse(word + " needs a value; see classify --help");
+            if (++i >= count || *words[i] == '\0') refuse(word + " needs a value; see classify --help");
             return std::string(words[i]);
         };
         if (word == "--help" || word == "-h") {
@@ -487,7 +487,7 @@ void print(const std::string& path, const cifar_deploy::Prediction& prediction,
 namespace fs = std::filesystem;
 
 // CIFAR-10's binary version: of each image a byte for its class, and 1,024 each of red, green, blue.
-void add_records(cifar_deploy::Evaluator& evaluator, const fs::path& file) {
+void add_records(cifar_deploy::Evaluator& evaluator, const fs::path& file, std::size_t classes) {
     constexpr std::size_t side = 32;
     constexpr std::size_t plane = side * side;
     constexpr std::size_t record = 1 + 3 * plane;
@@ -498,10 +498,15 @@ void add_records(cifar_deploy::Evaluator& evaluator, const fs::path& file) {
     }
     Bytes rgb(3 * plane);
     for (std::size_t at = 0; at < bytes.size(); at += record) {
+        const std::size_t label = static_cast<std::uint8_t>(bytes[at]);
+        if (label >= classes) {
+            refuse(file.string() + ": record " + std::to_string(at / record) + " is of class " +
+                   std::to_string(label) + ", and the model knows " + std::to_string(classes));
+        }
         for (std::size_t i = 0; i < rgb.size(); ++i) {
             rgb[i] = static_cast<std::uint8_t>(bytes[at + 1 + i % 3 * plane + i / 3]);
         }
-        evaluator.add({rgb.data(), side, side}, static_cast<std::uint8_t>(bytes[at]));
+        evaluator.add({rgb.data(), side, side}, label);
     }
 }
 
@@ -541,9 +546,9 @@ cifar_deploy::Evaluation evaluate(cifar_deploy::Classifier& classifier, const st
     std::error_code ignored;
     const fs::path inside = fs::path(path) / "test_batch.bin";
     if (!fs::is_directory(path, ignored)) {
-        add_records(evaluator, path);
+        add_records(evaluator, path, classifier.labels().size());
     } else if (fs::exists(inside, ignored)) {
-        add_records(evaluator, inside);
+        add_records(evaluator, inside, classifier.labels().size());
     } else {
         add_folders(evaluator, path, classifier.labels());
     }

@@ -325,7 +325,8 @@ def test_what_is_no_test_set_is_told(
     built: Path, packed: Callable[[str], Packed], tmp_path: Path
 ) -> None:
     def refused(where: Path) -> str:
-        done = run(built / "classify", packed("fp32").folder, "--evaluate", where, status=2)
+        given = str(where) if where.parts else ""
+        done = run(built / "classify", packed("fp32").folder, "--evaluate", given, status=2)
         assert done.stdout == b""
         text = done.stderr.decode()
         assert text.startswith("classify: ")
@@ -338,7 +339,10 @@ def test_what_is_no_test_set_is_told(
     (tmp_path / "cut.bin").write_bytes(bytes(3072))
     assert "cut.bin is neither a folder of classes nor" in refused(tmp_path / "cut.bin")
     (tmp_path / "strange.bin").write_bytes(b"\x0a" + bytes(3072))
-    assert "class 10 is none of the 10" in refused(tmp_path / "strange.bin")
+    assert "strange.bin: record 0 is of class 10, and the model knows 10" in refused(
+        tmp_path / "strange.bin"
+    )
+    assert "--evaluate needs a value" in refused(Path())
     (tmp_path / "others" / "wolf").mkdir(parents=True)
     assert "wolf is called as no class that the model knows\n" in refused(tmp_path / "others")
     (tmp_path / "mac" / "Fro\u0308sche").mkdir(parents=True)

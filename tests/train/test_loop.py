@@ -24,7 +24,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import Json, ModelFolder, read_card
-from cifar_deploy.train import batches, checkpoint, loop
+from cifar_deploy.train import batches, checkpoint, loop, seeds
 from cifar_deploy.train.batches import split_holdout
 from cifar_deploy.train.interrupt import Interrupted
 from cifar_deploy.train.loop import Job, Trainer
@@ -601,6 +601,20 @@ def test_another_recipe_is_not_resumed(
     interrupt(make_job(), 3, recorder)
     with pytest.raises(UserError, match=f"was made with {said}"):
         Trainer(make_job(override, resume=True))
+
+
+def test_a_run_goes_on_with_the_same_images_in_val(
+    make_job: MakeJob, recorder: Watching, few: Dataset
+) -> None:
+    first = dataclasses.replace(few, val=lambda: few.test)
+    other = dataclasses.replace(few, val=lambda: few.test.first(50))
+    interrupt(make_job("data.val=true", dataset=first), 3, recorder)
+    with pytest.raises(UserError, match=r"are not those that the run in .* began with"):
+        Trainer(make_job("data.val=true", dataset=other, resume=True))
+    job = make_job("data.val=true", dataset=first, resume=True)
+    Trainer(job).run(recorder)
+    assert seeds._done(job)
+    assert not seeds._done(dataclasses.replace(job, dataset=other))
 
 
 def test_another_network_or_data_set_is_not_resumed(

@@ -149,7 +149,7 @@ def test_images_in_val_judge_a_run_where_they_are_asked_to(
         return read_card(ModelFolder(Path(model)))
 
     by_val = ("--hold-out", "val", "--out", "chosen")
-    assert "garden has no folder val beside its test images; name a number" in told(
+    assert "garden has no folder val beside a folder test; name a number of" in told(
         *by_val, status=2
     )
     # Of every test image the class after its own: whoever judges by them is seen.
@@ -183,12 +183,20 @@ def test_images_in_val_judge_a_run_where_they_are_asked_to(
     assert run(monkeypatch, "models", "./chosen", "./both") == 0
     assert "against ./chosen: " in capsys.readouterr().out
 
+    # What rests on others may have seen them, whoever its own card says it was trained on.
+    told("--init", "tested", "--out", "further")
+    for way in ("--init", "--teacher"):
+        seen = told(*by_val[:2], way, "./further", "--out", "held", status=2)
+        assert "./further" in seen
+        assert "is to be trained with --hold-out val, too" in seen
+        told(*by_val[:2], way, "./both", "--out", "held")
     shutil.copy(garden / "train" / names[0] / "0.jpg", garden / "val" / names[0] / "again.jpg")
     shutil.rmtree(garden / "val" / names[1])
     assert (
         f"no image of {names[1]} is in val; 1 of {images - 10 + 1} images in val are training "
         f"images as well ({names[0]}/again.jpg)"
-    ) in told(*by_val)
+    ) in (said := told(*by_val))
+    assert "is not used" not in said
     (garden / "val" / "moss").mkdir()
     shutil.copy(garden / "train" / names[0] / "0.jpg", garden / "val" / "moss")
     assert "val/moss is a class that" in told(*by_val, status=2)

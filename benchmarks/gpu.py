@@ -951,7 +951,7 @@ def save(session: Session) -> list[dict[str, Any]]:
     earlier = earlier_steps(path)
 
     def same(stage: str, name: str) -> tuple[str, str]:  # of however many models
-        return stage, re.sub(r"\d+ (models|packages)", r"\1", name)
+        return stage, re.sub(r"\d+ models", "models", name)
 
     mine = {same(step.stage, step.name) for step in session.steps}
     # Also what a stage said of itself is said anew.

@@ -25,6 +25,7 @@ from cifar_deploy.data import find
 from cifar_deploy.data.records import write_records
 from cifar_deploy.device import describe
 from cifar_deploy.errors import UserError
+from cifar_deploy.package import manifest
 
 Answer = dict[str, Any]
 
@@ -42,9 +43,9 @@ def run(program: Path, package: Path, *options: str) -> tuple[int, str, str]:
 
 def measured(given: argparse.Namespace, package: Path, records: Path) -> Answer:
     """What one package does; `ok` is whether it does all that it was proved to."""
-    lines = (package / "manifest.txt").read_text().splitlines()
-    manifest = dict(line.split(" ", 1) for line in lines)
-    answer: Answer = {key: manifest[key] for key in ("model", "precision", "backend", "sha256")}
+    lines = (package / manifest.NAME).read_text().splitlines()
+    entries = dict(line.split(" ", 1) for line in lines)
+    answer: Answer = {key: entries[key] for key in ("model", "precision", "backend", "sha256")}
     where = ["--device", given.device, *given.options.split()]
     classify = given.programs / "classify"
     for key, options in (
@@ -85,7 +86,7 @@ def main() -> int:
         "results": [],
     }
     try:
-        if not_there := [p for p in given.packages if not (p / "manifest.txt").is_file()]:
+        if not_there := [p for p in given.packages if not manifest.is_package(p)]:
             raise UserError(f"{not_there[0]} is no package; cifar-deploy package MODEL writes one")
         with tempfile.TemporaryDirectory() as room:
             records = Path(room) / "test_batch.bin"

@@ -555,7 +555,7 @@ def cpp(session: Session, names: list[str], end: float) -> None:
         runs = ", ".join(named)
         skip(session, "cpp", f"no file with a PASS runs on {session.asked.device} by {runs}")
         return
-    build = session.work / "cpp"
+    build = session.work / "cpp-build"
     options = [f"-D{name}={Path(path).absolute()}" for name, path in named.items()]
     for name, option in CPP_RUNTIMES.items():
         options.append(f"-DCIFAR_DEPLOY_WITH_{option}={'ON' if name in named else 'OFF'}")
@@ -564,7 +564,7 @@ def cpp(session: Session, names: list[str], end: float) -> None:
     for what, command in (("configure", make), ("build", programs)):
         if run(session, "cpp", f"{what} the library", command, end).status != "ok":
             return
-    results = session.work / "cpp-results"
+    results = session.work / "cpp"
     results.mkdir(exist_ok=True)
     for name, file in files:
         found = results / f"{file.name}.json"
@@ -582,8 +582,8 @@ def cpp(session: Session, names: list[str], end: float) -> None:
         if session.asked.batch:
             script += ["--batch", ",".join(session.asked.batch)]
         run(session, "cpp", file.name, script, end, _unlike)
-        write_runs(session, "cpp", results)  # each time: what comes after may be killed
-    write_runs(session, "cpp", results)
+        write_runs(session, "cpp")  # each time: what comes after may be killed
+    write_runs(session, "cpp")
 
 
 def proved(session: Session, name: str, runtimes: Mapping[str, str]) -> list[Path]:
@@ -698,9 +698,9 @@ def _unmeasured(found: Path, since: float, rc: int, output: str) -> tuple[str, s
 FILE = re.compile(r"\.(onnx|engine)\b")
 
 
-def write_runs(session: Session, stage: str, folder: Path | None = None) -> None:
-    """What a stage has measured, a file a run in `folder`, by default the stage's own."""
-    found = sorted((folder or session.work / stage).glob("*.json"))
+def write_runs(session: Session, stage: str) -> None:
+    """What a stage has measured."""
+    found = sorted((session.work / stage).glob("*.json"))
     runs = {path.stem: json.loads(path.read_text()) for path in found}
     write(session.out / f"{stage}.json", {"runs": runs})
 

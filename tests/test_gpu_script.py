@@ -154,7 +154,7 @@ def test_what_is_proved_runs_in_cpp(tmp_path: Path, pictures: Path) -> None:
     again = [sys.executable, str(SCRIPT.with_name("cpp_target.py")), "--seconds", "0.02"]
     refused = run(*again, str(package), "--programs", str(tmp_path), status=2, **more)
     assert refused.stderr.startswith(f"error: cannot run {tmp_path}/classify: No such".encode())
-    again += ["--programs", str(work / "cpp" / "bin"), str(package)]
+    again += ["--programs", str(work / "cpp-build" / "bin"), str(package)]
     refused = run(*again, str(tmp_path), status=2, **more).stderr.decode()
     assert refused == f"error: {tmp_path} is no package; cifar-deploy package MODEL writes one\n"
     manifest = package / "manifest.txt"

@@ -248,7 +248,8 @@ def run(
             if ranks.main:
                 say(_plan(trainer))
                 doubt()
-                told = (_uneven(trainer), _unknown(trainer), _few(trainer), _replaced(trainer))
+                held = _leaky(trainer) if found.data.val else _uneven(trainer)
+                told = (held, _unknown(trainer), _few(trainer), _replaced(trainer))
                 for line in filter(None, told):
                     say(line)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
@@ -283,13 +284,8 @@ def _plan(trainer: "Trainer") -> str:
 
 
 def _uneven(trainer: "Trainer") -> str:
-    """What is told of classes without an image that is held out, or left to train on.
-
-    Of images in val/, which nobody drew, also that some are training images.
-    """
+    """What is told of classes that the draw of the held-out images left without any on one side."""
     dataset, said = trainer.job.dataset, []
-    if trainer.job.recipe.data.val:
-        return _leaky(trainer)
     if trainer.holdout and (lost := dataset.missing(trainer.holdout)):
         said.append(f"no image of {few(lost)} is held out")
     if trainer.holdout and (lost := dataset.missing(trainer.train_split)):
@@ -300,18 +296,14 @@ def _uneven(trainer: "Trainer") -> str:
 
 
 def _leaky(trainer: "Trainer") -> str:
-    from cifar_deploy.data.doubts import repeated
+    """What is told of images in val/, which nobody drew: classes without any, training images."""
+    from cifar_deploy.data.doubts import leaked
 
-    dataset, held, said = trainer.job.dataset, trainer.holdout, []
+    dataset, held = trainer.job.dataset, trainer.holdout
     assert held
-    if lost := dataset.missing(held):
-        said.append(f"no image of {few(lost)} is in val")
-    if len(again := repeated(dataset.train, held)):
-        said.append(
-            f"{len(again):,} of {len(held):,} images in val are training images as well "
-            f"({held.file(int(again[0]))})"
-        )
-    return "; ".join(said)
+    lost = dataset.missing(held)
+    missing = f"no image of {few(lost)} is in val" if lost else ""
+    return "; ".join(filter(None, (missing, leaked(dataset.train, held, "images in val"))))
 
 
 def _unknown(trainer: "Trainer") -> str:

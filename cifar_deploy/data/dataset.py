@@ -41,7 +41,7 @@ def balance(classes: dict[str, list[int]] | None) -> Json:
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 [n, 32, 32, 3] RGB, and labels, int64 [n].
+    """Images, uint8 [n, 32, 32, 3] RGB, and labels, int64 [n]. Its arrays are not changed.
 
     `names` are those of the images' files, n, or none where they have no files of their own.
     """
@@ -63,6 +63,10 @@ class Split:
         Of the sorted SHA-256 of all of them, in hexadecimal: each of an image's pixels and then its
         label in four bytes, little-endian. The C++ library's Evaluator makes the same.
         """
+        return self._set_sha256
+
+    @functools.cached_property
+    def _set_sha256(self) -> str:
         ends = self.labels.astype("<u4")
         each = sorted(
             hashlib.sha256(image.tobytes() + end.tobytes()).hexdigest()
@@ -122,10 +126,13 @@ class Dataset:
     def _test_sha256(self) -> str:
         return self._sha256(self.test)
 
-    def val_sha256(self) -> str:
-        """The same of the images of `val`, which there has to be."""
-        assert self.val
-        return self._sha256(self.val())
+    @functools.cached_property
+    def _val_sha256(self) -> str | None:
+        return self._sha256(self.val()) if self.val else None
+
+    def val_sha256(self) -> str | None:
+        """The same of the images of `val`; None where there are none."""
+        return self._val_sha256
 
     def same_test(self, seen: Json) -> bool | None:
         """Whether the test images are those of `seen`, a card's `data`; None where it says nothing.

@@ -27,11 +27,8 @@ def doubts(dataset: Dataset, val: bool = False) -> list[str]:
 
 def _of_the_images(dataset: Dataset) -> list[str]:
     said = []
-    if len(again := repeated(dataset.train, dataset.test)):
-        said.append(
-            f"{len(again):,} of {len(dataset.test):,} test images are training images as well "
-            f"({dataset.test.file(int(again[0]))}): an accuracy by them says little of new images"
-        )
+    if leak := leaked(dataset.train, dataset.test, "test images"):
+        said.append(f"{leak}: an accuracy by them says little of new images")
     if len(plain := _plain(dataset.train.images)):
         said.append(
             f"{len(plain):,} of {len(dataset.train):,} training images have one colour only "
@@ -54,6 +51,15 @@ def _of_the_folder(place: Path, val: bool) -> list[str]:
         if loose := [path for path in folder.visible(root) if path.is_file()]:
             said.append(f"{len(loose):,} files in {root} itself, in no class, are not used")
     return said
+
+
+def leaked(train: Split, judged: Split, what: str) -> str:
+    """How many images of `judged`, called `what`, are training images, too; "" where none is."""
+    again = repeated(train, judged)
+    if not len(again):
+        return ""
+    first = judged.file(int(again[0]))
+    return f"{len(again):,} of {len(judged):,} {what} are training images as well ({first})"
 
 
 def repeated(train: Split, judged: Split) -> Labels:

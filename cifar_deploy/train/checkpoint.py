@@ -79,8 +79,8 @@ def check(folder: ModelFolder, facts: Json, run: Json, images: str) -> None:
     """
     made = recipe.completed(facts.get("recipe", {}))
     taught = [teacher["sha256"] for teacher in facts.get("teachers", [])]
-    images_sha256 = (facts.get("data_sha256", ""), facts.get("val_sha256"))
-    there = told(facts.get("network"), *images_sha256, made, taught)
+    data_sha256, val_sha256 = facts.get("data_sha256", ""), facts.get("val_sha256")
+    there = told(facts.get("network"), data_sha256, val_sha256, made, taught)
     for key, value in run.items():
         if there.get(key) == value:
             continue

@@ -579,9 +579,8 @@ class Trainer:
     def _read_checkpoint(self) -> tuple[checkpoint.Tensors, Json]:
         tensors, facts = checkpoint.read(self.job.folder)
         taught = [teacher.sha256 for teacher in self.teachers]
-        images_sha256 = (self.data_sha256, self.val_sha256)
         made = self.job.recipe.to_dict()
-        run = checkpoint.told(self.job.network, *images_sha256, made, taught)
+        run = checkpoint.told(self.job.network, self.data_sha256, self.val_sha256, made, taught)
         checkpoint.check(self.job.folder, facts, run, self.job.dataset.origin)
         return tensors, facts
 

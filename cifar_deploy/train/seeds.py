@@ -97,7 +97,7 @@ def _done(job: Job) -> Json | None:
         same = same and not initial.differs(begun, job.init, job.weights_file, job.folder.path)
     images = there.get("data", {})
     same = same and images.get("sha256") == job.dataset.sha256()
-    if same and job.recipe.data.val and job.dataset.val:
+    if same and job.recipe.data.val:
         same = images.get("val_sha256") == job.dataset.val_sha256()
     return there if same else None
 

@@ -2,8 +2,10 @@
 
 import functools
 import math
+import os
 import platform
 import re
+import subprocess
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,14 +118,40 @@ def any_threads(described: str) -> str:
     return re.sub(r", \d+ threads$", "", described)
 
 
-def cpu_name() -> str:
-    """The processor's name as the operating system tells it."""
-    info = Path("/proc/cpuinfo")
+@functools.cache
+def cpu_name(root: Path = Path("/")) -> str:
+    """The processor's name as the operating system tells it; on a board with ARM, the board's.
+
+    On ARM the kernel names neither: a board is named in its device tree, and other processors by
+    lscpu, from their numbers. `root` is the folder that holds `proc`.
+    """
+    info, board = root / "proc/cpuinfo", root / "proc/device-tree/model"
     if info.exists():
         for line in info.read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    if board.exists() and (name := board.read_text(errors="replace").strip("\0 \n")):
+        return name
+    return _lscpu(root) or platform.processor() or platform.machine()
+
+
+def _lscpu(root: Path) -> str:
+    """The names of all kinds of cores that lscpu knows; nothing where it is missing or fails."""
+    command = ["lscpu", "--sysroot", str(root)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    names = re.findall(r"^ *Model name: +(.+?) *$", done.stdout, re.MULTILINE)
+    return " + ".join(name for name in dict.fromkeys(names) if name != "-")
+
+
+def system() -> str:
+    """The operating system and the processor's architecture, as "Linux x86_64"."""
+    known = {"AMD64": "x86_64", "arm64": "aarch64"}  # Windows and macOS have their own words
+    return f"{platform.system()} {known.get(platform.machine(), platform.machine())}"
 
 
 def memory_left() -> int | None:

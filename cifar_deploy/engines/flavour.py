@@ -26,7 +26,7 @@ WARNINGS = 1000  # that are kept
 OUT_OF_MEMORY = r"(?i)out[ _]?of[ _]?memory|cuda error 2\b"
 INSTALL = {
     TENSORRT: "pip install 'cifar-deploy[tensorrt]', which fetches it from NVIDIA's own index",
-    RTX: "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings (Linux x86-64, CUDA 13)",
+    RTX: "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings (Linux, CUDA 13)",
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_deploy import device as machine
 from cifar_deploy.engines.flavour import NAMES, RTX, TENSORRT, TITLES, numbers
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import Json, manifest_path, read_json, read_manifest
@@ -61,12 +62,13 @@ def read(path: Path, trust: bool = False, raw: bytes | None = None) -> Json:
 
 
 def refusal(
-    manifest: Json, version: str, gpu: Gpu | None, known: Collection[str] = ()
+    manifest: Json, version: str, gpu: Gpu | None, known: Collection[str] = (), system: str = ""
 ) -> str | None:
     """Why the engine of this manifest cannot run here; None where nothing speaks against it.
 
     `version` is that of the flavour's library here, `known` what it builds for
-    (`options.targets`), `gpu` the CUDA device (None: there is none, and the others do not matter).
+    (`options.targets`), `gpu` the CUDA device (None: there is none, and the others do not matter),
+    `system` what `device.system` says, which it is asked by default.
     """
     flavour, built = str(manifest["flavour"]), manifest.get("tensorrt")
     title = TITLES[flavour]
@@ -74,6 +76,10 @@ def refusal(
         return f"an engine of {library(manifest)} {NO_GPU}"
     if built and not _fits(flavour, str(built), version, bool(manifest.get("version_compatible"))):
         return f"built with {title} {built}, this is {version}; export it again here"
+    # Of the same GPU, too: H100 beside x86-64, GH200 beside ARM. Those of RTX name none.
+    there, here = manifest.get("system"), system or machine.system()
+    if there and there != here:
+        return f"built on {there}, this is {here}; export it again here"
     if flavour == RTX and (reason := _other_target(manifest, f"{title} {version}", gpu, known)):
         return reason
     where = manifest.get("gpu")

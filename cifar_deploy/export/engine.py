@@ -83,6 +83,7 @@ def export_engine(
         "profiles": [asdict(profile) for profile in options.profiles],
         # TensorRT for RTX builds for its targets, wherever it is done.
         "gpu": asdict(gpu) if gpu and flavour.name == TENSORRT else None,
+        "system": device.system() if flavour.name == TENSORRT else None,
         "targets": list(options.compute_capabilities),  # as asked for
         "default_targets": _default_targets(flavour, options),
         "version_compatible": options.version_compatible,

@@ -93,6 +93,8 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
         yield "compute_capability", engine.capability
         if engine.gpu:
             yield "gpu", engine.gpu
+        if engine.system:
+            yield "system", engine.system
         yield "profiles", " ".join(f"{p.min}:{p.opt}:{p.max}" for p in engine.profiles)
 
 

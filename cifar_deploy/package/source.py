@@ -32,6 +32,7 @@ class Engine:
     tensorrt: str  # the version that built it, and that it needs
     capability: str  # compute capabilities that it runs on, or "any"
     gpu: str  # the only model of GPU that it runs on, or ""
+    system: str  # and the only operating system and processor architecture, or ""
     profiles: tuple[Profile, ...]
 
 
@@ -149,6 +150,7 @@ def _source(folder: ModelFolder, path: Path, data: bytes, manifest: Json, target
             str(manifest["tensorrt"]),
             _capability(manifest),
             _only_gpu(manifest),
+            str(manifest.get("system") or ""),
             _profiles(manifest),
         )
     (given,), (answer,) = facts["inputs"], facts["outputs"]

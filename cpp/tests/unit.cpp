@@ -134,10 +134,12 @@ void test_manifest() {
     EXPECT(engine.profiles.size() == 2 && engine.profiles[0].opt == 128);
     const Manifest any =
         cifar_deploy::parse_manifest(joined(with(engine_lines(), "compute_capability", "any")));
-    EXPECT(any.compute_capabilities.empty() && any.gpu.empty());
+    EXPECT(any.compute_capabilities.empty() && any.gpu.empty() && any.system.empty());
     Lines bound = engine_lines();
     bound.push_back({"gpu", "NVIDIA H100 80GB HBM3"});
+    bound.push_back({"system", "Linux aarch64"});
     EXPECT(cifar_deploy::parse_manifest(joined(bound)).gpu == "NVIDIA H100 80GB HBM3");
+    EXPECT(cifar_deploy::parse_manifest(joined(bound)).system == "Linux aarch64");
     EXPECT(refused(with(bound, "gpu", ""), "gpu has no value"));
 
     // Unknown keys, CRLF, a missing last newline and spaces in a value are fine.

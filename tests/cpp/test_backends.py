@@ -19,6 +19,7 @@ import pytest
 from building import CPP, RUNTIMES, Packed, cmake, need, run, without
 
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.device import system
 from cifar_deploy.engines.flavour import RTX, Flavour
 from cifar_deploy.engines.manifest import Gpu, refusal
 from cifar_deploy.engines.options import targets
@@ -133,7 +134,10 @@ def test_tensorrt_refuses_engines_of_another_version_or_gpu(
     assert "was built by TensorRT 0.0.0.1, and an engine runs only with the version" in said
     found = re.search(r"this program has TensorRT.* (\d+\.\d+\.\d+):", said)
     assert found is not None
-    other = {"tensorrt": found[1], "compute_capability": "1.1"}
+    other = {"tensorrt": found[1], "system": "Linux s390x"}
+    said = refused(engine_package(packed("fp32"), tmp_path / "system", tensorrt, **other))
+    assert f"model.onnx was built on Linux s390x, and this is {system()}: export" in said
+    other = {"tensorrt": found[1], "system": system(), "compute_capability": "1.1"}
     said = refused(engine_package(packed("fp32"), tmp_path / "gpu", tensorrt, **other))
     # Without a GPU that is what is told.
     assert "was built for GPUs of compute capability 1.1" in said or "needs an NVIDIA GPU" in said

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cifar_deploy.device import system
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.manifest import Gpu, read, refusal, runs_on
 from cifar_deploy.engines.options import target, targets
@@ -170,6 +171,15 @@ def test_why_an_engine_cannot_run_here(
 )
 def test_nothing_speaks_against_it(manifest: dict[str, Any], version: str, gpu: Gpu) -> None:
     assert refusal(manifest, version, gpu, KNOWN) is None
+
+
+def test_an_engine_is_of_a_system() -> None:
+    manifest = {**TRT, "system": "Linux x86_64"}
+    said = refusal(manifest, "10.13.2.6", L4, KNOWN, "Linux aarch64")
+    assert said == "built on Linux x86_64, this is Linux aarch64; export it again here"
+    assert refusal(manifest, "10.13.2.6", L4, KNOWN, "Linux x86_64") is None
+    assert refusal({**TRT, "system": system()}, "10.13.2.6", L4, KNOWN) is None
+    assert refusal({**RTX, "system": None}, "1.7.1.116", L4, KNOWN, "Linux aarch64") is None
 
 
 def test_the_advice_is_what_the_library_takes(rtx: Flavour) -> None:

@@ -744,7 +744,7 @@ def test_an_engine_is_packaged_as_its_manifest_says(
     command = ("package", NAME, "--format", "trt", "--precision", "fp16")
     said = refused(*command)
     assert "cifar-deploy export simple_cnn --format trt --precision fp16" in said
-    path = engine()
+    path = engine(system="Linux aarch64")
     assert "is not proved" in refused(*command)
     answer = run(*command, "--unproved")
     assert answer.status == 0, answer
@@ -755,6 +755,7 @@ def test_an_engine_is_packaged_as_its_manifest_says(
     assert found["file"] == "model.engine"
     assert found["tensorrt"] == "10.13.3.9"
     assert found["compute_capability"] == "9.0"
+    assert found["system"] == "Linux aarch64"
     assert found["profiles"] == "1:128:1024"
     assert (found["min_batch"], found["max_batch"]) == ("1", "1024")
     assert found["vectors_from"].startswith("PyTorch ")  # no GPU, and no engine in truth

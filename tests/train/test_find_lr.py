@@ -55,7 +55,7 @@ def test_it_is_of_whole_images(make_job: MakeJob, monkeypatch: pytest.MonkeyPatc
         real(trainer)
 
     monkeypatch.setattr(Trainer, "step", looking)
-    find_lr.find(make_job("schedule.first_size=16", network="cnn9"), 1e-4, 0.1, 40)
+    find_lr.find(make_job("schedule.first_size=16", network="cnn9"), 1e-4, 0.1, 12)
     assert seen == {32}
 
 

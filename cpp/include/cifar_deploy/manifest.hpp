@@ -50,6 +50,7 @@ struct Manifest {
     std::string tensorrt;                           // the version that built it
     std::vector<std::string> compute_capabilities;  // that it runs on; none: any
     std::string gpu;                                // the only model that it runs on; empty: any
+    std::string system;                             // and the only system; empty: any
     std::vector<Profile> profiles;
 
     // Test vectors, for self_test; none where `vectors_count` is 0.
@@ -141,13 +142,14 @@ public:
     }
 
 private:
-    static constexpr std::array<std::string_view, 30> known{
+    static constexpr std::array<std::string_view, 31> known{
         "format",      "model",        "network",      "precision", "backend",
         "file",        "bytes",        "sha256",       "input",     "output",
         "height",      "width",        "classes",      "labels",    "labels_sha256",
         "min_batch",   "max_batch",    "fixed_batch",  "tensorrt",  "compute_capability",
-        "gpu",         "profiles",     "vectors_from", "vectors_count", "vectors_sha256",
-        "test_count",  "test_right",   "test_margin",  "test_from",     "test_sha256"};
+        "gpu",         "system",       "profiles",     "vectors_from",  "vectors_count",
+        "vectors_sha256", "test_count", "test_right",  "test_margin",   "test_from",
+        "test_sha256"};
 
     [[noreturn]] void refuse(const std::string& why) const {
         fail(ErrorCode::bad_package, name_ + ": " + why);
@@ -256,6 +258,7 @@ private:
         }
         if (m.compute_capabilities.front() == "any") m.compute_capabilities.clear();
         if (find("gpu")) m.gpu = text("gpu");
+        if (find("system")) m.system = text("system");
         for (const std::string_view word : words("profiles")) {
             const std::size_t one = word.find(':');
             const std::size_t two = word.find(':', one == std::string_view::npos ? one : one + 1);

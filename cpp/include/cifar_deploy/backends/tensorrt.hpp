@@ -167,6 +167,25 @@ inline bool same_tensorrt(const std::string& built, const std::string& here) {
     return built == needed || built.compare(0, needed.size() + 1, needed + '.') == 0;
 }
 
+// The operating system and the processor's architecture that this is compiled for, as the manifest
+// has them: "Linux x86_64". Empty where this is not known.
+inline std::string this_system() {
+#if defined(_WIN32)
+    const std::string name = "Windows ";
+#elif defined(__linux__)
+    const std::string name = "Linux ";
+#else
+    return "";
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+    return name + "x86_64";
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    return name + "aarch64";
+#else
+    return "";
+#endif
+}
+
 // What to do where an engine is not for this GPU, of compute capability `major`.`minor`: the facts of
 // `cifar-deploy validate`. `product`: name and version of the library.
 inline std::string other_engine(const std::string& product, int major, int minor) {
@@ -317,6 +336,12 @@ private:
                  manifest.file + " was built by TensorRT " + manifest.tensorrt +
                      ", and an engine runs only with the version that built it; this program has " +
                      product() + ": export the engine again, or use that version");
+        }
+        const std::string system = this_system();
+        if (!manifest.system.empty() && !system.empty() && manifest.system != system) {
+            fail(ErrorCode::wrong_engine, manifest.file + " was built on " + manifest.system +
+                                              ", and this is " + system +
+                                              ": export the engine again on such a machine");
         }
     }
 

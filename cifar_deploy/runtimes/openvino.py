@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.device import system
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
@@ -93,6 +94,9 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             # Else a processor with bf16 rounds more than the file says.
             "INFERENCE_PRECISION_HINT": "f32",
+            # On ARM its 8 bits are experimental, and 2026.4 makes linear layers of them that are
+            # wrong (github.com/openvinotoolkit/openvino/pull/36764): what the file rounds, in fp32.
+            **({"LP_TRANSFORMS_MODE": "NO"} if system().endswith(" aarch64") else {}),
         }
         try:
             model = core().read_model(io.BytesIO(graph.source) if graph.source else path)

@@ -25,6 +25,14 @@
 #include <utility>
 #include <vector>
 
+#ifdef _WIN32
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+
+#include <shellapi.h>
+#endif
 #ifdef CLASSIFY_WITH_PNG
 #include <png.h>
 #endif
@@ -39,6 +47,8 @@ namespace classify {
 using cifar_deploy::Error;
 using cifar_deploy::ErrorCode;
 using Bytes = std::vector<std::uint8_t>;
+using cifar_deploy::detail::path_of;
+using cifar_deploy::detail::text_of;
 
 constexpr std::size_t largest_side = 65'535;       // pixels; the library takes no more either
 #ifndef CLASSIFY_MOST_PIXELS
@@ -360,7 +370,7 @@ Picture decode(const std::string& file) {
 }
 
 Picture read_picture(const std::string& path) {
-    const std::string file = cifar_deploy::detail::read_file(path, largest_file);
+    const std::string file = cifar_deploy::detail::read_file(path_of(path), largest_file);
     try {
         return decode(file);
     } catch (const Error& error) {
@@ -454,7 +464,7 @@ Arguments parse(int count, char** words) {
         }
     }
     std::error_code ignored;
-    const bool named = !plain.empty() && (std::filesystem::is_directory(plain[0], ignored) ||
+    const bool named = !plain.empty() && (std::filesystem::is_directory(path_of(plain[0]), ignored) ||
                                           !std::filesystem::exists("manifest.txt", ignored));
     arguments.folder = named ? plain[0] : ".";
     arguments.images.assign(plain.begin() + (named ? 1 : 0), plain.end());
@@ -493,14 +503,14 @@ void add_records(cifar_deploy::Evaluator& evaluator, const fs::path& file, std::
     constexpr std::size_t record = 1 + 3 * plane;
     const std::string bytes = cifar_deploy::detail::read_file(file, largest_file);
     if (bytes.empty() || bytes.size() % record != 0) {
-        refuse(file.string() + " is neither a folder of classes nor a file as CIFAR-10's "
+        refuse(text_of(file) + " is neither a folder of classes nor a file as CIFAR-10's "
                                "test_batch.bin: it has no records of 3,073 bytes");
     }
     Bytes rgb(3 * plane);
     for (std::size_t at = 0; at < bytes.size(); at += record) {
         const std::size_t label = static_cast<std::uint8_t>(bytes[at]);
         if (label >= classes) {
-            refuse(file.string() + ": record " + std::to_string(at / record) + " is of class " +
+            refuse(text_of(file) + ": record " + std::to_string(at / record) + " is of class " +
                    std::to_string(label) + ", and the model knows " + std::to_string(classes));
         }
         for (std::size_t i = 0; i < rgb.size(); ++i) {
@@ -522,35 +532,37 @@ void add_folders(cifar_deploy::Evaluator& evaluator, const fs::path& root,
                  const std::vector<std::string>& labels) {
     bool any = false;
     for (const auto& folder : fs::directory_iterator(root)) {
-        const std::string name = folder.path().filename().string();
+        const std::string name = text_of(folder.path().filename());
         if (is_left_out(name) || !folder.is_directory()) continue;
         const auto label = std::find(labels.begin(), labels.end(), name);
         if (label == labels.end()) {
-            const bool plain = std::all_of(name.begin(), name.end(), [](char c) { return c > 0; });
-            refuse(folder.path().string() + " is called as no class that the model knows" +
+            const bool plain = std::all_of(name.begin(), name.end(), [](char c) {
+                return static_cast<unsigned char>(c) < 0x80;
+            });
+            refuse(text_of(folder.path()) + " is called as no class that the model knows" +
                    (plain ? "" : " (its letters may be composed otherwise: rename it)"));
         }
         for (const auto& file : fs::directory_iterator(folder.path())) {
-            if (is_left_out(file.path().filename().string())) continue;
-            const Picture picture = read_picture(file.path().string());
+            if (is_left_out(text_of(file.path().filename()))) continue;
+            const Picture picture = read_picture(text_of(file.path()));
             evaluator.add({picture.rgb.data(), picture.width, picture.height},
                           static_cast<std::size_t>(label - labels.begin()));
             any = true;
         }
     }
-    if (!any) refuse(root.string() + " holds no images; they go to its <class>/*");
+    if (!any) refuse(text_of(root) + " holds no images; they go to its <class>/*");
 }
 
 cifar_deploy::Evaluation evaluate(cifar_deploy::Classifier& classifier, const std::string& path) {
     cifar_deploy::Evaluator evaluator(classifier);
     std::error_code ignored;
-    const fs::path inside = fs::path(path) / "test_batch.bin";
-    if (!fs::is_directory(path, ignored)) {
-        add_records(evaluator, path, classifier.labels().size());
+    const fs::path where = path_of(path), inside = where / "test_batch.bin";
+    if (!fs::is_directory(where, ignored)) {
+        add_records(evaluator, where, classifier.labels().size());
     } else if (fs::exists(inside, ignored)) {
         add_records(evaluator, inside, classifier.labels().size());
     } else {
-        add_folders(evaluator, path, classifier.labels());
+        add_folders(evaluator, where, classifier.labels());
     }
     return evaluator.result();
 }
@@ -583,8 +595,29 @@ int run(int count, char** words) {
 }  // namespace classify
 
 #ifndef CLASSIFY_WITHOUT_MAIN
+#ifdef _WIN32
+// The words of the command line in UTF-8: `main` has them in the system's code page.
+std::vector<std::string> words_of_windows() {
+    int count = 0;
+    wchar_t** const wide = CommandLineToArgvW(GetCommandLineW(), &count);
+    if (wide == nullptr) throw std::runtime_error("the command line cannot be read");
+    std::vector<std::string> words;
+    for (int i = 0; i < count; ++i) words.push_back(classify::text_of(wide[i]));
+    LocalFree(wide);
+    return words;
+}
+#endif
+
 int main(int count, char** words) {
     try {
+#ifdef _WIN32
+        SetConsoleOutputCP(CP_UTF8);
+        std::vector<std::string> texts = words_of_windows();
+        std::vector<char*> pointers;
+        for (std::string& text : texts) pointers.push_back(text.data());
+        count = static_cast<int>(pointers.size());
+        words = pointers.data();
+#endif
         const int status = classify::run(count, words);
         if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
             throw std::runtime_error("cannot write standard output");

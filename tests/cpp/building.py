@@ -21,13 +21,15 @@ from cifar_deploy.store import Json, read_manifest
 ROOT = Path(__file__).parents[2]
 CPP = ROOT / "cpp"
 RUNTIMES = ("OPENVINO", "ONNXRUNTIME", "TENSORRT", "TENSORRT_RTX")
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Werror"]
+PACKAGES = "cmake ninja-build g++ clang libclang-rt-dev g++-aarch64-linux-gnu qemu-user"  # Debian's
 
 
 def need(*tools: str) -> None:
     """Skip where a tool is missing; where CIFAR_DEPLOY_TOOLS=required, as in CI, fail."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        why = f"needs {', '.join(missing)} (Debian: cmake ninja-build g++ clang libclang-rt-dev)"
+        why = f"needs {', '.join(missing)} (Debian: {PACKAGES})"
         if os.environ.get("CIFAR_DEPLOY_TOOLS") == "required":
             pytest.fail(why)
         pytest.skip(why)

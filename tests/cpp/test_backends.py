@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import CPP, RUNTIMES, Packed, cmake, need, run, without
+from building import CPP, RUNTIMES, WARNINGS, Packed, cmake, need, run, without
 
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.device import system
@@ -25,7 +25,6 @@ from cifar_deploy.engines.manifest import Gpu, refusal
 from cifar_deploy.engines.options import targets
 from cifar_deploy.export.onnx_file import PRECISIONS
 
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Werror"]
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 
 

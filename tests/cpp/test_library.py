@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from building import CPP, Packed, need, pixels_of, run
+from building import CPP, WARNINGS, Packed, need, pixels_of, run
 from PIL import Image
 
 from cifar_deploy.data import folder
@@ -22,6 +22,7 @@ from cifar_deploy.data.image import read_image, to_array
 from cifar_deploy.data.records import write_records
 from cifar_deploy.export.onnx_file import PRECISIONS
 
+WINDOWS = "x86_64-w64-mingw32-g++-posix"
 # TBB would load a library in a way that ASan forbids.
 LENIENT = {"ASAN_OPTIONS": "detect_leaks=0", "TBB_ENABLE_SANITIZERS": "1"}
 
@@ -101,16 +102,53 @@ SIZES = [(1, 1), (2, 5), (31, 33), (32, 7), (7, 32), (32, 32), (33, 32), (64, 64
 SIZES += [(640, 480), (480, 640), (1920, 9), (3, 2000), (1023, 769)]
 
 
-@pytest.mark.parametrize(("width", "height"), SIZES)
-def test_resizing_is_pythons(width: int, height: int, built: Path) -> None:
+def resizes_as_python(width: int, height: int, *probe: object) -> None:
     random = np.random.default_rng(width * height)
     noise = random.integers(0, 256, (height, width, 3), np.uint8)
     board = np.zeros((height, width, 3), np.uint8)
     board[::2, ::3] = 255  # overshoot and rounding show at the ends of the range
     for image in (noise, board):
-        raw = run(built / "probe", "resize", width, height, given=image.tobytes()).stdout
+        raw = run(*probe, "resize", width, height, given=image.tobytes()).stdout
         wanted = to_array(Image.fromarray(image))
         assert np.array_equal(pixels_of(raw)[0], wanted)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_resizing_is_pythons(width: int, height: int, built: Path) -> None:
+    resizes_as_python(width, height, built / "probe")
+
+
+@pytest.mark.skipif(
+    shutil.which(WINDOWS) is None or shutil.which("wine") is None,
+    reason="needs MinGW and Wine (Debian: g++-mingw-w64-x86-64-posix wine64)",
+)
+def test_windows_does_the_same(packed: Callable[[str], Packed], tmp_path: Path) -> None:
+    told = {"WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all", "LC_ALL": "C.UTF-8"}
+    command = [WINDOWS, "-std=c++17", "-O1", "-static", *WARNINGS, f"-I{CPP / 'include'}"]
+    for source in (CPP / "tests" / "unit.cpp", CPP / "examples" / "classify.cpp"):
+        run(*command, source, "-o", tmp_path / f"{source.stem}.exe")
+    run("wine", "unit.exe", ".", cwd=tmp_path, **told)
+    # Letters of no code page in its words, its paths and what it says.
+    shutil.copytree(packed("fp32").folder, tmp_path / "猫" / "ж")
+    for place, said in (("猫/ж", "model.onnx needs"), ("猫", "猫 has no manifest.txt")):
+        done = run("wine", "classify.exe", place, "--self-test", cwd=tmp_path, status=2, **told)
+        assert done.stderr.decode().startswith(f"classify: {said}")
+    (tmp_path / "猫" / "ж" / "labels.txt").write_text("cats\n")
+    done = run("wine", "classify.exe", "猫/ж", "--self-test", cwd=tmp_path, status=2, **told)
+    assert "classify: 猫/ж" in done.stderr.decode().replace("\\", "/")
+
+
+def test_arm_does_the_same(tmp_path: Path) -> None:
+    # There char is unsigned, and a product and a sum may be one operation with one rounding.
+    need("aarch64-linux-gnu-g++", "qemu-aarch64")
+    tests, emulated = CPP / "tests", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
+    for name, *more in (("unit",), ("probe", tests / "counting_new.cpp", "-ldl")):
+        command = ["aarch64-linux-gnu-g++", "-std=c++17", "-O2", "-pthread", *WARNINGS]
+        source, program = tests / f"{name}.cpp", tmp_path / name
+        run(*command, f"-I{CPP / 'include'}", f"-I{tests}", source, *more, "-o", program)
+    run(*emulated, tmp_path / "unit", tmp_path)
+    for width, height in SIZES:
+        resizes_as_python(width, height, *emulated, tmp_path / "probe")
 
 
 def test_classify_batch_allocates_nothing(built: Path, packed: Callable[[str], Packed]) -> None:

@@ -223,7 +223,7 @@ private:
 
     static Classifier open(const std::string& folder, const LoadOptions& options) {
         namespace fs = std::filesystem;
-        const fs::path home(folder);
+        const fs::path home = detail::path_of(folder);
         std::error_code ignored;
         if (!fs::is_directory(home, ignored)) {
             detail::fail(ErrorCode::not_found,
@@ -235,13 +235,13 @@ private:
                          folder + " has no manifest.txt, so it is no package; write one with "
                                   "`cifar-deploy package MODEL --target cpp`");
         }
-        const std::string name = (home / "manifest.txt").string();
+        const std::string name = detail::text_of(home / "manifest.txt");
         Manifest manifest = parse_manifest(
             detail::read_file(home / "manifest.txt", detail::largest_manifest), name);
         std::vector<std::string> labels = detail::parse_labels(
             detail::read_checked(home / manifest.labels, std::uintmax_t{1} << 24,
                                  manifest.labels_sha256),
-            manifest.classes, (home / manifest.labels).string());
+            manifest.classes, detail::text_of(home / manifest.labels));
         const std::string model =
             detail::read_checked(home / manifest.file, manifest.bytes, manifest.sha256);
         auto runtime = detail::make_runtime(manifest, model, options);

@@ -17,32 +17,53 @@ namespace cifar_deploy {
 inline namespace CIFAR_DEPLOY_NAMESPACE {
 namespace detail {
 
+// All texts of this library are UTF-8, also the paths that it takes and names. On Windows the narrow
+// paths of the standard library are in the system's code page, which lacks letters.
+inline std::filesystem::path path_of(const std::string& text) {
+#if defined(_WIN32) && defined(__cpp_char8_t)
+    return std::filesystem::path(std::u8string(text.begin(), text.end()));
+#elif defined(_WIN32)
+    return std::filesystem::u8path(text);
+#else
+    return std::filesystem::path(text);
+#endif
+}
+
+inline std::string text_of(const std::filesystem::path& path) {
+#ifdef _WIN32
+    const auto text = path.u8string();
+    return std::string(text.begin(), text.end());
+#else
+    return path.string();
+#endif
+}
+
 // The bytes of the regular file at `path`. Throws Error where there is none, or it has more than
 // `largest` bytes.
 inline std::string read_file(const std::filesystem::path& path, std::uintmax_t largest) {
     std::error_code failure;
     const auto status = std::filesystem::status(path, failure);
     if (status.type() == std::filesystem::file_type::not_found) {
-        fail(ErrorCode::not_found, "cannot read " + path.string() + ": no such file");
+        fail(ErrorCode::not_found, "cannot read " + text_of(path) + ": no such file");
     }
     if (!failure && !std::filesystem::is_regular_file(status)) {
-        fail(ErrorCode::not_found, "cannot read " + path.string() + ": it is not a file");
+        fail(ErrorCode::not_found, "cannot read " + text_of(path) + ": it is not a file");
     }
     const std::uintmax_t size = std::filesystem::file_size(path, failure);
     std::ifstream file(path, std::ios::binary);
     if (failure || !file) {
         fail(ErrorCode::not_found,
-             "cannot read " + path.string() + ": see that it exists and that you may read it");
+             "cannot read " + text_of(path) + ": see that it exists and that you may read it");
     }
     if (size > largest) {
-        fail(ErrorCode::bad_package, path.string() + " has " + std::to_string(size) +
+        fail(ErrorCode::bad_package, text_of(path) + " has " + std::to_string(size) +
                                          " bytes, more than the " + std::to_string(largest) +
                                          " that it can have; package the model again");
     }
     std::string bytes(static_cast<std::size_t>(size), '\0');
     file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     if (!file) {
-        fail(ErrorCode::not_found, "cannot read all of " + path.string() + "; try again");
+        fail(ErrorCode::not_found, "cannot read all of " + text_of(path) + "; try again");
     }
     return bytes;
 }
@@ -57,7 +78,7 @@ inline std::string read_checked(const std::filesystem::path& path, std::uintmax_
     std::string bytes = too_large ? std::string() : read_file(path, largest);
     if (too_large || sha256_hex(bytes) != sha256) {
         fail(ErrorCode::changed_file,
-             path.string() + " is not the file that manifest.txt speaks of (sha256 differs): it "
+             text_of(path) + " is not the file that manifest.txt speaks of (sha256 differs): it "
                              "was changed or cut short; copy the package anew or package again");
     }
     return bytes;

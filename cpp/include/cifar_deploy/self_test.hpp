@@ -31,7 +31,7 @@ struct SelfTest {
 inline SelfTest self_test(Classifier& classifier) {
     const Manifest& manifest = classifier.manifest();
     const std::size_t count = manifest.vectors_count;
-    const auto home = std::filesystem::path(classifier.folder()) / "vectors";
+    const auto home = detail::path_of(classifier.folder()) / "vectors";
     if (count == 0) {
         detail::fail(ErrorCode::not_found, classifier.folder() +
                                                " holds no test vectors (vectors_count); package "
@@ -45,7 +45,7 @@ inline SelfTest self_test(Classifier& classifier) {
     const std::string logits = detail::read_checked(home / "logits.f32", logits_size,
                                                     manifest.vectors_logits_sha256);
     if (images.size() != images_size || logits.size() != logits_size) {
-        detail::fail(ErrorCode::bad_package, home.string() +
+        detail::fail(ErrorCode::bad_package, detail::text_of(home) +
                                                  " has not the sizes that manifest.txt speaks of; "
                                                  "package the model again");
     }

@@ -102,6 +102,11 @@ private:
             ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
             // Else a processor with bf16 would round more than the file that was validated.
             ov::hint::inference_precision(ov::element::f32)};
+#if defined(__aarch64__) || defined(_M_ARM64) || defined(__arm__)
+        // On ARM its 8 bits are experimental: 2026.4 makes linear layers of them that are wrong
+        // (github.com/openvinotoolkit/openvino/pull/36764). It computes in fp32 what the file rounds.
+        properties["LP_TRANSFORMS_MODE"] = std::string("NO");
+#endif
         if (options.threads != 0) {
             properties.insert(
                 ov::inference_num_threads(static_cast<std::int32_t>(options.threads)));

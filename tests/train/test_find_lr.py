@@ -55,7 +55,8 @@ def test_it_is_of_whole_images(make_job: MakeJob, monkeypatch: pytest.MonkeyPatc
         real(trainer)
 
     monkeypatch.setattr(Trainer, "step", looking)
-    find_lr.find(make_job("schedule.first_size=16", network="cnn9"), 1e-4, 0.1, 12)
+    job = make_job("schedule.first_size=16", "train.batch_size=20", network="cnn9")
+    find_lr.find(job, 1e-4, 0.1, 12)
     assert seen == {32}
 
 

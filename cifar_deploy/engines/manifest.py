@@ -113,7 +113,7 @@ def library(manifest: Json) -> str:
 
 
 def runs_on(manifest: Json) -> str:
-    """The GPUs that an engine is for, in words."""
+    """The GPUs that an engine is for, in words, and the system where it is bound to one."""
     title = library(manifest)
     if targets := _listed(manifest, "targets"):
         return f"compute capability {', '.join(targets)}, as asked"
@@ -123,11 +123,12 @@ def runs_on(manifest: Json) -> str:
     if manifest["flavour"] == RTX or not isinstance(built, dict):
         return f"GPUs that {title} supports"
     here, compatibility = built.get("compute_capability"), manifest.get("hardware_compatibility")
+    place = f", {system}" if (system := manifest.get("system")) else ""
     if compatibility == "ampere+":
-        return "Ampere and later"
+        return f"Ampere and later{place}"
     if compatibility is not None:
-        return f"compute capability {here}"
-    return f"{built.get('name')}, compute capability {here}"
+        return f"compute capability {here}{place}"
+    return f"{built.get('name')}, compute capability {here}{place}"
 
 
 def _listed(manifest: Json, key: str) -> list[str]:

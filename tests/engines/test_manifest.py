@@ -202,6 +202,7 @@ def test_the_advice_is_what_the_library_takes(rtx: Flavour) -> None:
         ),
         ({**RTX, "targets": ["8.6", "12.0"]}, "compute capability 8.6, 12.0, as asked"),
         (TRT, "NVIDIA L4, compute capability 8.9"),
+        ({**TRT, "system": "Linux x86_64"}, "NVIDIA L4, compute capability 8.9, Linux x86_64"),
         ({**TRT, "hardware_compatibility": "same-compute-capability"}, "compute capability 8.9"),
         ({**TRT, "hardware_compatibility": "ampere+"}, "Ampere and later"),
         ({"flavour": "tensorrt"}, "GPUs that TensorRT supports"),

@@ -71,6 +71,8 @@ def export_onnx(
         _check_range(model, trained, folder.weights)
     if batch:
         _fix(model, batch)
+    # The oldest that has its operators: torch notes a later one, which older runtimes refuse.
+    model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
     facts: Json = {
         "model": folder.name,
         "network": trained.name,

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import cifar_deploy
 from cifar_deploy import store
+from cifar_deploy.cli import app
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import export_onnx
@@ -195,6 +197,26 @@ def test_the_builds_of_engines_are_timed(call: Any, tmp_path: Path, rtx: Flavour
         assert all(0 < seconds < 600 for seconds in row["build_seconds"])
     assert found["rows"][1]["bytes"] < found["rows"][0]["bytes"]
     assert said.count("| `simple_cnn` |") == 2
+
+
+def test_versions_of_runtimes_are_compared(
+    call: Any, own_cnn: store.ModelFolder, tmp_path: Path
+) -> None:
+    packed = CliRunner().invoke(app, ["package", str(own_cnn.path), "--unproved"])
+    assert packed.exit_code == 0, packed.output
+    package = "simple_cnn-package"
+    runtimes = ("--runtime", "onnxruntime", "onnxruntime==0.0.1")
+    said = call("runtime_versions", package, *runtimes, "--json", "versions.json")
+    here, nowhere = json.loads((tmp_path / "versions.json").read_text())["rows"]
+    assert here["sha256"] == store.sha256_of(own_cnn.onnx("fp32"))
+    assert (here["same_top1"], here["images"], here["max_logit_difference"]) == (64, 64, 0.0)
+    assert "No matching distribution" in nowhere["error"]
+    assert f"| onnxruntime {here['version']} | 64 of 64, 0 |" in said
+    # A file that is none is an error of the row.
+    (tmp_path / package / "model.onnx").write_bytes(b"none")
+    call("runtime_versions", package, "--runtime", "onnxruntime", "--json", "versions.json")
+    (row,) = json.loads((tmp_path / "versions.json").read_text())["rows"]
+    assert "simple_cnn-package/model.onnx" in row["error"]
 
 
 def test_the_ways_of_the_cuda_provider_want_a_gpu() -> None:

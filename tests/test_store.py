@@ -74,6 +74,9 @@ def test_the_old_file_stands_until_the_block_ends(tmp_path: Path) -> None:
         part.write_text("new")
         assert file.read_text() == "old"
     assert file.read_text() == "new"
+    with file.open() as reading:  # who began before goes on with the whole old one
+        store.write_text(file, "newer")
+        assert reading.read() == "new"
 
 
 def test_what_has_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-class FakeRuntime final : public cifar_deploy::detail::Runtime {
+class FakeRuntime : public cifar_deploy::detail::Runtime {
 public:
     FakeRuntime(std::size_t pixels, std::size_t classes) : pixels_(pixels), classes_(classes) {}
 
@@ -34,6 +34,7 @@ public:
                 logits_[i * classes_ + c] = static_cast<float>(images[i * pixels_ + c]) / 8;
             }
         }
+        if (bad.first < batch * classes_) logits_[bad.first] = bad.second;
         if (broken) logits_[0] = std::numeric_limits<float>::quiet_NaN();
         return logits_.data();
     }
@@ -42,6 +43,7 @@ public:
     std::vector<std::size_t> ran;
     std::size_t most = std::numeric_limits<std::size_t>::max();
     bool broken = false;
+    std::pair<std::size_t, float> bad{std::numeric_limits<std::size_t>::max(), 0.F};  // a logit
 
 private:
     std::size_t pixels_;

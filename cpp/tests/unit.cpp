@@ -4,6 +4,8 @@
 #include <cifar_deploy/self_test.hpp>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +15,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -175,7 +178,13 @@ void test_manifest() {
     EXPECT(refused(with(lines, "sha256", std::string(63, 'a')), "no sha256"));
     EXPECT(refused(with(lines, "sha256", std::string(64, 'A')), "no sha256"));
     EXPECT(refused(with(lines, "labels_sha256", std::string(64, 'g')), "no sha256"));
+    EXPECT(refused(with(lines, "min_batch", "0"), "min_batch is '0'"));
     EXPECT(refused(with(lines, "fixed_batch", "4"), "not the same as min_batch"));
+    Lines four = with(with(lines, "fixed_batch", "4"), "min_batch", "4");
+    four = with(four, "max_batch", "4");
+    EXPECT(cifar_deploy::parse_manifest(joined(four)).fixed_batch == 4);
+    EXPECT(refused(with(four, "min_batch", "1"), "not the same as min_batch"));
+    EXPECT(refused(with(four, "max_batch", "8"), "not the same as min_batch"));
     EXPECT(refused(with(engine_lines(), "min_batch", "2000"), "less than min_batch"));
     for (const char* bad : {"1:2", "1", "3:2:4", "1:5:4", "0:1:2", "1:2:3:4", "::", "a:b:c"}) {
         EXPECT(refused(with(engine_lines(), "profiles", bad), "profiles"));
@@ -203,6 +212,7 @@ void test_manifest() {
     for (const char* key : {"test_right", "test_margin", "test_from", "test_sha256"}) {
         EXPECT(refused(without(tested, key), std::string(key) + " is missing"));
     }
+    EXPECT(refused(with(tested, "test_margin", "101"), "not between 0 and 100"));
     EXPECT(refused(with(tested, "test_right", "101"), "not between 0 and 100"));
     EXPECT(refused(with(tested, "test_count", "0"), "test_count is '0'"));
     EXPECT(refused(with(tested, "test_sha256", "d"), "test_sha256 is 'd', which is no sha256"));
@@ -468,6 +478,17 @@ void test_bad_arguments() {
     runtime->broken = true;
     EXPECT(refuses(ErrorCode::runtime, "no finite number",
                    [&] { broken.classify(pixels, 32, 32); }));
+    runtime->broken = false;
+    const float infinite = std::numeric_limits<float>::infinity();
+    for (const float bad : {infinite, -infinite, std::numeric_limits<float>::quiet_NaN()}) {
+        runtime->bad = {7, bad};  // the last class of the second image
+        EXPECT(refuses(ErrorCode::runtime, "image 1: model.onnx gave a logit that is no finite", [&] {
+            broken.classify_batch({images.data(), 2}, {predictions.data(), 2});
+        }));
+    }
+    EXPECT(refuses(bad_argument, "2 images and 3 predictions", [&] {
+        broken.classify_batch({images.data(), 2}, {predictions.data(), 3});
+    }));
     EXPECT(refuses(bad_argument, "needs a runtime", [] {
         Classifier("nowhere", fake_manifest(), {"a", "b", "c", "d"}, nullptr);
     }));
@@ -480,6 +501,37 @@ void test_bad_arguments() {
     predictions.resize(100);
     unlimited.classify_batch(images, predictions);
     EXPECT(predictions[99].index == 3);
+}
+
+// Tells whether it was run twice at once.
+class Alone : public FakeRuntime {
+public:
+    explicit Alone(std::atomic<bool>& met) : FakeRuntime(32 * 32 * 3, 4), met_(&met) {}
+    const float* run(std::size_t batch) override {
+        if (inside_.fetch_add(1) != 0) *met_ = true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        inside_.fetch_sub(1);
+        return FakeRuntime::run(batch);
+    }
+
+private:
+    std::atomic<bool>* met_;
+    std::atomic<int> inside_{0};
+};
+
+void test_threads_take_turns() {
+    std::atomic<bool> met{false};
+    auto runtime = std::make_unique<Alone>(met);
+    runtime->ran.reserve(64);
+    Classifier classifier("nowhere", fake_manifest(), {"cat", "dog", "bird", "frog"},
+                          std::move(runtime));
+    const auto rgb = picture(32, 32);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+        threads.emplace_back([&] { classifier.classify(rgb.data(), 32, 32); });
+    }
+    for (std::thread& one : threads) one.join();
+    EXPECT(!met);
 }
 
 // --- load ---------------------------------------------------------------------------------------
@@ -561,9 +613,11 @@ void test_load(const fs::path& home) {
 
 void test_self_test(const fs::path& home) {
     fs::create_directories(home / "vectors");
-    Manifest manifest = fake_manifest(2);
+    Manifest manifest = fake_manifest(2, 2);  // so the three are two batches
     manifest.vectors_count = 3;
-    const auto rgb = picture(2, 6);  // three images of 2 x 2
+    auto rgb = picture(2, 6);  // three images of 2 x 2
+    rgb[14] = rgb[15] = 250;  // bird and frog alike in image 1
+    rgb[24] = 0;              // a logit of 0 in image 2
     const std::string images(rgb.begin(), rgb.end());
     std::string logits;
     for (std::size_t i = 0; i < 3; ++i) {
@@ -601,9 +655,20 @@ void test_self_test(const fs::path& home) {
                                  std::string::npos);
     EXPECT(test(changed(6, 0.04F), "fp16").passed);
     EXPECT(!test(changed(6, 6.0F), "fp16").passed);
+    EXPECT(test(changed(6, 1.5F), "fp16").passed && !test(changed(6, 2.0F), "fp16").passed);
+    EXPECT(test(changed(8, 0.04F), "fp16").passed && !test(changed(8, 0.06F), "fp16").passed);
+    EXPECT(test(changed(6, 0.4F), "int8").passed && !test(changed(6, 0.6F), "int8").passed);
+    // Each logit is near enough, and yet another class is the first by more than that.
+    logits = changed(6, -0.0009F);
+    result = test(changed(7, 0.0009F), "fp32");
+    EXPECT(!result.passed);
+    EXPECT(result.text.find("it is taken for bird, not for frog") != std::string::npos);
     EXPECT(!test(changed(6, std::numeric_limits<float>::quiet_NaN()), "fp16").passed);
     EXPECT(refuses(bad_package, "has not the sizes",
                    [&] { test(logits.substr(0, 44), "fp32"); }));
+    write(home / "vectors" / "images.rgb", images.substr(0, 24));
+    manifest.vectors_images_sha256 = sha256_hex(images.substr(0, 24));
+    EXPECT(refuses(bad_package, "has not the sizes", [&] { test(logits, "fp32"); }));
     write(home / "vectors" / "images.rgb", "other");
     EXPECT(refuses(ErrorCode::changed_file, "images.rgb is not the file",
                    [&] { test(logits, "fp32"); }));
@@ -765,6 +830,7 @@ int main(int count, char** words) {
     test_pixels();
     test_sizes_that_the_file_takes();
     test_bad_arguments();
+    test_threads_take_turns();
     test_load(home / "cifar_deploy_unit_load");
     test_self_test(home / "cifar_deploy_unit_vectors");
     test_evaluation();

@@ -32,3 +32,9 @@ def test_a_median_is_slower_by_its_share_of_the_one_before(tmp_path: Path) -> No
         f"Against {path}: 2 of 1 rows, their medians 0.50 to 1.25 times as long.",
         "m, m.onnx, batch 8: SLOWER by 25 %: 2.5 ms at the median, 2 then",
     ]
+
+    (said,) = baseline.to_json(before, found, 24)["rows"]
+    assert said == {
+        **{"model": "m", "name": "m.onnx", "batch": 8},
+        **{"before_p50": 2.0, "now_p50": 2.5, "slower_percent": pytest.approx(25)},
+    }

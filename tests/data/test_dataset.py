@@ -10,6 +10,7 @@ import torch
 from cifar_deploy.data.dataset import Dataset, Split, balance, tally
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.data.doubts import doubtful
+from cifar_deploy.errors import UserError
 
 
 def test_real_statistics(real_data: Dataset) -> None:
@@ -62,6 +63,9 @@ def test_a_spread_and_what_it_leaves_are_all(small_data: Dataset) -> None:
         assert sorted([*spread.labels, *left.labels]) == list(range(count))
         for part in (spread, left):
             assert (part.images == images[part.labels]).all()
+        if len(spread) > 1:  # a folder has its classes one after another
+            assert np.diff(spread.labels).max() <= -(-count // len(spread))
+            assert spread.labels[-1] >= count - -(-count // len(spread))
 
 
 def test_the_checksum_sees_every_pixel_and_label(small_data: Dataset) -> None:
@@ -143,3 +147,37 @@ def test_the_digest_of_a_set_knows_images_and_labels_and_no_order() -> None:
     each = [images[i].tobytes() + int(labels[i]).to_bytes(4, "little") for i in range(5)]
     text = "".join(sorted(hashlib.sha256(one).hexdigest() for one in each))
     assert split.set_sha256() == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_classes_are_the_same_in_the_same_order(small_data: Dataset) -> None:
+    small_data.expect_classes("m", small_data.classes)
+    for other in (small_data.classes[::-1], (*small_data.classes[:-1], "zebra")):
+        with pytest.raises(UserError, match="m was trained on the classes"):
+            small_data.expect_classes("m", other)
+
+
+def test_the_checksum_sees_labels_beyond_a_byte() -> None:
+    def checksum(label: int) -> str:
+        split = Split(np.zeros((1, 32, 32, 3), np.uint8), np.array([label]))
+        return Dataset("d", "o", tuple(map(str, range(300))), split, split, "v").sha256()
+
+    assert checksum(43) != checksum(299)
+
+
+def test_the_test_images_are_known_again(small_data: Dataset) -> None:
+    seen = {
+        "test_sha256": small_data.test_sha256(),
+        "origin": str(Path(small_data.origin).resolve()),
+    }
+    less = dataclasses.replace(small_data, test=small_data.test.first(499))
+    fewer = dataclasses.replace(small_data, train=small_data.train.first(99))
+    assert [one.same_test(seen) for one in (small_data, less, fewer)] == [True, False, True]
+    told = [bool(one.changed("m", seen)) for one in (small_data, less, fewer)]
+    assert told == [False, True, False]
+    assert less.changed("m", {**seen, "origin": "/elsewhere"}) == ""
+    assert small_data.same_test({}) is None
+
+
+def test_the_first_images_have_their_names() -> None:
+    split = Split(np.zeros((3, 32, 32, 3), np.uint8), np.arange(3), ("a/1", "a/2", "b/1"))
+    assert split.first(2).names == ("a/1", "a/2")

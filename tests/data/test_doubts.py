@@ -36,8 +36,8 @@ def test_test_images_that_are_training_images_are_counted(
 
 def test_images_of_one_colour_are_counted(picture_folder: Callable[..., Path]) -> None:
     place = picture_folder("icons")
-    drawn = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    drawn.paste((0, 0, 0, 255), (16, 16, 48, 48))  # black on nothing
+    drawn = Image.new("RGBA", (64, 64), (200, 0, 0, 0))
+    drawn.paste((200, 0, 0, 255), (16, 16, 48, 48))  # red on nothing
     drawn.save(place / "train/ant/icon.png")
     (said,) = doubts(folder.read(place))
     assert "training images have one colour only (ant/icon.png): transparency" in said
@@ -52,6 +52,9 @@ def test_what_is_not_used_is_told(picture_folder: Callable[..., Path]) -> None:
     (place / "train/notes.txt").touch()
     unused, loose = doubts(folder.read(place))
     assert unused == f"{place / 'val'} is not used, since there is {place / 'test'}, but by {TRAIN}"
+    (place / "val/notes.txt").touch()
+    (seen,) = (line for line in doubts(folder.read(place), val=True) if str(place / "val") in line)
+    assert seen == f"1 files in {place / 'val'} itself, in no class, are not used"
     assert loose == f"1 files in {place / 'train'} itself, in no class, are not used"
 
 

@@ -107,3 +107,38 @@ def test_the_command_is_told_and_does_it(
     status, out, _ = run("data", "--data-dir", flat, "--split", tmp_path / "new")
     assert status == 0
     assert "train     16 images: ant 8, bee 8" in out
+
+
+def test_a_fifth_and_at_least_one_whatever_they_are_called(
+    picture_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    place = picture_folder("many", train=20) / "train"
+    for n in range(3, 20):
+        (place / f"bee/{n}.png").unlink()
+    split(place, tmp_path / "new")
+    labels = folder.read(tmp_path / "new").test.labels
+    assert sorted(labels.tolist()) == [0, 0, 0, 0, 1]
+    before = {path.read_bytes() for path in (tmp_path / "new/test").rglob("*.png")}
+    for n in range(20):
+        (place / f"ant/{n}.png").rename(place / f"ant/{chr(122 - n)}.png")
+    split(place, tmp_path / "renamed")
+    assert {path.read_bytes() for path in (tmp_path / "renamed/test").rglob("*.png")} == before
+
+
+def test_links_are_no_way_around_what_is_refused(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="it is there already"):
+        split(flat, tmp_path / "gone")
+    (tmp_path / "other").symlink_to(flat)
+    with pytest.raises(UserError, match=r"it would be in .*pets itself"):
+        split(flat, tmp_path / "other" / "new")
+    shutil.rmtree(flat / "bee")
+    with pytest.raises(UserError, match="does not have two class folders"):
+        split(flat, tmp_path / "new")
+
+
+def test_a_link_to_an_image_becomes_the_image(flat: Path, tmp_path: Path) -> None:
+    (flat / "ant/0.png").rename(tmp_path / "elsewhere.png")
+    (flat / "ant/0.png").symlink_to("../../elsewhere.png")
+    split(flat, tmp_path / "deep" / "new")
+    assert len(folder.read(tmp_path / "deep" / "new").train) == 16

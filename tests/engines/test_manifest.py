@@ -161,6 +161,7 @@ def test_why_an_engine_cannot_run_here(
         (RTX, "1.7.2.1", ADA),
         ({**RTX, "targets": ["8.6", "8.9"]}, "1.7.1.116", ADA),
         (TRT, "10.13.2.6", L4),
+        ({**TRT, "version_compatible": True}, "10.13.2.6", L4),
         ({**TRT, "version_compatible": True}, "10.15.0.1", L4),
         ({**TRT, "version_compatible": True}, "11.1.0.106", L4),
         ({**TRT, "hardware_compatibility": "same-compute-capability"}, "10.13.2.6", ADA),
@@ -214,3 +215,14 @@ def test_what_an_engine_is_for_is_told(manifest: dict[str, Any], said: str) -> N
 
 def test_the_manifest_beside_it_is_json(kept: Path) -> None:
     assert json.loads(manifest_path(kept).read_text())["file"] == kept.name
+
+
+def test_it_is_the_bytes_that_will_be_loaded_which_are_checked(kept: Path) -> None:
+    raw = kept.read_bytes()
+    with pytest.raises(UserError, match="sha256 differs"):
+        read(kept, raw=raw[:-1] + b"x")
+    kept.write_bytes(b"of another export by now")
+    assert read(kept, raw=raw)["tensorrt"] == "1.7.1.116"
+    assert read(kept, True, raw)["flavour"] == "tensorrt-rtx"
+    manifest_path(kept).unlink()
+    assert read(kept, True, raw) == {"flavour": "tensorrt-rtx"}

@@ -75,6 +75,11 @@ def test_what_rtx_cannot_do_without_a_gpu_is_refused(
         check(Options(**asked), rtx, gpu=False)
 
 
+def test_what_tensorrt_alone_can_do_passes(rtx: Flavour) -> None:
+    asked = Options(timing_cache=Path("t"), version_compatible=True, workspace=1 << 24)
+    check(asked, Flavour("tensorrt", rtx.module), gpu=True)
+
+
 def test_what_it_can_do_passes(rtx: Flavour) -> None:
     check(Options(), rtx, gpu=False)
     check(Options(workspace=64, level=5, compute_capabilities=("8.6", "12.0")), rtx, gpu=False)

@@ -153,6 +153,14 @@ class WeightRead(nn.Module):
         return y
 
 
+class OfTheBatch(nn.Sequential):
+    """Without running statistics it takes those of each batch."""
+
+    def __init__(self) -> None:
+        plain = nn.BatchNorm2d(4, track_running_stats=False)
+        super().__init__(nn.Conv2d(3, 4, 3), plain)
+
+
 class OtherChannels(nn.Module):
     """Batch norm over the tokens, not over the linear layer's outputs."""
 
@@ -174,6 +182,7 @@ class OtherChannels(nn.Module):
         (CalledTwice, []),
         (WeightRead, []),
         (OtherChannels, []),
+        (OfTheBatch, []),
     ],
 )
 def test_what_cannot_be_folded_stays(kind: Callable[..., nn.Module], arguments: list[str]) -> None:

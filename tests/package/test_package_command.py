@@ -864,3 +864,13 @@ def test_an_engine_is_proved_and_packaged_where_there_is_a_gpu(
     loaded = load(package)
     assert loaded.classes == dataset.classes
     assert np.abs(loaded.logits(images.reshape(64, 32, 32, 3)) - wanted).max() < 1e-2
+
+
+def test_an_engine_takes_the_batches_of_all_its_profiles(
+    run: Run, engine: Callable[..., Path]
+) -> None:
+    sizes = [{"min": 8, "opt": 8, "max": 16}, {"min": 1, "opt": 1, "max": 1}]
+    engine(profiles=[*sizes, {"min": 2, "opt": 32, "max": 64}])
+    run("package", NAME, "--format", "trt", "--precision", "fp16", "--unproved", "--out", "all")
+    told = Path("all/manifest.txt").read_text().splitlines()
+    assert {"min_batch 1", "max_batch 64", "profiles 8:8:16 1:1:1 2:32:64"} <= set(told)

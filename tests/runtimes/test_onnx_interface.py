@@ -407,3 +407,25 @@ def test_who_takes_a_foreign_graph_is_told(tmp_path: Path) -> None:
         match="only validate, layers, profile, and benchmark without --scenario, take this",
     ):
         inspect(path)
+
+
+def stored(tmp_path: Path, *weights: npt.NDArray[Any]) -> str:
+    model = build()
+    model.graph.initializer.extend(
+        numpy_helper.from_array(weight, f"more{i}") for i, weight in enumerate(weights)
+    )
+    return str(inspect(written(tmp_path, model))["precision"])
+
+
+def test_precision_is_the_lowest_of_filters_and_matrices(tmp_path: Path) -> None:
+    half, eight = np.zeros((3, 4), np.float16), np.zeros((4, 3), np.int8)
+    assert stored(tmp_path, half[0], eight[0], np.float16(1)) == "fp32"  # of no matrix
+    assert stored(tmp_path, half) == "fp16"
+    assert stored(tmp_path, np.zeros((2, 2, 3, 3), np.float32), half) == "fp16"
+    assert stored(tmp_path, half, eight) == "int8"
+
+
+@pytest.mark.parametrize("shape", [["n", 32, 16, 3], ["n", 16, 32, 3], ["n", 32, 32, 3, 1]])
+def test_sides_are_both_32(tmp_path: Path, shape: list[Any]) -> None:
+    with pytest.raises(UserError, match="a deployment graph takes uint8"):
+        inspect(written(tmp_path, build((("x", TensorProto.UINT8, shape),))))

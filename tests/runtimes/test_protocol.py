@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from cifar_deploy.data.dataset import Images
-from cifar_deploy.runtimes.protocol import ANY, BATCH, Logits, in_batches
+from cifar_deploy.runtimes.protocol import (
+    ANY,
+    BATCH,
+    Logits,
+    in_batches,
+    takes,
+    unversioned,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +43,10 @@ def test_only_batches_that_are_taken(batches: list[range], count: int, sizes: li
         in_batches(answer, images, batches), images[:, 0, 0, :2].astype(np.float32)
     )
     assert run == sizes
+
+
+def test_a_batch_of_any_profile_is_taken() -> None:
+    batches = [range(1, 9), range(64, 65)]
+    assert [takes(batches, batch) for batch in (1, 8, 9, 64)] == [True, True, False, True]
+    assert words(batches) == "1 to 8, 64"
+    assert unversioned("TensorRT for RTX 1.7.1.116") == "TensorRT for RTX"

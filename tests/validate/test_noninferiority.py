@@ -202,6 +202,7 @@ def test_the_worst_class_loses_the_largest_share_and_too_much_for_one_of_many() 
 
     assert score_bound(5, 0, 100, -Z95) > 0.01  # of one class it would be too much
     assert worst(*[(100, 0, 0)] * 9, (100, 5, 0)) is None
+    assert worst(*[(100, 0, 0)] * 9, (100, 7, 0)) is None  # of five of them it would be
     assert worst(*[(100, 0, 0)] * 9, (100, 9, 0)) == 9
     assert worst((400, 60, 0), (100, 40, 0), (100, 70, 50), (0, 0, 0)) == 1
 
@@ -210,3 +211,13 @@ def test_a_margin_of_nothing_is_never_passed_by_equals() -> None:
     equal = judged(10_000, 0, 0, 0.0)
     assert equal.verdict == INCONCLUSIVE
     assert equal.images_needed is None
+
+
+def test_images_needed_where_what_is_lost_is_regained() -> None:
+    few = judged(1_000, 20, 19, 0.005)  # 2 points lost, and 0.1 in all
+    assert few.verdict == INCONCLUSIVE
+    assert few.images_needed
+    times = few.images_needed // 1_000
+    assert judged(1_000 * times, 20 * times, 19 * times, 0.005).verdict == INCONCLUSIVE
+    times += 1
+    assert judged(1_000 * times, 20 * times, 19 * times, 0.005).verdict == PASS

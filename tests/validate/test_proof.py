@@ -1,6 +1,7 @@
 """Which proofs are written, kept and taken away."""
 
 import dataclasses
+import math
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -25,13 +26,19 @@ def test_a_proof_is_of_what_was_judged_and_the_latest_of_its_place(
     assert proof.write(judgement, own) == [proof_path(file)]
     (found,) = read_proofs(file, own[file])
     before, there = found | {"runtime": "ONNX Runtime 1.9.0"}, found | {"provider": "other"}
-    write_json(proof_path(file), {"proofs": [before, there]})
+    again, elsewhere = (found | {"device": name} for name in ("Some CPU, 8 threads", "Other CPU"))
+    write_json(proof_path(file), {"proofs": [before, again, there, elsewhere]})
     proof.write(judgement, own)
-    assert [kept["runtime"] for kept in read_proofs(file, own[file])] == 2 * [found["runtime"]]
+    *others, latest = read_proofs(file, own[file])
+    assert others == [there, elsewhere]
+    assert latest["runtime"] == found["runtime"]
     # One that could not be run here keeps what was found elsewhere; one without answers does not.
     for ran in (False, True):
         lost = (Unusable(str(file), "why", ran=ran),)
-        proof.write(dataclasses.replace(judgement, rows=judgement.rows[:1], unusable=lost), own)
+        without = dataclasses.replace(judgement, rows=judgement.rows[:1], unusable=lost)
+        proof.write(without, {})  # of another model's it is not said
+        assert proof_path(file).exists()
+        proof.write(without, own)
         assert proof_path(file).exists() is not ran
 
 
@@ -62,3 +69,29 @@ def test_two_at_once_lose_no_proof(
         proof.write(first, own)
     assert began[0].result() == [proof_path(file)]
     assert [kept["provider"] for kept in read_proofs(file, own[file])] == [row.provider, "b"]
+
+
+def test_a_proof_has_the_figures_of_its_own_file_and_of_nothing_put_before_it(
+    make_judgement: MakeJudgement, small_data: Dataset, tmp_path: Path
+) -> None:
+    file, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    for path in (file, other):
+        path.write_bytes(b"judged")
+    own = {file: sha256_of(file)}
+    answers = small_data.test.labels.copy()
+    answers[:2] = (answers[:2] + 1) % 10
+    judgement = make_judgement(dict.fromkeys(map(str, (file, other)), answers))
+    judgement.facts["data"]["test_set_of_training"] = True
+    reference, row, more = judgement.rows
+    assert row.comparison
+    row = dataclasses.replace(row, largest_difference=math.inf)
+    before = dataclasses.replace(row, addition="takes float32: here a mean is put before it")
+    assert proof.write(dataclasses.replace(judgement, rows=(reference, before)), own) == []
+    assert proof.write(dataclasses.replace(judgement, rows=(reference, row, more)), own) == [
+        proof_path(file)
+    ]
+    (found,) = read_proofs(file, own[file])
+    assert (found["lost"], found["gained"], found["largest_logit_difference"]) == (2, 0, None)
+    assert (found["accuracy"], found["reference_accuracy"]) == (0.996, 1.0)
+    assert found["margin_points"] == 1
+    assert found["upper_bound_of_loss_points"] == pytest.approx(100 * row.comparison.upper)

@@ -18,7 +18,7 @@ from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import table
 from cifar_deploy.validate.judge import Judgement, Options, Reference, judge, to_json
 from cifar_deploy.validate.latency import Speed
-from cifar_deploy.validate.noninferiority import INCONCLUSIVE
+from cifar_deploy.validate.noninferiority import INCONCLUSIVE, compare
 
 
 def printed(judgements: list[Judgement], width: int) -> str:
@@ -163,6 +163,7 @@ def test_notes(judgements: list[Judgement]) -> None:
     said = inconclusive.rpartition("; it would pass with --max-drop ")[2]
     enough = float(said.split("; `cifar-deploy layers")[0])  # which is told where the files are
     assert upper <= enough < upper + 0.01
+    assert f"; the loss is at most {upper:.3f} points (95 %), the margin 1; " in inconclusive
     assert fail.startswith("simple_cnn.fp32.onnx: FAIL: 500 images lost and 0 gained")
     assert unusable == "cut.onnx: cut.onnx is truncated; export it again"
 
@@ -299,3 +300,66 @@ def test_every_data_set_is_named(make_judgement: MakeJudgement, small_data: Data
     judgements[2].facts["data"] |= {"name": "garden", "images": 30}
     said = table.notes(judgements)[0]
     assert said.startswith("500 test images of synthetic, 30 test images of garden; Some CPU")
+
+
+def test_each_figure_is_of_its_own(judgements: list[Judgement]) -> None:
+    file = judgements[0].rows[1]
+    assert file.speed
+    other = dataclasses.replace(file.speed.smallest.latency, p50=9.0, p99=9.0)
+    smallest = dataclasses.replace(file.speed.smallest, compute=other, end_to_end=other)
+    speed = dataclasses.replace(file.speed, smallest=smallest)
+    row = dataclasses.replace(file, agreement=0.5, largest_difference=0.0625, speed=speed)
+    cells = table.cells(judgements[0], row)
+    assert cells[2:8] == ["99.40", "-0.60", "50.00", "0.062", "0.20", "0.24"]
+
+
+def test_what_is_gained_in_a_class_counts_in_its_points(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    labels = small_data.test.labels
+    third = np.flatnonzero(labels == 3)
+    theirs, ours = labels.copy(), labels.copy()
+    theirs[[third[0], *np.flatnonzero(labels == 4)[:8]]] = ours[third[1:13]] = 5
+    judgement = make_judgement({"some.onnx": ours})
+    reference, row = judgement.rows
+    row = dataclasses.replace(row, comparison=compare(theirs == labels, ours == labels, 0.01))
+    reference = dataclasses.replace(reference, predictions=theirs)
+    judgement = dataclasses.replace(judgement, rows=(reference, row))
+    (said,) = (line for line in table.remarks([judgement]) if "loses most in one class" in line)
+    assert f"{100 * 11 / len(third):.2g} points of {len(third)}" in said
+    assert "(12 lost, 1 gained)" in said
+
+
+def test_the_lowest_latency_is_of_the_smallest_batch_and_the_most_images_of_the_best(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    judgement = make_judgement(dict.fromkeys(("a.onnx", "b.onnx"), small_data.test.labels))
+    reference, one, eight = judgement.rows
+    assert one.speed
+    assert eight.speed
+    fast = dataclasses.replace(one.speed.smallest.latency, p50=0.01)
+    smallest = dataclasses.replace(
+        eight.speed.smallest, batch=8, latency=fast, images_per_second=1e6
+    )
+    speed = dataclasses.replace(eight.speed, smallest=smallest)
+    rows = (
+        dataclasses.replace(reference, speed=None),
+        one,
+        dataclasses.replace(eight, speed=speed),
+    )
+    said = table.notes([dataclasses.replace(judgement, rows=rows)])[1]
+    assert said.startswith("Of the proved files a.onnx has the lowest latency, 0.2 ms of batch 1, ")
+    assert f"a.onnx the most images/s within 2 %, {one.speed.best.images_per_second:,.0f} " in said
+
+
+def test_what_was_put_around_a_file_or_not_timed_is_told(
+    make_judgement: MakeJudgement, small_data: Dataset
+) -> None:
+    judgement = make_judgement({"a.onnx": small_data.test.labels})
+    reference, row = judgement.rows
+    row = dataclasses.replace(row, addition="takes float32: here mean 0", untimed="no batch 32")
+    reference = dataclasses.replace(reference, addition="gives float16: here a cast")
+    said = table.remarks([dataclasses.replace(judgement, rows=(reference, row))])
+    assert "a.onnx takes float32: here mean 0." in said
+    assert "a.onnx: no batch 32." in said
+    assert f"{judgement.reference} gives float16: here a cast." in said

@@ -48,17 +48,8 @@ print(json.dumps({"version": version, "same_top1": same, "max_logit_difference":
 def install(runtime: str, room: Path) -> str | None:
     """Have pip put `name==version` into a folder; why it could not, or None."""
     # Those of before 2024 were compiled against numpy 1.
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(room),
-    ]
-    done = subprocess.run([*command, runtime, "numpy<2"], capture_output=True, text=True)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(room)]
+    done = subprocess.run([*pip, runtime, "numpy<2"], capture_output=True, text=True)
     if done.returncode == 0:
         return None
     return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
@@ -70,14 +61,10 @@ def trial(runtime: str, package: Path, room: Path | None) -> Json:
     facts = dict(line.split(" ", 1) for line in said)
     row: Json = {key: facts[key] for key in ("model", "precision", "sha256")}
     row |= {"images": int(facts["vectors_count"]), "vectors_from": facts["vectors_from"]}
-    files = [
-        package / facts["file"],
-        package / "vectors/images.rgb",
-        package / "vectors/logits.f32",
-    ]
+    names = (facts["file"], "vectors/images.rgb", "vectors/logits.f32")
     where = {"PYTHONPATH": str(room)} if room else {}
     done = subprocess.run(
-        [sys.executable, "-c", TRIAL, runtime, *map(str, files)],
+        [sys.executable, "-c", TRIAL, runtime, *(str(package / name) for name in names)],
         env={**os.environ, **where},
         capture_output=True,
         text=True,

@@ -170,17 +170,12 @@ inline bool same_tensorrt(const std::string& built, const std::string& here) {
 // The operating system and the processor's architecture that this is compiled for, as the manifest
 // has them: "Linux x86_64". Empty where this is not known.
 inline std::string this_system() {
-#if defined(_WIN32)
-    const std::string name = "Windows ";
-#elif defined(__linux__)
-    const std::string name = "Linux ";
-#else
-    return "";
-#endif
-#if defined(__x86_64__) || defined(_M_X64)
-    return name + "x86_64";
-#elif defined(__aarch64__) || defined(_M_ARM64)
-    return name + "aarch64";
+#if defined(__linux__) && defined(__x86_64__)
+    return "Linux x86_64";
+#elif defined(__linux__) && defined(__aarch64__)
+    return "Linux aarch64";
+#elif defined(_WIN32) && (defined(__x86_64__) || defined(_M_X64))
+    return "Windows x86_64";
 #else
     return "";
 #endif

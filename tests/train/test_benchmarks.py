@@ -199,6 +199,7 @@ def test_the_builds_of_engines_are_timed(call: Any, tmp_path: Path, rtx: Flavour
     assert said.count("| `simple_cnn` |") == 2
 
 
+@pytest.mark.usefixtures("real_data")
 def test_versions_of_runtimes_are_compared(
     call: Any, own_cnn: store.ModelFolder, tmp_path: Path
 ) -> None:

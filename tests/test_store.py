@@ -179,10 +179,11 @@ def leave_part(file: Path, *before: str) -> Path:
     return part
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
-    leave_part(tmp_path / "a.txt")
-    store.write_text(tmp_path / "a.txt", "new")
-    assert names(tmp_path) == ["a.txt"]
+@pytest.mark.parametrize("name", ["a.txt", "a[1].txt"])
+def test_what_a_killed_process_left_is_swept(name: str, tmp_path: Path) -> None:
+    leave_part(tmp_path / name)
+    store.write_text(tmp_path / name, "new")
+    assert names(tmp_path) == [name]
 
 
 def test_what_another_container_writes_is_left_alone_for_a_day(tmp_path: Path) -> None:

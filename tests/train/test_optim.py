@@ -200,7 +200,7 @@ def test_the_average_of_a_short_run_forgets_its_beginning() -> None:
     for done in range(1, 31):
         short.update(done)
         left *= (1 + done) / (10 + done)
-    assert short.network.get_parameter("weight").item() == pytest.approx(1 - left)
+        assert short.network.get_parameter("weight").item() == pytest.approx(1 - left)
     assert left < 1e-6
     long.update(100_000)  # far in a run the decay is what was asked for
     assert long.network.get_parameter("weight").item() == pytest.approx(0.01)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from cifar_deploy.device import cpu_name
+from cifar_deploy.package import manifest
 
 Call = Callable[[], object]
 WARM_UP = 50  # calls
@@ -164,9 +165,8 @@ def main() -> None:
     given = parser.parse_args()
     results = []
     for package in given.packages:
-        lines = (package / "manifest.txt").read_text().splitlines()
-        manifest = dict(line.split(" ", 1) for line in lines)
-        said = {key: manifest[key] for key in ("model", "precision", "sha256")}
+        entries = manifest.read(package)
+        said = {key: entries[key] for key in ("model", "precision", "sha256")}
         for backend in given.backend or CALLS:
             results.append({**said, **compare(given, package, backend)})
     report = {

@@ -43,8 +43,7 @@ def run(program: Path, package: Path, *options: str) -> tuple[int, str, str]:
 
 def measured(given: argparse.Namespace, package: Path, records: Path) -> Answer:
     """What one package does; `ok` is whether it does all that it was proved to."""
-    lines = (package / manifest.NAME).read_text().splitlines()
-    entries = dict(line.split(" ", 1) for line in lines)
+    entries = manifest.read(package)
     answer: Answer = {key: entries[key] for key in ("model", "precision", "backend", "sha256")}
     where = ["--device", given.device, *given.options.split()]
     classify = given.programs / "classify"

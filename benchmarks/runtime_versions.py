@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 
 from cifar_deploy import device
+from cifar_deploy.errors import UserError
+from cifar_deploy.package import manifest
 from cifar_deploy.store import Json, write_json
 
 # What a process of its own runs: file, images and logits in, what it found out.
@@ -57,8 +59,7 @@ def install(runtime: str, room: Path) -> str | None:
 
 def trial(runtime: str, package: Path, room: Path | None) -> Json:
     """What one runtime, of the folder `room` or of this environment, makes of a package."""
-    said = (package / "manifest.txt").read_text().splitlines()
-    facts = dict(line.split(" ", 1) for line in said)
+    facts = manifest.read(package)
     row: Json = {key: facts[key] for key in ("model", "precision", "sha256")}
     row |= {"images": int(facts["vectors_count"]), "vectors_from": facts["vectors_from"]}
     names = (facts["file"], "vectors/images.rgb", "vectors/logits.f32")
@@ -115,7 +116,10 @@ def main() -> None:
     for runtime in arguments.runtime:
         if not re.fullmatch(r"(onnxruntime|openvino)(==[\w.]+)?", runtime):
             parser.error(f"--runtime {runtime}: it can be onnxruntime or openvino, with ==VERSION")
-    rows = measure(arguments.runtime, arguments.packages)
+    try:
+        rows = measure(arguments.runtime, arguments.packages)
+    except UserError as error:
+        parser.error(str(error))
     print(table(rows))
     if arguments.json:
         command = "python benchmarks/runtime_versions.py PACKAGE... --runtime "

@@ -42,7 +42,7 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...], Json]:
 
     Raises UserError where the manifest is none or what it speaks of is missing or changed.
     """
-    entries = _read(folder / NAME)
+    entries = read(folder)
     file, labels = (_part(folder, entries, key) for key in ("file", "labels"))
     for part, key in ((file, "sha256"), (labels, "labels_sha256")):
         if sha256_of(part) != entries[key]:
@@ -65,7 +65,12 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...], Json]:
     return file, classes, own
 
 
-def _read(path: Path) -> dict[str, str]:
+def read(folder: Path) -> dict[str, str]:
+    """What `manifest.txt` in a package folder says, by key.
+
+    Raises UserError where there is none, or it lacks what every package has.
+    """
+    path = folder / NAME
     with disk_errors(path, "read"), path.open("rb") as opened:
         raw = opened.read(LARGEST + 1)
     entries: dict[str, str] = {}

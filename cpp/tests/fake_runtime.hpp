@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,16 +35,14 @@ public:
                 logits_[i * classes_ + c] = static_cast<float>(images[i * pixels_ + c]) / 8;
             }
         }
-        if (bad.first < batch * classes_) logits_[bad.first] = bad.second;
-        if (broken) logits_[0] = std::numeric_limits<float>::quiet_NaN();
+        if (bad) logits_[bad->first] = bad->second;
         return logits_.data();
     }
 
     std::vector<std::uint8_t> images;
     std::vector<std::size_t> ran;
     std::size_t most = std::numeric_limits<std::size_t>::max();
-    bool broken = false;
-    std::pair<std::size_t, float> bad{std::numeric_limits<std::size_t>::max(), 0.F};  // a logit
+    std::optional<std::pair<std::size_t, float>> bad;  // a logit of the batch, and what it is then
 
 private:
     std::size_t pixels_;

@@ -475,12 +475,12 @@ void test_bad_arguments() {
 
     FakeRuntime* runtime = nullptr;
     Classifier broken = fake_classifier(&runtime);
-    runtime->broken = true;
+    const float infinite = std::numeric_limits<float>::infinity();
+    const float no_number = std::numeric_limits<float>::quiet_NaN();
+    runtime->bad = {0, no_number};
     EXPECT(refuses(ErrorCode::runtime, "no finite number",
                    [&] { broken.classify(pixels, 32, 32); }));
-    runtime->broken = false;
-    const float infinite = std::numeric_limits<float>::infinity();
-    for (const float bad : {infinite, -infinite, std::numeric_limits<float>::quiet_NaN()}) {
+    for (const float bad : {infinite, -infinite, no_number}) {
         runtime->bad = {7, bad};  // the last class of the second image
         EXPECT(refuses(ErrorCode::runtime, "image 1: model.onnx gave a logit that is no finite", [&] {
             broken.classify_batch({images.data(), 2}, {predictions.data(), 2});
@@ -744,9 +744,10 @@ void test_evaluation() {
     cifar_deploy::Evaluator resized(classifier);
     const std::vector<std::uint8_t> large(4 * 4 * 3, 9);  // all of its classes are as likely: the first
     for (std::size_t i = 0; i < 6; ++i) {
-        runtime->broken = i == 3;
+        runtime->bad.reset();
         const auto add = [&] { resized.add({large.data(), 4, 4}, 0); };
         if (i == 3) {
+            runtime->bad = {0, std::numeric_limits<float>::quiet_NaN()};
             EXPECT(refuses(ErrorCode::runtime, "of the images from 0 on, image 0: model.onnx gave a logit",
                            add));
         } else {

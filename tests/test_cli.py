@@ -977,6 +977,32 @@ def test_data_describes_what_was_found(run: Run, small_data: Dataset) -> None:
     assert Path("grid.png").read_bytes() != grid
 
 
+def test_data_describes_what_there_is_to_judge_by_beside_the_test_images(
+    run: Run, workshop: Path, small_data: Dataset
+) -> None:
+    one, other = small_data.classes[:2]
+    place = Path("few")
+    for split, count in (("train", 5), ("test", 3)):
+        for name in (one, other):
+            (place / split / name).mkdir(parents=True)
+            for file in sorted((workshop / "pictures" / split / name).iterdir())[:count]:
+                shutil.copy(file, place / split / name)
+    assert "val" not in json.loads(run("data", "--data-dir", place, "--json").out)
+    shutil.copytree(place / "test", place / "val")
+    next((place / "val" / one).iterdir()).unlink()
+    shutil.copy(next((place / "train" / other).iterdir()), place / "val" / other / "again.png")
+    answer = run("data", "--data-dir", place, "--json")
+    assert json.loads(answer.out)["val"] == {"images": 6, "per_class": {one: 2, other: 4}}
+    seen = f"1 of 6 images in val are training images as well ({other}/again.png)"
+    assert answer.err.strip() == seen
+    assert f"\nval       6 images: {one} 2, {other} 4\n" in run("data", "--data-dir", place).out
+    # One that is of no use to train, either, is in nobody's way.
+    (place / "val" / other).rename(place / "val/moss")
+    answer = run("data", "--data-dir", place)
+    assert "val/moss is a class that few/train does not have; it is of use only to" in answer.err
+    assert f"test      6 images: {one} 3, {other} 3\nmean" in answer.out
+
+
 def test_predict_agrees_between_model_and_file(run: Run, workshop: Path) -> None:
     picture = next((workshop / "pictures" / "test").rglob("*.png"))
     large = Path("large.jpg")

@@ -1,5 +1,6 @@
 """`cifar-deploy data`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from cifar_deploy.cli.options import (
     Source,
     SourceOption,
     print_json,
+    say,
     say_doubts,
 )
 from cifar_deploy.errors import UserError
@@ -65,7 +67,12 @@ def data(
         data_dir = split
     with Reading() as watch:
         dataset = find.load(source.value, data_dir, watch=watch)
-    say_doubts(dataset)
+    try:
+        val = bool(dataset.val and dataset.val())
+    except UserError as error:
+        say(f"{error}; it is of use only to train --hold-out val")
+        dataset, val = dataclasses.replace(dataset, val=None), False
+    say_doubts(dataset, val)
     facts = dataset.describe()
     if preview:
         from cifar_deploy.data.preview import preview as draw
@@ -82,7 +89,7 @@ def data(
         return
     for key in ("name", "origin", "verified", "sha256"):
         typer.echo(f"{key:<10}{facts[key]}")
-    for part in ("train", "test"):
+    for part in [part for part in ("train", "test", "val") if part in facts]:
         counts = ", ".join(f"{k} {v:,}" for k, v in facts[part]["per_class"].items())
         typer.echo(f"{part:<10}{facts[part]['images']:,} images: {counts}")
     typer.echo(f"{'mean':<10}{facts['mean']}\n{'std':<10}{facts['std']}")

@@ -248,7 +248,7 @@ def run(
             if ranks.main:
                 say(_plan(trainer))
                 doubt()
-                held = _leaky(trainer) if found.data.val else _uneven(trainer)
+                held = "" if found.data.val else _uneven(trainer)
                 told = (held, _unknown(trainer), _few(trainer), _replaced(trainer))
                 for line in filter(None, told):
                     say(line)
@@ -293,17 +293,6 @@ def _uneven(trainer: "Trainer") -> str:
     if not said:
         return ""
     return f"{'; '.join(said)}: chance drew them from all {len(dataset.train):,} together"
-
-
-def _leaky(trainer: "Trainer") -> str:
-    """What is told of images in val/, which nobody drew: classes without any, training images."""
-    from cifar_deploy.data.doubts import leaked
-
-    dataset, held = trainer.job.dataset, trainer.holdout
-    assert held
-    lost = dataset.missing(held)
-    missing = f"no image of {few(lost)} is in val" if lost else ""
-    return "; ".join(filter(None, (missing, leaked(dataset.train, held, "images in val"))))
 
 
 def _unknown(trainer: "Trainer") -> str:

@@ -201,16 +201,24 @@ class Dataset:
         return {name: int(n) for name, n in zip(self.classes, counts, strict=True)}
 
     def describe(self) -> Json:
-        """Counts, class balance, checksum, mean and std, ready for JSON."""
+        """Counts, class balance, checksum, mean and std, ready for JSON.
+
+        `val` is there where images are to judge a run by beside the test images.
+        """
         mean, std = self.normalisation()
+        splits = {"train": self.train, "test": self.test} | (
+            {"val": self.val()} if self.val else {}
+        )
         return {
             "name": self.name,
             "origin": self.origin,
             "verified": self.verified,
             "sha256": self.sha256(),
             "classes": list(self.classes),
-            "train": {"images": len(self.train), "per_class": self._balance(self.train)},
-            "test": {"images": len(self.test), "per_class": self._balance(self.test)},
+            **{
+                name: {"images": len(split), "per_class": self._balance(split)}
+                for name, split in splits.items()
+            },
             "mean": mean,
             "std": std,
         }

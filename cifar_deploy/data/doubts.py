@@ -22,6 +22,8 @@ def doubts(dataset: Dataset, val: bool = False) -> list[str]:
         said.append(f"{dataset.origin} has no test image of {few(lost)}: no accuracy tells of them")
     if dataset.verified == folder.VERIFIED:  # of published sets it is known
         said += _of_the_images(dataset) + _of_the_folder(Path(dataset.origin), val)
+    if val and dataset.val and (line := _of_val(dataset, dataset.val())):
+        said.append(line)
     return said
 
 
@@ -51,6 +53,12 @@ def _of_the_folder(place: Path, val: bool) -> list[str]:
         if loose := [path for path in folder.visible(root) if path.is_file()]:
             said.append(f"{len(loose):,} files in {root} itself, in no class, are not used")
     return said
+
+
+def _of_val(dataset: Dataset, val: Split) -> str:
+    lost = dataset.missing(val)
+    missing = f"no image of {few(lost)} is in val" if lost else ""
+    return "; ".join(filter(None, (missing, leaked(dataset.train, val, "images in val"))))
 
 
 def leaked(train: Split, judged: Split, what: str) -> str:

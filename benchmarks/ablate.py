@@ -16,7 +16,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from cifar_deploy import architectures, recipe, store
+from cifar_deploy import architectures, disk, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
@@ -38,12 +38,12 @@ def key_of(variation: str, seed: int, chosen: recipe.Recipe, data_sha256: str, d
     return f"{variation} / seed {seed} / {hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
-def run(options: argparse.Namespace, dataset: Dataset) -> list[store.Json]:
+def run(options: argparse.Namespace, dataset: Dataset) -> list[disk.Json]:
     """All results, in the order of the variations; those in the file are taken from there."""
     if options.hold_out < 1 or options.seeds < 1:
         raise UserError("--hold-out and --seeds are 1 or more")
     place = options.out / f"{options.network}.json"
-    done: store.Json = store.read_json(place) if place.exists() else {"results": {}}
+    done: disk.Json = disk.read_json(place) if place.exists() else {"results": {}}
     folder = store.ModelFolder(store.models_root() / options.network)
     found = recipe.find(options.recipe, folder, options.network)
     basis = [f"data.holdout={options.hold_out}", "data.test=false", *options.basis]
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, dataset: Dataset) -> list[store.Json]:
                 print(f"{variation}, seed {seed}", file=sys.stderr)
                 done["results"][key] = one(options, chosen, dataset, variation, seed)
                 done |= {"versions": machine.versions()}
-                store.write_json(place, done)
+                disk.write_json(place, done)
             results.append(done["results"][key])
     return results
 
@@ -77,7 +77,7 @@ def one(
     dataset: Dataset,
     variation: str,
     seed: int,
-) -> store.Json:
+) -> disk.Json:
     """Train once, from its checkpoint where it was stopped in the middle."""
     folder = store.ModelFolder(options.out / options.network)
 
@@ -107,9 +107,9 @@ def one(
     }
 
 
-def table(results: list[store.Json]) -> str:
+def table(results: list[disk.Json]) -> str:
     """Mean and spread by variation, and the difference to the recipe, as Markdown."""
-    by_name: dict[str, list[store.Json]] = {}
+    by_name: dict[str, list[disk.Json]] = {}
     for result in results:
         by_name.setdefault(result["variation"], []).append(result)
     if lost := [r["error"] for r in by_name[WHOLE] if r["holdout_accuracy"] is None]:
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/ablate"))
     options = parser.parse_args()
     prepare(machine.pick(options.device))
-    with store.only_writer(options.out / options.network):
+    with disk.only_writer(options.out / options.network):
         print(table(run(options, find.load(options.data, options.data_dir))))
 
 

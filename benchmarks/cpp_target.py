@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, disk
 from cifar_deploy.data import find
 from cifar_deploy.data.records import write_records
 from cifar_deploy.device import describe
@@ -91,14 +91,14 @@ def main() -> int:
             records = Path(room) / "test_batch.bin"
             source, place = "auto", given.data_dir
             if given.model:
-                card = store.read_card(architectures.folder(given.model))
+                card = cards.read_card(architectures.folder(given.model))
                 source, place = find.trained_on(card, None, place)
             write_records(find.load(source, place).test, records)
             for package in given.packages:
                 found = measured(given, package, records)
                 report["results"].append(found)
                 if given.json:  # each time: what comes after may be killed
-                    store.write_json(given.json, report)
+                    disk.write_json(given.json, report)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

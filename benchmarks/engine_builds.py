@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from cifar_deploy import architectures, device, store
+from cifar_deploy import architectures, device, disk, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.data import cifar10
 from cifar_deploy.engines import flavour
@@ -33,20 +33,20 @@ def untrained(name: str, room: Path) -> store.ModelFolder:
     half = [0.5, 0.5, 0.5]
     facts = weights.header(name, "cifar", cifar10.CLASSES, mean=half, std=half)
     weights.save(folder.weights, weights.stored(architectures.build(name), "fp16"), facts)
-    named = {"file": folder.weights.name, "sha256": store.sha256_of(folder.weights)}
-    store.write_json(folder.card, {"network": name, "test_accuracy": None, "weights": named})
+    named = {"file": folder.weights.name, "sha256": disk.sha256_of(folder.weights)}
+    disk.write_json(folder.card, {"network": name, "test_accuracy": None, "weights": named})
     return folder
 
 
-def measure(names: list[str], rtx: flavour.Flavour, room: Path) -> list[store.Json]:
+def measure(names: list[str], rtx: flavour.Flavour, room: Path) -> list[disk.Json]:
     """A row for each network and precision."""
     folders = [untrained(name, room) for name in names]
-    rows: dict[tuple[str, str], store.Json] = {}
+    rows: dict[tuple[str, str], disk.Json] = {}
     for _ in range(ROUNDS):
         for folder in folders:
             for precision in PRECISIONS:
                 path = export_engine(folder, precision, rtx, Options())
-                built = store.read_json(store.manifest_path(path))
+                built = disk.read_json(store.manifest_path(path))
                 named = {"network": folder.name, "precision": precision, "build_seconds": []}
                 row = rows.setdefault((folder.name, precision), named)
                 row["build_seconds"].append(built["build_seconds"])
@@ -55,7 +55,7 @@ def measure(names: list[str], rtx: flavour.Flavour, room: Path) -> list[store.Js
     return list(rows.values())
 
 
-def table(rows: list[store.Json]) -> str:
+def table(rows: list[disk.Json]) -> str:
     """The rows as Markdown."""
     lines = ["| network | precision | MB | median s | s |", "|---|---|---|---|---|"]
     for row in rows:
@@ -86,7 +86,7 @@ def main() -> None:
             "device": device.describe(torch.device("cpu")),
             "versions": device.versions(),
         }
-        store.write_json(options.json, {**facts, "rows": rows})
+        disk.write_json(options.json, {**facts, "rows": rows})
 
 
 if __name__ == "__main__":

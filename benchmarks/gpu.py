@@ -606,7 +606,7 @@ def proved(session: Session, name: str, runtimes: Mapping[str, str]) -> list[Pat
 
 def _run_before(found: Path, file: Path) -> bool:
     """Whether the package of just this file was found in order."""
-    from cifar_deploy.store import sha256_of
+    from cifar_deploy.disk import sha256_of
 
     if not found.exists():
         return False
@@ -812,8 +812,9 @@ def exported(session: Session, name: str) -> list[Path]:
 
 def made(session: Session, name: str, options: list[str]) -> bool:
     """Whether the file that `export` with these options makes is there, of the weights of now."""
+    from cifar_deploy.cards import card_of, stale
     from cifar_deploy.engines.flavour import TENSORRT
-    from cifar_deploy.store import ModelFolder, card_of, manifest_path, stale
+    from cifar_deploy.store import ModelFolder, manifest_path
 
     folder = ModelFolder(session.work / "models" / name)
     asked = dict(zip(options[::2], options[1::2], strict=True))
@@ -929,7 +930,7 @@ def install(session: Session) -> None:
 
 def write(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all: this script may be killed."""
-    from cifar_deploy.store import write_text
+    from cifar_deploy.disk import write_text
 
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -1058,8 +1059,8 @@ def main() -> int:
 
 def make_folders(session: Session) -> None:
     """The folders for results and for models. Raises UserError where the disk refuses."""
+    from cifar_deploy.disk import check_place
     from cifar_deploy.errors import disk_errors
-    from cifar_deploy.store import check_place
 
     session.asked.out = str(session.out.absolute())
     session.asked.work = str(session.work.absolute())

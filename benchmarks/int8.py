@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import torch
 
-from cifar_deploy import architectures, device, store
+from cifar_deploy import architectures, cards, device, disk, store
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.errors import UserError
@@ -73,7 +73,7 @@ def answers(runtime: OnnxRuntime, images: Images) -> tuple[np.ndarray, float]:
     return np.concatenate(parts), len(images) / (time.perf_counter() - started)
 
 
-def measure(folder: store.ModelFolder, dataset: Dataset, room: Path) -> list[store.Json]:
+def measure(folder: store.ModelFolder, dataset: Dataset, room: Path) -> list[disk.Json]:
     """All rows of one model: fp32, then both kinds of graph in every variation that differs."""
     calibration = Calibration.of(dataset)
     seen = {image.tobytes() for image in calibration.images}
@@ -95,7 +95,7 @@ def measure(folder: store.ModelFolder, dataset: Dataset, room: Path) -> list[sto
             files[ENGINE if symmetric else CPU, name] = path
     runtimes = {key: OnnxRuntime(path, torch.device("cpu")) for key, path in files.items()}
     reference, _ = answers(runtimes["fp32", ""], images)
-    rows: dict[tuple[str, str], store.Json] = {}
+    rows: dict[tuple[str, str], disk.Json] = {}
     for turn in range(ROUNDS):
         for key, runtime in runtimes.items():
             if turn and key[0] == ENGINE:
@@ -111,7 +111,7 @@ def measure(folder: store.ModelFolder, dataset: Dataset, room: Path) -> list[sto
     return [{**row, "images_per_s": statistics.median(row["speeds"])} for row in rows.values()]
 
 
-def table(rows: list[store.Json]) -> str:
+def table(rows: list[disk.Json]) -> str:
     """The rows as Markdown."""
     lines = [
         "| model | graph | variation | same top-1, % | mean logit difference | images/s |",
@@ -136,11 +136,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder with the data set")
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
-    rows: list[store.Json] = []
+    rows: list[disk.Json] = []
     with tempfile.TemporaryDirectory() as room:
         for model in options.models:
             folder = architectures.folder(model)
-            card = store.read_card(folder)
+            card = cards.read_card(folder)
             dataset = find.load(*find.trained_on(card, None, options.data_dir))
             rows += measure(folder, dataset, Path(room))
     print(table(rows))
@@ -148,7 +148,7 @@ def main() -> None:
         where = device.describe(torch.device("cpu"))
         command = " ".join(["python", *sys.argv])
         facts = {"command": command, "device": where, "versions": device.versions()}
-        store.write_json(options.json, {**facts, "rows": rows})
+        disk.write_json(options.json, {**facts, "rows": rows})
 
 
 if __name__ == "__main__":

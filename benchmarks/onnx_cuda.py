@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 
 from cifar_deploy import device as machine
-from cifar_deploy import store
+from cifar_deploy import disk
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.onnx_runtime import CUDA, preload
@@ -56,7 +56,7 @@ def bound(path: Path, way: dict[str, str], images: torch.Tensor) -> tuple[Any, A
     return session, binding, logits
 
 
-def measure(path: Path, batch: int, seconds: float, device: torch.device) -> list[store.Json]:
+def measure(path: Path, batch: int, seconds: float, device: torch.device) -> list[disk.Json]:
     """A row for each of the ways: milliseconds a batch, of the faster round's mean."""
     torch.manual_seed(0)
     noise = torch.randint(256, (batch, SIZE, SIZE, 3), dtype=torch.uint8).to(device)
@@ -68,7 +68,7 @@ def measure(path: Path, batch: int, seconds: float, device: torch.device) -> lis
             pace(session, binding, seconds / 2)  # the clocks, too, warm up
             found[name] = min(found[name], pace(session, binding, seconds))
     first = next(iter(there.values()))[2]
-    rows: list[store.Json] = []
+    rows: list[disk.Json] = []
     for name, (_, _, logits) in there.items():
         apart = (logits - first).abs().max().item()
         row = {"file": path.name, "batch": batch, "way": name, "ms": found[name], "apart": apart}
@@ -108,7 +108,7 @@ def main() -> None:
             "device": machine.describe(device),
             "versions": machine.versions(),
         }
-        store.write_json(options.json, {**facts, "rows": rows})
+        disk.write_json(options.json, {**facts, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 
 from cifar_deploy import device
+from cifar_deploy.disk import Json, write_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest
-from cifar_deploy.store import Json, write_json
 
 # What a process of its own runs: file, images and logits in, what it found out.
 TRIAL = """

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifar_deploy import architectures, recipe, store
+from cifar_deploy import architectures, disk, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import SIZE, Dataset
@@ -58,11 +58,11 @@ class Silent:
     def step(self, done: int, epoch: int, loss: float, accuracy: float, rate: float) -> None:
         """Nothing."""
 
-    def epoch(self, record: store.Json) -> None:
+    def epoch(self, record: disk.Json) -> None:
         """Nothing."""
 
 
-def summary(values: list[float]) -> store.Json:
+def summary(values: list[float]) -> disk.Json:
     """Mean, sample standard deviation and range."""
     return {
         "mean": statistics.fmean(values),
@@ -75,7 +75,7 @@ def summary(values: list[float]) -> store.Json:
 # --- GPU: time to accuracy ----------------------------------------------------------------------
 
 
-def ours(job: Job, seed: int) -> store.Json:
+def ours(job: Job, seed: int) -> disk.Json:
     """One run: accuracy, seconds of training, and what came before."""
     train = dataclasses.replace(job.recipe.train, seed=seed)
     mine = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, train=train))
@@ -95,7 +95,7 @@ def ours(job: Job, seed: int) -> store.Json:
     }
 
 
-def airbench(script: Path, dataset: Dataset, room: Path) -> Callable[[str], store.Json]:
+def airbench(script: Path, dataset: Dataset, room: Path) -> Callable[[str], disk.Json]:
     """airbench's script as a function that makes one run of it, on the data set read here."""
     data = room / "cifar10"
     data.mkdir()
@@ -120,7 +120,7 @@ def airbench(script: Path, dataset: Dataset, room: Path) -> Callable[[str], stor
     network = module.CifarNet().cuda().to(memory_format=torch.channels_last)
     network.compile(mode="max-autotune")
 
-    def run(name: str) -> store.Json:
+    def run(name: str) -> disk.Json:
         told.clear()
         module.main(name, network)
         last = told[-1]
@@ -135,14 +135,14 @@ def airbench(script: Path, dataset: Dataset, room: Path) -> Callable[[str], stor
     return run
 
 
-def gpu(options: argparse.Namespace) -> store.Json:
+def gpu(options: argparse.Namespace) -> disk.Json:
     """The speed recipe over seeds, with airbench between its runs."""
     device = machine.pick("cuda")
     started = time.perf_counter()
     dataset = find.load("auto", options.data_dir)
     reading = time.perf_counter() - started
     chosen = recipe.load(store.packaged_recipe(NETWORK, "speed.toml"), options.set)
-    result: store.Json = {"recipe": chosen.to_dict(), "read_seconds": round(reading, 3)}
+    result: disk.Json = {"recipe": chosen.to_dict(), "read_seconds": round(reading, 3)}
     with tempfile.TemporaryDirectory() as place:
         room = Path(place)
         job = Job(NETWORK, chosen, dataset, device, store.ModelFolder(room / NETWORK))
@@ -167,7 +167,7 @@ def gpu(options: argparse.Namespace) -> store.Json:
     return result
 
 
-def compare(result: store.Json, mine: list[store.Json], other: list[store.Json]) -> None:
+def compare(result: disk.Json, mine: list[disk.Json], other: list[disk.Json]) -> None:
     """Write into `result` what the runs so far say."""
     for name, runs in (("ours", mine), ("airbench", other)):
         if runs:
@@ -252,7 +252,7 @@ def this(trainer: Trainer) -> Callable[[int], float]:
     return run
 
 
-def cpu(options: argparse.Namespace) -> store.Json:
+def cpu(options: argparse.Namespace) -> disk.Json:
     """Images a second of this loop and the usual one, in turns."""
     prepare(torch.device("cpu"))  # as a training does; the usual loop has it, too
     dataset = find.load("auto", options.data_dir)
@@ -265,7 +265,7 @@ def cpu(options: argparse.Namespace) -> store.Json:
     return result
 
 
-def compiled(options: argparse.Namespace) -> store.Json:
+def compiled(options: argparse.Namespace) -> disk.Json:
     """Images a second of this loop with torch.compile and without, in turns."""
     runs = varied(options, {"compiled": "train.compile=on", "eager": "train.compile=off"})
     warmup = runs["compiled"].warmup_seconds
@@ -275,7 +275,7 @@ def compiled(options: argparse.Namespace) -> store.Json:
     return result | {"warmup_seconds": round(warmup, 1)}
 
 
-def precisions(options: argparse.Namespace) -> store.Json:
+def precisions(options: argparse.Namespace) -> disk.Json:
     """Images a second of this loop in fp32 and in bf16, in turns."""
     runs = varied(options, {name: f"train.precision={name}" for name in ("fp32", "bf16")})
     result = in_turns({name: this(trainer) for name, trainer in runs.items()}, options)
@@ -293,7 +293,7 @@ def varied(options: argparse.Namespace, changes: dict[str, str]) -> dict[str, Tr
     }
 
 
-def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespace) -> store.Json:
+def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespace) -> disk.Json:
     """Images a second of two loops; the ratio is of the medians, of the first to the second."""
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for run in loops.values():
@@ -318,7 +318,7 @@ def in_turns(loops: dict[str, Callable[[int], float]], options: argparse.Namespa
 # --- CPU: what a process sets for itself --------------------------------------------------------
 
 
-def memory(options: argparse.Namespace) -> store.Json:
+def memory(options: argparse.Namespace) -> disk.Json:
     """Seconds and page faults of a training step, with `keep_freed` and without, in turns."""
     step = functools.partial(one_step, options.network, options.batch_size)
     result = apart(options.rounds, ("given back", "kept"), step)
@@ -326,7 +326,7 @@ def memory(options: argparse.Namespace) -> store.Json:
     return {"network": options.network, "batch_size": options.batch_size, **result}
 
 
-def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
+def one_step(network: str, batch_size: int, kept: bool) -> disk.Json:
     """A bf16 training step of 32x32 images: seconds and page faults, medians of five after three.
 
     A heap that keeps what was freed grows now and then until the fifth step or later.
@@ -353,7 +353,7 @@ def one_step(network: str, batch_size: int, kept: bool) -> store.Json:
     }
 
 
-def subnormals(options: argparse.Namespace) -> store.Json:
+def subnormals(options: argparse.Namespace) -> disk.Json:
     """Seconds of Muon's step where filters died, with `flush_subnormals` and without, in turns."""
     step = functools.partial(one_update, options.dead)
     result = apart(options.rounds, ("computed", "flushed"), step)
@@ -361,7 +361,7 @@ def subnormals(options: argparse.Namespace) -> store.Json:
     return {"dead": options.dead, **result}
 
 
-def one_update(dead: int, flushed: bool) -> store.Json:
+def one_update(dead: int, flushed: bool) -> disk.Json:
     """Muon's step for 512 filters of 512 channels after another: its seconds.
 
     `dead` filters have no gradient, and a momentum that has decayed into subnormal numbers.
@@ -383,9 +383,9 @@ def one_update(dead: int, flushed: bool) -> store.Json:
     return {"seconds": round(seconds, 4)}
 
 
-def apart(rounds: int, names: tuple[str, str], step: Callable[[bool], store.Json]) -> store.Json:
+def apart(rounds: int, names: tuple[str, str], step: Callable[[bool], disk.Json]) -> disk.Json:
     """What `step` measures in processes without a setting and with it, in turns."""
-    found: dict[str, list[store.Json]] = {name: [] for name in names}
+    found: dict[str, list[disk.Json]] = {name: [] for name in names}
     for turn in range(rounds):
         for name, its in zip(names, (False, True), strict=True):
             # A process each: what is set holds for a whole one.
@@ -430,7 +430,7 @@ IN_FP32 = (
 )
 
 
-def convolutions(options: argparse.Namespace) -> store.Json:
+def convolutions(options: argparse.Namespace) -> disk.Json:
     """Milliseconds of a forward and backward pass, torch's way and this project's."""
     prepare(torch.device("cpu"))  # as a training does
     results = []
@@ -466,7 +466,7 @@ def convolutions(options: argparse.Namespace) -> store.Json:
     }
 
 
-def keep(options: argparse.Namespace, device: torch.device, result: store.Json) -> None:
+def keep(options: argparse.Namespace, device: torch.device, result: disk.Json) -> None:
     """Write the JSON that was asked for."""
     said = {
         "command": options.command,
@@ -475,7 +475,7 @@ def keep(options: argparse.Namespace, device: torch.device, result: store.Json) 
         **result,
     }
     if options.json:
-        store.write_json(options.json, said)
+        disk.write_json(options.json, said)
 
 
 def main() -> None:

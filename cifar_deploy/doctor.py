@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cifar_deploy import device as machine
-from cifar_deploy.store import Json
+from cifar_deploy.disk import Json
 
 
 def examine() -> Json:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from cifar_deploy import architectures
+from cifar_deploy.cards import read_card
+from cifar_deploy.disk import Json, read_json
 from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.engines.options import LARGEST_BATCH, Options
 from cifar_deploy.errors import UserError, check_range
 from cifar_deploy.kind import Format, Precision, members
-from cifar_deploy.store import Json, ModelFolder, manifest_path, read_card, read_json
+from cifar_deploy.store import ModelFolder, manifest_path
 
 if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Dataset

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cifar_deploy import address, architectures, store
+from cifar_deploy import address, architectures, cards, store
 from cifar_deploy.address import Address
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, check_range
@@ -282,9 +282,9 @@ def _stale(work: list[Work]) -> list[str]:
         f"{file.name} was exported from other weights than {folder.name} has now; export it again"
         for folder, files, whole in work
         if whole
-        for card in [store.card_of(folder)]
+        for card in [cards.card_of(folder)]
         for file in files
-        if isinstance(file, Path) and store.stale(file, card)
+        if isinstance(file, Path) and cards.stale(file, card)
     ]
 
 
@@ -312,7 +312,7 @@ def _contestants(targets: Sequence[str], kind: Kind) -> list[Work]:
     if not targets:
         folders = kind.trained() if kind.chosen else store.all_trained()
     for folder in folders:
-        store.read_card(folder)
+        cards.read_card(folder)
     those = kind.needed if kind.chosen else kind.files
     work: list[Work] = [(folder, list(those(folder)), True) for folder in folders]
     work += [(store.ModelFolder(file.absolute().parent), [file], False) for file in files]

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cifar_deploy import address, architectures, store
+from cifar_deploy import address, architectures, cards, disk, store
 from cifar_deploy.address import Address
 from cifar_deploy.errors import UserError, check_range
 from cifar_deploy.kind import SUFFIXES, Format, Kind, Precision, members
@@ -210,7 +210,7 @@ def work_of(targets: Sequence[str], reference: str | None, kind: Kind) -> list[W
         raise UserError("--reference goes with files; a model's own files need none")
     named = named or kind.trained()
     for folder in named:
-        store.read_card(folder)
+        cards.read_card(folder)
     return [(folder, kind.needed(folder)) for folder in named]
 
 
@@ -262,7 +262,7 @@ def prove(
         if isinstance(owner, Path):
             check_file(owner)
         else:
-            exported_from = store.read_card(owner)["weights"]["sha256"]
+            exported_from = cards.read_card(owner)["weights"]["sha256"]
             checked[owner.path] = exported_from
         for file in files:
             if isinstance(file, Address):
@@ -270,7 +270,7 @@ def prove(
             try:
                 check_file(file, exported_from if _beside(file, owner) else None, trust)
                 if _beside(file, owner):
-                    own[file] = store.sha256_of(file)
+                    own[file] = disk.sha256_of(file)
             except UserError as error:
                 unfit[file] = error
     if unfit and all(file in unfit for _, files in work for file in files):

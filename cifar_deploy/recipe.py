@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cifar_deploy.disk import Json, read_json
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, ModelFolder, models_root, packaged_recipe, read_json
+from cifar_deploy.store import ModelFolder, models_root, packaged_recipe
 
 
 def number(default: float, low: float, high: float, help: str = "") -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from cifar_deploy import device as machine
-from cifar_deploy.store import Json
+from cifar_deploy.disk import Json
 
 INTERVAL = 0.05  # seconds between samples
 # Seconds that NVML's utilisation may look back: it is that of the past period, of up to a second

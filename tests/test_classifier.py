@@ -20,11 +20,12 @@ from cifar_deploy.architectures.custom_resnet import LOGIT_SCALE
 from cifar_deploy.data import cifar10
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.data.image import read_image
+from cifar_deploy.disk import sha256_of, write_json
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.package import cpp, source
 from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import write
-from cifar_deploy.store import ModelFolder, sha256_of, write_json
+from cifar_deploy.store import ModelFolder
 
 
 @pytest.fixture(scope="module")

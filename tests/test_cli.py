@@ -32,13 +32,14 @@ from processes import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifar_deploy import cli, store
+from cifar_deploy import cli, disk
 from cifar_deploy.cli.models import TRAINING
 from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.device import threads_allowed
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.export.quantise import Calibration
-from cifar_deploy.store import ModelFolder, sha256_of
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.tuning import within
 
 FILE = "models/simple_cnn/simple_cnn.fp32.onnx"
@@ -951,7 +952,7 @@ def test_models_tells_of_a_training_that_has_not_ended(
         return line, way
 
     assert "with --resume" in "".join(told())
-    with store.only_writer(place):
+    with disk.only_writer(place):
         line, way = told()
         assert (line, way) == (
             "begun: in training",
@@ -1637,7 +1638,7 @@ def test_an_image_that_is_none(refused: Callable[..., str]) -> None:
 def test_a_disk_that_is_full_or_read_only(workshop: Path) -> None:
     """On a real file system of 300 KiB, in a namespace of its own."""
     if not may_mount():
-        pytest.skip("this system gives no namespace to mount in; test_store.py has another way")
+        pytest.skip("this system gives no namespace to mount in; test_disk.py has another way")
     script = f"""
         set -e
         run() {{ {sys.executable} -m cifar_deploy export simple_cnn || echo status $?; }}

@@ -14,10 +14,11 @@ from processes import command_line, snapshot
 from cifar_deploy import UserError, export_model, load
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.disk import read_json
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options, Profile
 from cifar_deploy.export.quantise import layers
-from cifar_deploy.store import ModelFolder, manifest_path, read_json
+from cifar_deploy.store import ModelFolder, manifest_path
 
 MODEL = Path(__file__).parents[1] / "models" / "simple_cnn"
 

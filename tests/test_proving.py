@@ -10,8 +10,9 @@ from processes import command_line
 
 from cifar_deploy import UserError, Verdict, validate_model
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.disk import read_json, write_json
 from cifar_deploy.package import source
-from cifar_deploy.store import ModelFolder, proof_path, read_json, write_json
+from cifar_deploy.store import ModelFolder, proof_path
 
 FP16 = "models/simple_cnn/simple_cnn.fp16.onnx"
 FP32 = "models/simple_cnn/simple_cnn.fp32.onnx"

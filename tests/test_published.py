@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.architectures import summary
 from cifar_deploy.train import loop
 
@@ -14,8 +14,8 @@ FILES = ("model.safetensors", "card.json", "log.jsonl", "curves.png", "validatio
 MIB = 2**20
 
 
-def card(name: str) -> store.Json:
-    return store.read_json(ROOT / "models" / name / "card.json")
+def card(name: str) -> disk.Json:
+    return disk.read_json(ROOT / "models" / name / "card.json")
 
 
 def test_the_published_models_take_30_mib_at_most() -> None:
@@ -74,8 +74,8 @@ def test_the_commands_of_the_cards_name_their_weights(monkeypatch: pytest.Monkey
 )
 def test_a_command_is_pinned(command: str, wanted: str) -> None:
     teachers = [{"model": "t", "sha256": "ba9876543210fedc"}]
-    assert store.pinned(command, "0123456789abcdef", teachers) == wanted
-    assert store.pinned(wanted, "0123456789abcdef", teachers) == wanted
+    assert cards.pinned(command, "0123456789abcdef", teachers) == wanted
+    assert cards.pinned(wanted, "0123456789abcdef", teachers) == wanted
 
 
 def test_a_checkpoint_is_never_older_than_five_minutes() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_deploy import cli, store
+from cifar_deploy import cli, disk, store
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.cli import signals
 from cifar_deploy.export import onnx_file
@@ -21,7 +21,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def interrupted(place: Path, number: signal.Signals) -> None:
     """Write a folder, and get a signal in the middle."""
-    with store.atomic_folder(place) as part:
+    with disk.atomic_folder(place) as part:
         (part / "file").write_text("half")
         os.kill(os.getpid(), number)
 

@@ -10,7 +10,9 @@ PACKAGE = Path(cifar_deploy.__file__).parent
 # Rooms from the bottom to the top: a room imports from those below it, never from its own row.
 ROWS = [
     {"errors", "signals"},
+    {"disk"},
     {"store", "device", "address"},
+    {"cards"},
     {"recipe", "kind"},
     {"data"},
     {"architectures", "engines"},

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_deploy import store
+from cifar_deploy import cards, disk, store
 from cifar_deploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ def network_of(model: str) -> str:
     """The network of that name or alias, or of the trained model of that name or folder.
 
     Its weights need not be there. Raises UserError as `folder` and `canonical` do, and, as
-    `store.read_card` does, for the folder of a model without a card.
+    `cards.read_card` does, for the folder of a model without a card.
     """
     if model not in NETWORKS:
         found = folder(model)
         if found.card.is_file():
-            return canonical(str(store.read_json(found.card).get("network")))
+            return canonical(str(disk.read_json(found.card).get("network")))
         if model not in ALIASES:
-            store.read_card(found)  # tells what its training lacks
+            cards.read_card(found)  # tells what its training lacks
     return canonical(model)
 
 

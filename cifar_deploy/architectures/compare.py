@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import Any
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import completed
 
@@ -15,7 +15,7 @@ NOT_TWICE = ("train.epochs", "train.seed", "distill.teachers")  # the card says 
 Z95 = NormalDist().inv_cdf(0.975)  # two-sided 95 %
 
 
-def compare(models: Sequence[str]) -> store.Json:
+def compare(models: Sequence[str]) -> disk.Json:
     """What differs between `models`, two or more names or folders, and how their accuracies do.
 
     `rows` has a list of the models' values, in their order, for all that is not the same in all:
@@ -33,9 +33,9 @@ def compare(models: Sequence[str]) -> store.Json:
             raise UserError(f"{twin} and {model} are the same model; name two that differ")
         places[place] = model
         if not folder.card.exists():
-            way = store.way_to_weights(folder)
+            way = cards.way_to_weights(folder)
             raise UserError(f"{folder.path} has no {store.CARD} to compare; {way}")
-    facts = [_facts(store.card_of(folder)) for folder in folders]
+    facts = [_facts(cards.card_of(folder)) for folder in folders]
     return {
         "models": list(models),
         "rows": _rows(facts),
@@ -46,11 +46,11 @@ def compare(models: Sequence[str]) -> store.Json:
     }
 
 
-def _facts(card: store.Json) -> store.Json:
+def _facts(card: disk.Json) -> disk.Json:
     """What is compared of a card, in the order in which it is told."""
     runs = [run for run in card.get("runs", []) if isinstance(run, dict)]
     data, weights = card.get("data", {}), card.get("weights")
-    facts: store.Json = {}
+    facts: disk.Json = {}
     images = (card.get("test_images"), data.get("holdout_images"))
     for measure, count in zip(MEASURES, images, strict=True):
         accuracy = card.get(measure)
@@ -63,7 +63,7 @@ def _facts(card: store.Json) -> store.Json:
     return {
         **facts,
         **{key: card.get(key) for key in ("network", "parameters", "epochs")},
-        "stopped": store.stopped(card) or None,
+        "stopped": cards.stopped(card) or None,
         "seeds": [run.get("seed") for run in runs or [card]],
         "init": _of(card.get("init"), "from", "sha256"),
         "imported": _of(card.get("imported"), "from", "sha256"),
@@ -78,7 +78,7 @@ def _facts(card: store.Json) -> store.Json:
     }
 
 
-def _of(section: store.Json | None, *keys: str) -> store.Json | None:
+def _of(section: disk.Json | None, *keys: str) -> disk.Json | None:
     return {key: section.get(key) for key in keys} if section else None
 
 
@@ -89,7 +89,7 @@ def _keys(recipe: Any) -> Iterator[tuple[str, Any]]:
             yield f"{section}.{key}", value
 
 
-def _rows(facts: Sequence[store.Json]) -> dict[str, list[Any]]:
+def _rows(facts: Sequence[disk.Json]) -> dict[str, list[Any]]:
     told = {}
     untested = any(one["test_accuracy"] is None for one in facts)
     for key in dict.fromkeys(key for one in facts for key in one):
@@ -104,14 +104,14 @@ def _rows(facts: Sequence[store.Json]) -> dict[str, list[Any]]:
     return told
 
 
-def _judge(first: store.Json, other: store.Json) -> store.Json:
+def _judge(first: disk.Json, other: disk.Json) -> disk.Json:
     """How far `other` is from `first`, in points of accuracy, and what chance is in that.
 
     `measure` is None where they were not judged by the same images. `spread_points` are the
     deviations of `first`'s and `other`'s seeds; where both are known the difference is that of the
     means. Else `half_width_points` is that of its 95 % interval, if the images were independent.
     """
-    result: store.Json = {
+    result: disk.Json = {
         **dict.fromkeys(("measure", "images", "difference_points", "half_width_points")),
         "seeds": [len(one["seeds"]) for one in (first, other)],
         "spread_points": [None, None],

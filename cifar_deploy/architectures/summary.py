@@ -6,7 +6,7 @@ import torch
 from torchinfo import ModelStatistics, summary
 from torchinfo.enums import Units
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.architectures.compare import MEASURES
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.errors import UserError
@@ -19,7 +19,7 @@ def _examine(model: str) -> ModelStatistics:
     """A network as it is built for CIFAR-10, or as its card says that a model was."""
     network, card = architectures.network_of(model), {}
     with contextlib.suppress(UserError):  # a damaged card: the network is known all the same
-        card = store.card_of(architectures.folder(model))
+        card = cards.card_of(architectures.folder(model))
     classes = card.get("data", {}).get("classes", CLASSES)
     stem = card.get("stem") or card.get("recipe", {}).get("model", {}).get("stem", "cifar")
     return summary(
@@ -43,7 +43,7 @@ def text(model: str) -> str:
     return table
 
 
-def layers(model: str) -> store.Json:
+def layers(model: str) -> disk.Json:
     """The same for a program: the leaves with output shapes [1, ...] and parameters."""
     statistics = _examine(model)
     leaves = [
@@ -60,7 +60,7 @@ def layers(model: str) -> store.Json:
     return {"network": network, "parameters": statistics.total_params, "layers": leaves}
 
 
-def overview() -> list[store.Json]:
+def overview() -> list[disk.Json]:
     """Every network, then every other model: what its card says of its training, exported files.
 
     `training` is "running" or "stopped" where one has not ended; there need not be a card then.
@@ -82,11 +82,11 @@ def overview() -> list[store.Json]:
     ]
 
 
-def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
-    card: store.Json = {}
+def _entry(folder: store.ModelFolder, name: str | None = None) -> disk.Json:
+    card: disk.Json = {}
     damaged = None
     try:
-        card = store.card_of(folder)
+        card = cards.card_of(folder)
     except UserError as error:
         damaged = str(error)
     named = name or card.get("network")
@@ -113,24 +113,24 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> store.Json:
         "damaged": damaged,
         "weights": folder.weights.exists(),
         "exported": [path.name for path in exported],
-        "stale": [path.name for path in exported if store.stale(path, card)],
+        "stale": [path.name for path in exported if cards.stale(path, card)],
     }
 
 
-def _command(card: store.Json) -> str | None:
+def _command(card: disk.Json) -> str | None:
     """A card's command, with the weights that it began with and its teachers by their sha256."""
     if command := card.get("command"):
         taught = [one for one in card.get("teachers", []) if isinstance(one, dict)]
-        command = store.pinned(command, card.get("init", {}).get("sha256"), taught)
+        command = cards.pinned(command, card.get("init", {}).get("sha256"), taught)
     return command
 
 
-def _chain(card: store.Json) -> list[store.Json] | None:
+def _chain(card: disk.Json) -> list[disk.Json] | None:
     """The runs that led to a card's weights, the first one first; None where one is not known."""
-    runs: list[store.Json] = []
-    for run in store.runs_of(card):
+    runs: list[disk.Json] = []
+    for run in cards.runs_of(card):
         cost = {key: run.get(key) for key in COST}
-        if not all(isinstance(value, store.NUMBER) for value in cost.values()):
+        if not all(isinstance(value, cards.NUMBER) for value in cost.values()):
             return None
         if run.get("stopped"):
             cost["stopped"] = run["stopped"]

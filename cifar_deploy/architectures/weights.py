@@ -17,8 +17,10 @@ from torch import nn
 
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
+from cifar_deploy.cards import read_card
+from cifar_deploy.disk import Json, size_and_sha256, write_bytes
 from cifar_deploy.errors import UserError, disk_errors, one_line
-from cifar_deploy.store import Json, ModelFolder, read_card, size_and_sha256, write_bytes
+from cifar_deploy.store import ModelFolder
 
 HEADER = "cifar_deploy"
 # Where training programs put the state dict in their checkpoints.

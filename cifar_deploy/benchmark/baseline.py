@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_deploy.benchmark.sweep import Row
+from cifar_deploy.disk import Json, read_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import unversioned
-from cifar_deploy.store import Json, read_json
 
 Key = tuple[str, str, str, int]  # model, name, runtime without its version, batch
 

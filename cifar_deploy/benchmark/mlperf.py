@@ -34,11 +34,11 @@ from cifar_deploy.benchmark.sweep import (
     remarks,
 )
 from cifar_deploy.data.dataset import Split
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes.load import OPENVINO
 from cifar_deploy.runtimes.protocol import takes, unversioned
 from cifar_deploy.signals import held
-from cifar_deploy.store import Json
 from cifar_deploy.watch import Watch
 
 SINGLE_STREAM, OFFLINE = "SingleStream", "Offline"

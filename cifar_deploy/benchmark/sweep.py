@@ -23,13 +23,14 @@ from cifar_deploy.benchmark.flight import Flight, Flown, flight
 from cifar_deploy.benchmark.memory import Memory
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.device import quiet_autotune
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import failed, needed, refusal, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, import_library, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, words
 from cifar_deploy.runtimes.pytorch import PyTorch
-from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import (
     Call,
     Lane,

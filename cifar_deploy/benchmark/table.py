@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cifar_deploy.benchmark.mlperf import Result, Runs
 from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Throughput, Who
-from cifar_deploy.store import Json
+from cifar_deploy.disk import Json
 from cifar_deploy.timing import WARM_UP_SECONDS, Times
 
 # trtexec's terms, where it has one.

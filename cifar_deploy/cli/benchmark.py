@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import store
+from cifar_deploy import cards, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
@@ -261,7 +261,7 @@ def _test_images(
     for folder in folders:
         key = (source or "auto", data_dir)
         if folder.card.exists():
-            key = find.trained_on(store.read_card(folder), source, data_dir)
+            key = find.trained_on(cards.read_card(folder), source, data_dir)
         if key not in loaded:
             test = find.load(*key).test
             loaded[key] = test.first(images) if images else test

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, disk
 from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFlag,
@@ -57,7 +57,7 @@ def data(
         path = recipes.recipe_path(architectures.folder(model), network)
     recipe = recipes.load(path, set_ or [])
     for place in filter(None, (preview, records)):
-        store.check_place(place)
+        disk.check_place(place)
     if split:
         from cifar_deploy.data.split import split as make
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cifar_deploy import architectures, exporting, store
+from cifar_deploy import architectures, disk, exporting, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFlag,
@@ -137,7 +137,7 @@ def export(
         _bars,
     )
     if as_json:  # a manifest has no folder
-        manifests = [(file, store.read_json(store.manifest_path(file))) for file in files]
+        manifests = [(file, disk.read_json(store.manifest_path(file))) for file in files]
         print_json([{**manifest, "path": str(file)} for file, manifest in manifests])
 
 

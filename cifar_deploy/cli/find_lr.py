@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, disk
 from cifar_deploy.cli.options import (
     BatchOption,
     DataDirOption,
@@ -66,7 +66,7 @@ def find_lr(
 
     finder.check(low, high)
     picture = out or folder.finder
-    store.check_place(picture)
+    disk.check_place(picture)
     where = pick(device)
     prepare(where)
     job = Job(name, found, find.load(data.value, data_dir), where, folder)

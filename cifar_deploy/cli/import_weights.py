@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, disk, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     DeviceOption,
@@ -47,7 +47,7 @@ def import_weights(
     from cifar_deploy.train.foreign import bring, listed
 
     command = f"cifar-deploy {shlex.join(a for a in sys.argv[1:] if a != '--json')}"
-    with store.only_writer(folder.path):
+    with disk.only_writer(folder.path):
         for there in (folder.weights, folder.checkpoint, folder.card):
             if there.exists():
                 raise UserError(

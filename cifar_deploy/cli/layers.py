@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cifar_deploy import store
+from cifar_deploy import cards, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFileOption,
@@ -57,7 +57,7 @@ def layers(
     folder = store.ModelFolder(file.absolute().parent)
     made_from = None
     if not reference and folder.card.exists():
-        made_from = store.read_card(folder)["weights"]["sha256"]
+        made_from = cards.read_card(folder)["weights"]["sha256"]
     _check(file, made_from)
     exact = reference or exact_beside(file)
     _check(exact, made_from)
@@ -117,7 +117,7 @@ def _dataset(
     """
     from cifar_deploy.data import find
 
-    card = store.card_of(folder)
+    card = cards.card_of(folder)
     data = card.get("data", {})
     dataset = find.load(*find.trained_on(card, source.value if source else None, data_dir))
     dataset.expect_classes(folder.name, tuple(data.get("classes", dataset.classes)))

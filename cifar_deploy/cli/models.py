@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Precision
@@ -60,7 +60,7 @@ def models(
             print_json(layers(name))
         else:
             typer.echo(text(name))
-            if classes := store.card_of(architectures.folder(name)).get("classes"):
+            if classes := cards.card_of(architectures.folder(name)).get("classes"):
                 shares = (f"{kind} {right:,} of {n:,}" for kind, (right, n) in classes.items())
                 typer.echo(f"right by class: {', '.join(shares)}")
         return
@@ -76,7 +76,7 @@ def models(
         raise UserError("\n".join(damaged))
 
 
-def _paired_test(judgement: store.Json) -> str | None:
+def _paired_test(judgement: disk.Json) -> str | None:
     """The command that judges both models' answers image by image; None where it cannot.
 
     Nor for models that were judged by held-out images: it would look at the test images.
@@ -88,10 +88,10 @@ def _paired_test(judgement: store.Json) -> str | None:
     files, card = [], {}
     for model in (judgement["model"], judgement["against"]):
         folder = architectures.folder(model)
-        card = store.card_of(folder)
+        card = cards.card_of(folder)
         wanted = [*(folder.onnx(p.value) for p in Precision), *sorted(folder.path.glob("*.onnx"))]
         fit = (f for f in wanted if f.is_file() and ".trt." not in f.name)  # that is for engines
-        found = next((file for file in fit if not store.stale(file, card)), None)
+        found = next((file for file in fit if not cards.stale(file, card)), None)
         if found is None:
             return None
         files.append(str(found))
@@ -104,7 +104,7 @@ def _paired_test(judgement: store.Json) -> str | None:
     return store.to_validate(file, "--reference", reference, *data)
 
 
-def _show_differences(found: store.Json) -> None:
+def _show_differences(found: disk.Json) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -138,12 +138,12 @@ def _value(what: str, value: Any) -> str:
         return f"{spread} ({value['seeds']} seeds)"
     if isinstance(value, dict):  # something that has a name, and the sha256 of its bytes
         named, sha256 = value.values()
-        digits = f" (sha256 {sha256[: store.PIN]}…)" if isinstance(sha256, str) else ""
+        digits = f" (sha256 {sha256[: cards.PIN]}…)" if isinstance(sha256, str) else ""
         return f"{named}{digits}"
     if isinstance(value, list):
         between = "\n" if what == "teachers" else ", "
         return between.join(_value(what, one) for one in value)
-    if isinstance(value, store.NUMBER) and not isinstance(value, bool):
+    if isinstance(value, cards.NUMBER) and not isinstance(value, bool):
         if what.endswith("_seconds"):
             return f"{value:,.1f} s"
         if what == "bytes":
@@ -153,7 +153,7 @@ def _value(what: str, value: Any) -> str:
     return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _judged(judgement: store.Json) -> str:
+def _judged(judgement: disk.Json) -> str:
     """A line on how far two models are apart, and how far that is chance."""
     model, against = judgement["model"], judgement["against"]
     if judgement["measure"] is None:
@@ -183,13 +183,13 @@ def _judged(judgement: store.Json) -> str:
     return f"{told}; one seed of {which}: another would differ, too (the other's: ± {spread:.2f})"
 
 
-def _facts(path: Path) -> store.Json:
+def _facts(path: Path) -> disk.Json:
     """What an exported file says of itself, its manifest of it, and its proofs."""
     from cifar_deploy.engines import manifest as engine_manifest
     from cifar_deploy.runtimes import onnx_interface
 
     store.check_exported(path)
-    manifest: store.Json | None
+    manifest: disk.Json | None
     if path.suffix == ".engine":
         manifest = engine_manifest.read(path)
         facts = {**manifest, "runs_on": engine_manifest.runs_on(manifest)}
@@ -198,9 +198,9 @@ def _facts(path: Path) -> store.Json:
         facts = onnx_interface.inspect(path, foreign=True)
         facts["operators"] = onnx_interface.operators(path)
     # With a manifest the bytes are those that it names.
-    sha256 = manifest["sha256"] if manifest else store.sha256_of(path)
+    sha256 = manifest["sha256"] if manifest else disk.sha256_of(path)
     try:
-        proofs: list[store.Json] | None = store.read_proofs(path, sha256)
+        proofs: list[disk.Json] | None = store.read_proofs(path, sha256)
     except UserError:
         proofs = None  # not whole
     return {
@@ -212,13 +212,13 @@ def _facts(path: Path) -> store.Json:
         "model": (manifest or {}).get("model"),
         "weights_sha256": (manifest or {}).get("weights_sha256"),
         "kept_fp32": (manifest or {}).get("calibration", {}).get("kept_fp32", []),
-        "stale": store.stale(path, store.card_of(store.ModelFolder(path.absolute().parent))),
+        "stale": cards.stale(path, cards.card_of(store.ModelFolder(path.absolute().parent))),
         "proofs": proofs,
     }
 
 
-def _show_file(facts: store.Json) -> None:
-    def side(values: list[store.Json]) -> str:
+def _show_file(facts: disk.Json) -> None:
+    def side(values: list[disk.Json]) -> str:
         return ", ".join(f"{v['name']} {v['dtype']} {v['shape']}".replace("'", "") for v in values)
 
     built = f"{facts['flavour']} {facts['tensorrt']}" if "flavour" in facts else ""
@@ -250,7 +250,7 @@ def _show_file(facts: store.Json) -> None:
             typer.echo(f"proof      none: it is no model's; `{run} --reference MODEL` judges it")
 
 
-def _profile(profile: store.Json) -> str:
+def _profile(profile: disk.Json) -> str:
     """The batches of an engine's optimization profile, and the one that it is tuned for."""
     from cifar_deploy.runtimes.protocol import words
 
@@ -258,7 +258,7 @@ def _profile(profile: store.Json) -> str:
     return words([sizes]) + (f", tuned for {profile['opt']}" if len(sizes) > 1 else "")
 
 
-def _proved(proof: store.Json) -> str:
+def _proved(proof: disk.Json) -> str:
     data = proof["data"]
     return (
         f"{proof['verdict']} (margin {proof['margin_points']:g} points): "
@@ -268,7 +268,7 @@ def _proved(proof: store.Json) -> str:
     )
 
 
-def _show(entries: list[store.Json]) -> None:
+def _show(entries: list[disk.Json]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -307,44 +307,44 @@ def _show(entries: list[store.Json]) -> None:
             typer.echo(f"{entry['model']}: {TRAINING[state]}")
 
 
-def _begun(entry: store.Json) -> str:
+def _begun(entry: disk.Json) -> str:
     """Which weights a run began with: those of that name may be others by now.
 
     Where the run that made them is known, also what it cost, and what it began with.
     """
     said = ""
-    _, *earlier = store.runs_of(entry)
+    _, *earlier = cards.runs_of(entry)
     for run in filter(None, earlier):
         known = []
         if isinstance(sha256 := run.get("sha256"), str):
-            known.append(f"sha256 {sha256[: store.PIN]}…")
+            known.append(f"sha256 {sha256[: cards.PIN]}…")
         epochs, seconds = run.get("epochs"), run.get("wall_seconds")
-        if isinstance(epochs, int) and isinstance(seconds, store.NUMBER):
-            length = store.stopped(run) or in_epochs(epochs)
+        if isinstance(epochs, int) and isinstance(seconds, cards.NUMBER):
+            length = cards.stopped(run) or in_epochs(epochs)
             known.append(f"{length}, {seconds:,.0f} s on {run.get('device')}")
         facts = f" ({'; '.join(known)})" if known else ""
         said += f", begun with {run.get('from')}{facts}"
     return said
 
 
-def _name(entry: store.Json) -> str:
+def _name(entry: disk.Json) -> str:
     model, network = entry["model"], entry["network"]
     return str(model) if network in (model, None) else f"{model} ({network})"
 
 
-def _time(entry: store.Json) -> str:
+def _time(entry: disk.Json) -> str:
     """The seconds of a model's training, as a cell: of all its runs, where they are known."""
     if entry["wall_seconds"] is None:
         return "-"
     return f"{sum(run['wall_seconds'] for run in entry['chain'] or [entry]):,.0f} s"
 
 
-def _measure(entry: store.Json) -> str:
+def _measure(entry: disk.Json) -> str:
     """By what a model is judged: the images held out where the test images were not looked at."""
     return "holdout_accuracy" if entry["test_accuracy"] is None else "test_accuracy"
 
 
-def _top1(entry: store.Json) -> str:
+def _top1(entry: disk.Json) -> str:
     """Accuracy, spread and length of training, as a cell."""
     if entry["damaged"]:
         return "damaged card"
@@ -356,8 +356,8 @@ def _top1(entry: store.Json) -> str:
         return f"{100 * accuracy:.2f} % (imported)"
     of = " held out" if measure == "holdout_accuracy" else ""
     runs = entry["chain"] or [entry]
-    length = in_epochs(*(store.stopped_epoch(run) or run["epochs"] for run in runs))
-    if said := store.stopped(entry):
+    length = in_epochs(*(cards.stopped_epoch(run) or run["epochs"] for run in runs))
+    if said := cards.stopped(entry):
         length = said if len(runs) == 1 else f"{length}, {said}"
     mean, spread = (entry[f"{measure}_{key}"] for key in ("mean", "std"))
     if mean is None or spread is None:

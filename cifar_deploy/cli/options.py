@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from cifar_deploy import store
+from cifar_deploy import disk, store
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Format, Precision
 
@@ -67,7 +67,7 @@ def _place(option: str, suffix: str) -> Callable[[Path | None], Path | None]:
             return file
         model = Path(file, store.CARD).is_file()
         if not model:
-            store.check_place(file)
+            disk.check_place(file)
         stream = "/dev" in map(str, file.parents) or (file.exists() and not file.is_file())
         if model or (file.suffix.lower() != suffix and not stream):
             raise UserError(
@@ -240,7 +240,7 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     return "".join(lines)
 
 
-def print_card(card: store.Json, folder: store.ModelFolder) -> None:
+def print_card(card: disk.Json, folder: store.ModelFolder) -> None:
     """Print the card of `folder` as JSON, with the path of the weights, where it has their name."""
     print_json({**card, "weights": {**card["weights"], "path": str(folder.weights)}})
 
@@ -296,7 +296,7 @@ def show(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     finally:
         if json_file:
-            store.write_json(json_file, value)
+            disk.write_json(json_file, value)
 
 
 class Lasting:
@@ -344,7 +344,7 @@ def say_doubts(dataset: "Dataset", val: bool = False) -> None:
         say(line)
 
 
-def say_doubtful(model: str, card: store.Json) -> None:
+def say_doubtful(model: str, card: disk.Json) -> None:
     """Tell of what the accuracy in a card hides."""
     from cifar_deploy.data.doubts import doubtful
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, store
 from cifar_deploy.cli.options import (
     DataDirOption,
     JsonFlag,
@@ -89,7 +89,7 @@ def package(
     from cifar_deploy.package import write
 
     write.check_target(place, force)
-    card = store.read_card(folder)
+    card = cards.read_card(folder)
     if flavour not in (None, AUTO) and format is not Format.trt:
         raise UserError("--flavour is an engine's; it goes with --format trt")
     from cifar_deploy.package import cpp, source, triton

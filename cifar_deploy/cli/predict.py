@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import store
+from cifar_deploy import disk
 from cifar_deploy.cli.options import (
     DeviceOption,
     JsonFlag,
@@ -53,7 +53,7 @@ def predict(
     read = [one for given in images for one in _read(given)]  # before a model is loaded
     classifier = load(model, device, trust, runtime)
     predictions = iter(classifier.predict([i for _, i in read if not isinstance(i, UserError)]))
-    answers: list[store.Json] = []
+    answers: list[disk.Json] = []
     for path, image in read:
         if isinstance(image, UserError):
             answers.append({"image": str(path), "error": str(image)})
@@ -73,19 +73,19 @@ def predict(
             _print(answers)
     finally:  # whatever standard output refuses
         if csv_file and not is_stdout(csv_file):
-            store.write_text(csv_file, lines)
+            disk.write_text(csv_file, lines)
     if any("error" in answer for answer in answers):
         raise typer.Exit(1)
 
 
-def _print(answers: Sequence[store.Json]) -> None:
+def _print(answers: Sequence[disk.Json]) -> None:
     for answer in answers:
         if "top" in answer:  # the others have been told
             ranks = (f"{t['class']} {100 * t['probability']:.1f} %" for t in answer["top"])
             typer.echo(f"{answer['image']}: {'  '.join(ranks)}")
 
 
-def _lines(answers: Sequence[store.Json], count: int) -> Iterator[list[str | float]]:
+def _lines(answers: Sequence[disk.Json], count: int) -> Iterator[list[str | float]]:
     """A heading, then what the JSON tells of each image, with the `count` likeliest classes."""
     ranks = (f"{what}_{i}" for i in range(1, count + 1) for what in ("class", "probability"))
     yield ["image", *ranks, "error"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.cli.options import (
     BatchOption,
     DataDirOption,
@@ -115,7 +115,7 @@ def train(
     if as_json:
         print_card(card, folder)
         return
-    early = f", {said}" if (said := store.stopped(card)) else ""
+    early = f", {said}" if (said := cards.stopped(card)) else ""
     typer.echo(f"{name}: {_accuracy(card)}{early}, {_seconds(card)} on {card['device']}")
     typer.echo(f"{folder.weights}  {folder.card}  {folder.curves}")
 
@@ -145,7 +145,7 @@ def only_run(folder: store.ModelFolder) -> Iterator[bool]:
     from cifar_deploy.train.ranks import is_first
 
     first = is_first()
-    with store.only_writer(folder.path) if first else contextlib.nullcontext():
+    with disk.only_writer(folder.path) if first else contextlib.nullcontext():
         yield first
 
 
@@ -169,7 +169,7 @@ def _is(init: str, file: Path) -> bool:
     return initial.place(init).resolve() == file.resolve()
 
 
-def _accuracy(card: store.Json) -> str:
+def _accuracy(card: disk.Json) -> str:
     """The accuracy of a card in words, with the mean where there are several seeds."""
     test = "test" if card["test_accuracy"] is not None else "holdout"
     images = card["test_images"] or card["data"]["holdout_images"]
@@ -185,7 +185,7 @@ def _accuracy(card: store.Json) -> str:
     return f"{100 * mean:.2f} ± {100 * spread:.2f} % {of} ({seeds} seeds)"
 
 
-def _seconds(card: store.Json) -> str:
+def _seconds(card: disk.Json) -> str:
     """The time of a card in words: training, and what came before it."""
     wall = card["wall_seconds"]
     said = f"{wall:.0f} s" if wall >= 100 else f"{wall:.2f} s"
@@ -211,7 +211,7 @@ def run(
     seeds: int = 1,
     profile: bool = False,
     finish: bool = False,
-) -> store.Json | None:
+) -> disk.Json | None:
     """Train; returns the card, or None in those of several processes that write nothing."""
     from cifar_deploy import recipe as recipes
 
@@ -333,12 +333,12 @@ def _replaced(trainer: "Trainer") -> str:
         return ""
     what = folder.weights if folder.weights.exists() else folder.card
     try:
-        card = store.card_of(folder)
+        card = cards.card_of(folder)
         data, imported = card["data"], card.get("imported")
         if imported or data["sha256"] != trainer.data_sha256:
             told = f"of {imported['from'] if imported else data['name']}"
         elif _differs(trainer, card):
-            length = store.stopped(card) or f"after {in_epochs(card['epochs'])}"
+            length = cards.stopped(card) or f"after {in_epochs(card['epochs'])}"
             told = f"{_accuracy(card)} {length} on {card['device']}"
         else:
             return ""
@@ -347,7 +347,7 @@ def _replaced(trainer: "Trainer") -> str:
     return f"{what}, {told}, is replaced at the end; --out NEW-FOLDER keeps it"
 
 
-def _differs(trainer: "Trainer", card: store.Json) -> bool:
+def _differs(trainer: "Trainer", card: disk.Json) -> bool:
     """Whether the run that made `card` was another one, by its recipe, device or beginning."""
     from cifar_deploy.device import describe
     from cifar_deploy.recipe import completed

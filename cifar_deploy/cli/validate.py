@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cifar_deploy import address, proving, store
+from cifar_deploy import address, disk, proving, store
 from cifar_deploy.address import Address
 from cifar_deploy.cli.options import (
     DataDirOption,
@@ -121,7 +121,7 @@ def validate(
     places = [_place(owner, files) if part else store.models_root() for owner, files in work]
     pages = [report or place / "report.html" for place in places]
     for page in pages:
-        store.check_place(page)
+        disk.check_place(page)
     judgements = proving.prove(
         work,
         max_drop=max_drop,
@@ -183,5 +183,5 @@ def publish(
 
 
 def _write_answers(file: Path, lines: str, notes: list[str]) -> None:
-    store.write_text(file, lines)
+    disk.write_text(file, lines)
     notes.append(f"answers: {file}")

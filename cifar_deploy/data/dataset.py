@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError, few
-from cifar_deploy.store import Json
 
 Images = npt.NDArray[np.uint8]  # [n, 32, 32, 3], RGB
 Labels = npt.NDArray[np.int64]  # [n]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cifar_deploy.data import cifar10, folder, synthetic
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.disk import Json, is_abandoned, this_process
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, is_abandoned, this_process
 
 DATA_VARIABLE = "CIFAR_DEPLOY_DATA"
 SOURCES = ("auto", "synthetic")

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from cifar_deploy.data.augment import augment
 from cifar_deploy.data.colour import JITTER
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
+from cifar_deploy.disk import atomic_path
 from cifar_deploy.recipe import Augment
-from cifar_deploy.store import atomic_path
 
 ROWS = 5  # of augmented images
 SCALE = 3

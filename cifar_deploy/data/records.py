@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from cifar_deploy.data.dataset import Split
+from cifar_deploy.disk import write_bytes
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import write_bytes
 
 
 def write_records(split: Split, path: Path) -> None:

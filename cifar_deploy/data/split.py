@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cifar_deploy import store
+from cifar_deploy import disk
 from cifar_deploy.data import folder
 from cifar_deploy.errors import UserError, disk_errors
 
@@ -35,7 +35,7 @@ def split(place: Path, new: Path) -> None:
     testing = set().union(
         *(sorted(each)[: max(1, len(each) // SHARE)] for each in contents.values())
     )
-    with store.atomic_folder(new) as part:
+    with disk.atomic_folder(new) as part:
         for name, files in contents.items():
             sides = {digest: "test" if digest in testing else "train" for digest in files}
             if len(set(sides.values())) < 2:
@@ -53,7 +53,7 @@ def _by_content(found: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = {}
     for path in folder.images_in(found):
         with disk_errors(path, "read"):
-            files.setdefault(store.sha256_of(path), []).append(path)
+            files.setdefault(disk.sha256_of(path), []).append(path)
     return files
 
 

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.device import MIB
+from cifar_deploy.disk import Json
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import RTX, Flavour
 from cifar_deploy.engines.manifest import TURING
 from cifar_deploy.engines.options import HARDWARE, Options, target
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json
 
 NEED = r"(?:size was |GPU memory \()(\d+) bytes"  # in TensorRT's words for memory that lacks
 NO_LINEAR_LAYER = "FP32 GEMM is not supported"  # in its words for Turing, of which `not_for` warns

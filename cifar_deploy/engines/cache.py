@@ -5,8 +5,9 @@ import os
 import tempfile
 from pathlib import Path
 
+from cifar_deploy.disk import write_bytes
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import manifest_path, read_manifest, write_bytes, write_manifest
+from cifar_deploy.store import manifest_path, read_manifest, write_manifest
 
 KIND = "cache"  # as its manifest says
 

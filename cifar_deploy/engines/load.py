@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.device import MIB, gpu_memory_left
+from cifar_deploy.disk import Json
 from cifar_deploy.engines import flavour as flavours
 from cifar_deploy.engines import manifest as manifests
 from cifar_deploy.engines.flavour import RTX, Flavour
 from cifar_deploy.engines.options import targets
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_deploy import device as machine
+from cifar_deploy.disk import Json, read_json
 from cifar_deploy.engines.flavour import NAMES, RTX, TENSORRT, TITLES, numbers
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, manifest_path, read_json, read_manifest
+from cifar_deploy.store import manifest_path, read_manifest
 
 # What TensorRT for RTX is known to refuse; of other GPUs between its targets it is asked.
 HOPPER = "9.0"

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from cifar_deploy import __version__, device
+from cifar_deploy.cards import read_card
+from cifar_deploy.disk import Json, write_bytes, write_json
 from cifar_deploy.engines import build as builder
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import TENSORRT, Flavour
@@ -16,16 +18,7 @@ from cifar_deploy.engines.options import Options, check, default_targets
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.export.onnx_file import export_onnx, recorded
 from cifar_deploy.export.quantise import Calibration
-from cifar_deploy.store import (
-    Json,
-    ModelFolder,
-    manifest_path,
-    read_card,
-    read_manifest,
-    write_bytes,
-    write_json,
-    write_manifest,
-)
+from cifar_deploy.store import ModelFolder, manifest_path, read_manifest, write_manifest
 
 # What an engine's manifest has from the ONNX file's.
 INHERITED = (

@@ -15,6 +15,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.disk import Json, atomic_path
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.fold import fold_batch_norms
 from cifar_deploy.export.mixed import infer_shapes, mixed, wide
@@ -22,7 +23,7 @@ from cifar_deploy.export.pools import plain_pools
 from cifar_deploy.export.quantise import Calibration, layers, quantise
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.signals import held
-from cifar_deploy.store import Json, ModelFolder, atomic_path, manifest_path, write_manifest
+from cifar_deploy.store import ModelFolder, manifest_path, write_manifest
 
 # What an int8 graph does not do in 8 bits, it does in fp32.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "int8": torch.float32}

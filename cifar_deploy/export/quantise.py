@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
-from cifar_deploy.store import Json
 
 COUNT = 512  # images to calibrate with
 BATCH = 32  # of them at a time: what every layer gives for these is held in memory

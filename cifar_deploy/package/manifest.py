@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from cifar_deploy.disk import Json, read_json, sha256_of
 from cifar_deploy.engines.flavour import NAMES as FLAVOURS
 from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import Json, read_json, sha256_of
 
 NAME = "manifest.txt"
 OWN = "manifest.json"  # the exported file's own, as it stood among the models

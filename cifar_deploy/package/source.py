@@ -4,18 +4,18 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_deploy.cards import read_card
 from cifar_deploy.data.find import load, trained_on
+from cifar_deploy.disk import Json
 from cifar_deploy.engines.flavour import AUTO, NAMES, RTX
 from cifar_deploy.engines.options import Profile
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import (
-    Json,
     ModelFolder,
     check_weights,
     manifest_path,
     proof_path,
-    read_card,
     read_manifest,
     read_proofs,
     to_validate,

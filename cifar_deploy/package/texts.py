@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from cifar_deploy import __version__, architectures
+from cifar_deploy.cards import begun, read_card, runs_of, taught_from
+from cifar_deploy.disk import Json
 from cifar_deploy.engines import flavour
 from cifar_deploy.errors import UserError
 from cifar_deploy.package.manifest import OWN, PROOF
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
 from cifar_deploy.package.write import Contents
-from cifar_deploy.store import Json, begun, read_card, runs_of, shipped, taught_from
+from cifar_deploy.store import shipped
 
 
 def render(template: str, **values: Any) -> bytes:

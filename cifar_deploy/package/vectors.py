@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.device import pick
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.errors import UserError
 from cifar_deploy.package.source import Source
 from cifar_deploy.runtimes.load import open_runtime
 from cifar_deploy.runtimes.protocol import Logits, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
-from cifar_deploy.store import check_weights, sha256_of
+from cifar_deploy.store import check_weights
 
 COUNT = 64
 

@@ -6,8 +6,8 @@ import io
 import tarfile
 from pathlib import Path
 
+from cifar_deploy.disk import atomic_folder, atomic_path, read_json
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.store import atomic_folder, atomic_path, read_json
 
 Contents = dict[str, bytes]  # path in the package, with /, and the file's bytes
 

@@ -9,6 +9,7 @@ import torch
 
 from cifar_deploy.address import Address
 from cifar_deploy.architectures import weights
+from cifar_deploy.disk import Json
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
@@ -21,7 +22,7 @@ from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
 from cifar_deploy.runtimes.tensorrt import TensorRT
-from cifar_deploy.store import Json, ModelFolder, check_exported, check_weights, read_manifest
+from cifar_deploy.store import ModelFolder, check_exported, check_weights, read_manifest
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # also their modules' names
 # What runs ONNX files, by name.

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.runtimes.protocol import ANY
-from cifar_deploy.store import Json, read_manifest
+from cifar_deploy.store import read_manifest
 
 if TYPE_CHECKING:
     import onnx

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import SIZE, Images
+from cifar_deploy.disk import Json, sha256_of
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import OUT_OF_MEMORY, RTX, Flavour
 from cifar_deploy.engines.load import Opened, gpu_of, open_engine
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import cuda_errors, on
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches, takes, words
-from cifar_deploy.store import Json, sha256_of
 
 LANES = 8  # batch sizes that a thread keeps a context for; each holds memory of its own
 MEMORY = rf"{OUT_OF_MEMORY}|alloc"  # in TensorRT's words for a GPU that is full

@@ -12,9 +12,9 @@ from cifar_deploy.data.dataset import SIZE, Dataset, Split
 from cifar_deploy.data.device import DeviceSplit
 from cifar_deploy.data.folder import VAL
 from cifar_deploy.data.folder import VERIFIED as OWN_FOLDER
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Data, Recipe
-from cifar_deploy.store import Json
 from cifar_deploy.train.ranks import Ranks
 
 # What is augmented at once. On a GPU all of CIFAR-10: a few kernels an epoch. A CPU goes batch by

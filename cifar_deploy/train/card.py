@@ -12,7 +12,8 @@ from cifar_deploy import device as machine
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.folder import VERIFIED as OWN_FOLDER
-from cifar_deploy.store import Json, ModelFolder, sha256_of
+from cifar_deploy.disk import Json, sha256_of
+from cifar_deploy.store import ModelFolder
 
 if TYPE_CHECKING:
     from cifar_deploy.train.loop import Trainer

@@ -7,8 +7,9 @@ from torch import nn
 
 from cifar_deploy import recipe
 from cifar_deploy.architectures import weights
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.store import ModelFolder
 
 Tensors = dict[str, torch.Tensor]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_deploy.store import Json, atomic_path
+from cifar_deploy.disk import Json, atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from cifar_deploy.disk import atomic_path
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import atomic_path
 from cifar_deploy.train.loop import Job, Trainer
 
 SMOOTHING = 0.95  # of the running mean of the loss; 20 steps or so

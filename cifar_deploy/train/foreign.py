@@ -15,9 +15,10 @@ from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset, Split, balance, tally
+from cifar_deploy.disk import Json, write_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.pytorch import PyTorch
-from cifar_deploy.store import Json, ModelFolder, write_json
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import card, initial
 
 # What DataParallel, torch.compile and the usual wrappers put before every name.

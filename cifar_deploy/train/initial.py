@@ -12,21 +12,13 @@ from torch import nn
 
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, stages
+from cifar_deploy.cards import LEAST_PIN, PIN, card_of, named_weights, split_pin
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.data.find import patience
+from cifar_deploy.disk import Json, sha256_of
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.recipe import Finetune
-from cifar_deploy.store import (
-    LEAST_PIN,
-    PIN,
-    Json,
-    ModelFolder,
-    card_of,
-    models_root,
-    named_weights,
-    sha256_of,
-    split_pin,
-)
+from cifar_deploy.store import ModelFolder, models_root
 from cifar_deploy.train import card
 
 IMAGENET = "imagenet"

@@ -11,7 +11,7 @@ from torch import nn
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.data.dataset import Split, tally
 from cifar_deploy.data.device import DeviceSplit
-from cifar_deploy.store import Json
+from cifar_deploy.disk import Json
 from cifar_deploy.train.ranks import Ranks
 
 BATCH = 500

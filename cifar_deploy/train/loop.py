@@ -22,11 +22,13 @@ from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
+from cifar_deploy.cards import pinned
 from cifar_deploy.data.augment import ways_to_mix
 from cifar_deploy.data.dataset import SIZE, Dataset, Split, balance
+from cifar_deploy.disk import Json, check_place, write_json, write_text
 from cifar_deploy.errors import OwnError, UserError, disk_errors
 from cifar_deploy.recipe import Recipe
-from cifar_deploy.store import Json, ModelFolder, check_place, pinned, write_json, write_text
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import card, checkpoint, initial, teachers
 from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from cifar_deploy.store import atomic_path
+from cifar_deploy.disk import atomic_path
 
 FIRST, STEPS = 2, 8  # steps of a sitting: the first ones are slower than the rest
 KERNELS = 12  # lines in the table

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cifar_deploy.store import Json
+from cifar_deploy.disk import Json
 
 # Off a terminal: to the first line of a run, and from one line to the next.
 FIRST_SECONDS, NEXT_SECONDS = 20.0, 60.0

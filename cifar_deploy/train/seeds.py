@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from cifar_deploy.cards import read_card
+from cifar_deploy.disk import Json, write_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import completed
-from cifar_deploy.store import Json, ModelFolder, read_card, write_json
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import card, initial, teachers
 from cifar_deploy.train.loop import Job, Trainer, Watch
 

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
+from cifar_deploy.cards import PIN, begun, split_pin, taught_from
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.disk import Json, sha256_of
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Distill, Recipe
-from cifar_deploy.store import PIN, Json, ModelFolder, begun, sha256_of, split_pin, taught_from
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train.batches import check_unseen
 from cifar_deploy.train.initial import learned_from
 

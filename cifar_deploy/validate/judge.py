@@ -16,6 +16,7 @@ from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.dataset import Dataset, Images, Split, balance, tally
+from cifar_deploy.disk import Json, read_json, sha256_of
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
@@ -25,7 +26,7 @@ from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.protocol import REMOTE, Logits, Runtime, in_batches
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
-from cifar_deploy.store import Json, manifest_path, read_json, sha256_of
+from cifar_deploy.store import manifest_path
 from cifar_deploy.validate.latency import Speed, measure
 from cifar_deploy.validate.layers import in_half
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare

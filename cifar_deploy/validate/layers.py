@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.onnx_interface import OURS, Pixels
 from cifar_deploy.runtimes.onnx_runtime import CPU, FATAL
 from cifar_deploy.runtimes.protocol import Logits
-from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.store import ModelFolder
 
 if TYPE_CHECKING:
     import onnx

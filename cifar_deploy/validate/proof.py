@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 
 from cifar_deploy.device import any_threads
+from cifar_deploy.disk import Json, in_turn, sha256_of, write_json
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes.protocol import unversioned
-from cifar_deploy.store import Json, in_turn, proof_path, read_proofs, sha256_of, write_json
+from cifar_deploy.store import proof_path, read_proofs
 from cifar_deploy.validate.judge import Judged, Judgement
 
 

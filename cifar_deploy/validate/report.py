@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cifar_deploy.data.dataset import Images, Split, tally
-from cifar_deploy.store import write_text
+from cifar_deploy.disk import write_text
 from cifar_deploy.validate import svg, table
 from cifar_deploy.validate.judge import Counts, Judged, Judgement
 

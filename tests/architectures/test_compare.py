@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from processes import Run, command_line
 
-from cifar_deploy import store
+from cifar_deploy import disk, store
 from cifar_deploy.architectures.compare import compare
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "benchmarks" / "results" / "cpu" / "cards"
 SEEDS = ROOT / "models" / "simple_cnn" / "card.json"
 
-Put = Callable[..., store.Json]
+Put = Callable[..., disk.Json]
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
     monkeypatch.delenv(store.MODELS_VARIABLE, raising=False)
 
     def put(
-        name: str, card: Path, change: Callable[[store.Json], object] | None = None
-    ) -> store.Json:
-        value = store.read_json(card)
+        name: str, card: Path, change: Callable[[disk.Json], object] | None = None
+    ) -> disk.Json:
+        value = disk.read_json(card)
         if change:
             change(value)
-        store.write_json(Path("models", name, "card.json"), value)
+        disk.write_json(Path("models", name, "card.json"), value)
         return value
 
     return put
@@ -58,7 +58,7 @@ def test_several_seeds_are_compared_by_their_means(put: Put, run: Run) -> None:
     assert "+18.05 points, of the means of 3 and 3 seeds, whose spreads are 0.10 and 0.65" in said
     assert "below the spread" not in said
 
-    def a_little_better(card: store.Json) -> None:
+    def a_little_better(card: disk.Json) -> None:
         card["test_accuracy_mean"] += 0.006
 
     put("b", SEEDS, a_little_better)
@@ -90,7 +90,7 @@ def test_three_models_are_compared_with_the_first_one(put: Put, run: Run) -> Non
 def test_what_an_old_card_lacks_is_its_default(put: Put, run: Run) -> None:
     put("new", CARDS / "cnn9.json")
 
-    def old(card: store.Json) -> None:
+    def old(card: disk.Json) -> None:
         for key in ("train_seconds", "teachers", "compiled", "init_seconds"):
             card.pop(key, None)
         for section in ("distill", "finetune"):
@@ -102,14 +102,14 @@ def test_what_an_old_card_lacks_is_its_default(put: Put, run: Run) -> None:
     assert found["rows"].keys() == {"test_accuracy", "train_seconds", "compiled"}
     assert found["rows"]["compiled"] == [False, None]
 
-    def cooler(card: store.Json) -> None:
+    def cooler(card: disk.Json) -> None:
         card["recipe"]["distill"] = {"temperature": 2.0}
 
     put("new", CARDS / "cnn9.json", cooler)
     assert compare(["new", "old"])["rows"]["distill.temperature"] == [2.0, 4.0]
     assert "distill.temperature   2.0" in run("models", "new", "old").out
 
-    def bare(card: store.Json) -> None:
+    def bare(card: disk.Json) -> None:
         accuracy = card["test_accuracy"]
         card.clear()
         card.update(network="cnn9", test_accuracy=accuracy, weights={"bytes": "many"}, runs=[])
@@ -129,7 +129,7 @@ def test_what_was_held_out_is_not_compared_with_the_test(put: Put, run: Run) -> 
     assert found["rows"]["holdout_accuracy"] == [{"accuracy": 0.9406, "images": 5000}, None]
     assert found["judgements"][0]["measure"] is None
 
-    def other(card: store.Json) -> None:
+    def other(card: disk.Json) -> None:
         card["holdout_accuracy"] = 0.95
 
     put("other", CARDS / "custom_resnet_speed_held_out.json", other)
@@ -138,7 +138,7 @@ def test_what_was_held_out_is_not_compared_with_the_test(put: Put, run: Run) -> 
     assert "other against held: +0.94 points, ± 0.89 (95 %) if each had its own 5,000 held" in said
     assert "`validate`" not in said  # which judges by the test images
 
-    def fewer(card: store.Json) -> None:
+    def fewer(card: disk.Json) -> None:
         card["data"]["holdout_images"] = 1000
 
     put("other", CARDS / "custom_resnet_speed_held_out.json", fewer)

@@ -10,9 +10,10 @@ from cifar_deploy import architectures, recipe
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.custom_resnet import ConvBlock
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import export_onnx
-from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train.loop import Job, Trainer
 
 PARAMETERS = {

@@ -14,8 +14,9 @@ from torch._dynamo.utils import counters
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.disk import sha256_of, write_json
 from cifar_deploy.export.onnx_file import export_onnx
-from cifar_deploy.store import ModelFolder, sha256_of, write_json
+from cifar_deploy.store import ModelFolder
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 
 from cifar_deploy.benchmark import baseline
 from cifar_deploy.benchmark.sweep import Row, Who
-from cifar_deploy.store import write_json
+from cifar_deploy.disk import write_json
 from cifar_deploy.timing import Times, Timing
 
 

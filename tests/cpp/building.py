@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.disk import Json
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Logits
-from cifar_deploy.store import Json, read_manifest
+from cifar_deploy.store import read_manifest
 
 ROOT = Path(__file__).parents[2]
 CPP = ROOT / "cpp"

@@ -9,9 +9,10 @@ import pytest
 from building import CPP, ROOT, RUNTIMES, Packed, cmake, openvino_options, without, write_package
 
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.disk import read_json
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
-from cifar_deploy.store import ModelFolder, read_json
+from cifar_deploy.store import ModelFolder
 
 
 @pytest.fixture(scope="session")

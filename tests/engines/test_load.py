@@ -9,12 +9,13 @@ import torch
 from gpus import supported
 from processes import python
 
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.engines import cache, load
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.load import Opened, deserialise, gpu_of, open_engine, refit
 from cifar_deploy.engines.manifest import Gpu
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import manifest_path, sha256_of, write_manifest
+from cifar_deploy.store import manifest_path, write_manifest
 
 CPU = torch.device("cpu")
 

@@ -20,9 +20,10 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data import cifar10
 from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.disk import sha256_of, write_json
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
-from cifar_deploy.store import ModelFolder, sha256_of, write_json
+from cifar_deploy.store import ModelFolder
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
 ACCURACY = 0.9321

@@ -10,6 +10,8 @@ import torch
 from gpus import supported
 
 from cifar_deploy import architectures
+from cifar_deploy.cards import read_card
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.engines import build as builder
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.flavour import Flavour
@@ -19,7 +21,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.export import engine
 from cifar_deploy.export.engine import cuda_device, export_engine
 from cifar_deploy.export.onnx_file import PRECISIONS
-from cifar_deploy.store import ModelFolder, manifest_path, read_card, read_manifest, sha256_of
+from cifar_deploy.store import ModelFolder, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from conftest import Shelf

@@ -15,9 +15,10 @@ from cifar_deploy import __version__, architectures, device
 from cifar_deploy.architectures import weights
 from cifar_deploy.data import cifar10
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.disk import sha256_of, write_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import OPSET, PRECISIONS, export_onnx
-from cifar_deploy.store import ModelFolder, manifest_path, read_manifest, sha256_of, write_json
+from cifar_deploy.store import ModelFolder, manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from conftest import Exported, Shelf

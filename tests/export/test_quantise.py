@@ -15,13 +15,14 @@ from processes import python
 
 from cifar_deploy import architectures
 from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.engine import export_engine
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration, kept
-from cifar_deploy.store import manifest_path, read_manifest, sha256_of
+from cifar_deploy.store import manifest_path, read_manifest
 
 if TYPE_CHECKING:
     from conftest import Shelf

@@ -25,21 +25,13 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.data.cifar10 import UNVERIFIED
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.device import pick
+from cifar_deploy.disk import Json, read_json, sha256_of
 from cifar_deploy.engines.flavour import AUTO, choose
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import source, vectors, write
 from cifar_deploy.runtimes import load as runtimes_load
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
-from cifar_deploy.store import (
-    Json,
-    ModelFolder,
-    manifest_path,
-    proof_path,
-    read_json,
-    read_proofs,
-    sha256_of,
-    write_manifest,
-)
+from cifar_deploy.store import ModelFolder, manifest_path, proof_path, read_proofs, write_manifest
 from cifar_deploy.validate.judge import Options, Reference, judge
 
 OURS = {

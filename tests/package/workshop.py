@@ -9,7 +9,8 @@ from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset
-from cifar_deploy.store import ModelFolder, sha256_of, write_json
+from cifar_deploy.disk import sha256_of, write_json
+from cifar_deploy.store import ModelFolder
 
 NAME = "simple_cnn"
 

@@ -20,6 +20,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.data import cifar10
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.device import pick
+from cifar_deploy.disk import sha256_of, write_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import PRECISIONS, export_onnx
 from cifar_deploy.export.quantise import Calibration
@@ -37,7 +38,7 @@ from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime, preload
 from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.protocol import BATCH, Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
-from cifar_deploy.store import ModelFolder, manifest_path, sha256_of, write_json
+from cifar_deploy.store import ModelFolder, manifest_path
 
 CPU = torch.device("cpu")
 CALIBRATION = Calibration(

@@ -15,6 +15,7 @@ from gpus import supported
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.disk import sha256_of, write_json
 from cifar_deploy.engines import cache, flavour
 from cifar_deploy.engines.options import Options, Profile
 from cifar_deploy.errors import UserError
@@ -32,7 +33,7 @@ from cifar_deploy.runtimes.tensorrt import (
     _Threads,
     shares,
 )
-from cifar_deploy.store import ModelFolder, manifest_path, sha256_of, write_json
+from cifar_deploy.store import ModelFolder, manifest_path
 
 CPU = torch.device("cpu")
 CLASSES = [f"class {i}" for i in range(10)]

@@ -11,7 +11,8 @@ from PIL import Image
 from cifar_deploy import architectures, recipe
 from cifar_deploy.data import synthetic
 from cifar_deploy.data.dataset import Dataset, Split
-from cifar_deploy.store import Json, ModelFolder
+from cifar_deploy.disk import Json
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train.loop import Job
 
 NORMED = '''

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cifar_deploy
-from cifar_deploy import store
+from cifar_deploy import disk, store
 from cifar_deploy.cli import app
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.errors import UserError
@@ -96,7 +96,7 @@ def test_ablations_go_on_and_end_in_a_table(call: Any, pictures: Path, tmp_path:
         share = 100 * result["holdout_accuracy"] / 2
         means[result["variation"]] = means.get(result["variation"], 0.0) + share
     assert [row[1].split(" ±")[0] for row in rows] == [f"{mean:.2f}" for mean in means.values()]
-    with store.only_writer(place.with_suffix("")), pytest.raises(UserError, match="another run is"):
+    with disk.only_writer(place.with_suffix("")), pytest.raises(UserError, match="another run is"):
         call("ablate", "simple_cnn", *options, *basis)
     with pytest.raises(UserError, match="no network is called 'resnet19x'"):
         call("ablate", "resnet19x")
@@ -209,7 +209,7 @@ def test_versions_of_runtimes_are_compared(
     runtimes = ("--runtime", "onnxruntime", "onnxruntime==0.0.1")
     said = call("runtime_versions", package, *runtimes, "--json", "versions.json")
     here, nowhere = json.loads((tmp_path / "versions.json").read_text())["rows"]
-    assert here["sha256"] == store.sha256_of(own_cnn.onnx("fp32"))
+    assert here["sha256"] == disk.sha256_of(own_cnn.onnx("fp32"))
     assert (here["same_top1"], here["images"], here["max_logit_difference"]) == (64, 64, 0.0)
     assert "No matching distribution" in nowhere["error"]
     assert f"| onnxruntime {here['version']} | 64 of 64, 0 |" in said

@@ -10,7 +10,7 @@ import torch
 from processes import command_line, refusing
 from typer.testing import CliRunner, Result
 
-from cifar_deploy import store
+from cifar_deploy import cards, disk, store
 from cifar_deploy.cli import app
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
@@ -43,7 +43,7 @@ def test_the_flags_reach_the_recipe(pictures: Path, tmp_path: Path) -> None:
     card = json.loads(done.stdout)
     folder = ModelFolder(tmp_path / "here")
     assert Path(card["weights"].pop("path")).read_bytes() == folder.weights.read_bytes()
-    assert card == store.read_card(folder)
+    assert card == cards.read_card(folder)
     recipe = card["recipe"]
     found = {key: recipe["train"][key] for key in ("epochs", "batch_size", "seed", "ema")}
     assert found == {"epochs": 1, "batch_size": 120, "seed": 4, "ema": 0.0}
@@ -64,14 +64,14 @@ def test_the_cards_command_begins_with_the_same_weights_or_not_at_all(
     call = command_line(monkeypatch, capsys)
     train = ("train", "simple_cnn", "--data-dir", pictures, *QUICK)
     assert call(*train, "--out", "first")[0] == 0
-    sha256 = store.read_card(ModelFolder(Path("first")))["weights"]["sha256"]
+    sha256 = cards.read_card(ModelFolder(Path("first")))["weights"]["sha256"]
     for given in (("--init", "first"), ("--init=first",)):
         assert call(*train, *given, "--out", "second")[0] == 0
-        command = store.read_card(ModelFolder(Path("second")))["command"]
+        command = cards.read_card(ModelFolder(Path("second")))["command"]
         assert f" {' '.join(given)}@{sha256[:12]} --out second" in command
     again = shlex.split(command)[1:]
     assert call(*again)[0] == 0
-    assert store.read_card(ModelFolder(Path("second")))["command"] == command
+    assert cards.read_card(ModelFolder(Path("second")))["command"] == command
     assert call(*train, "--seed", "1", "--out", "first")[0] == 0
     status, _, said = call(*again)
     assert status == 2
@@ -114,7 +114,7 @@ def test_a_run_that_is_stopped_may_be_ended_there(
     assert ended.status == 0
     assert "6 steps in 3 epochs, ended after step 3, seed 0" in ended.err
     folder = ModelFolder(models / "simple_cnn")
-    card = store.read_card(folder)
+    card = cards.read_card(folder)
     accuracy = f"{100 * card['test_accuracy']:.2f} %"
     said = "stopped at epoch 2 of 3"
     assert f"simple_cnn: {accuracy} of 60 test images, {said}, " in ended.out
@@ -131,7 +131,7 @@ def test_a_run_that_is_stopped_may_be_ended_there(
     # A seed that was ended early is not done.
     whole = call(*train, "--seeds", "2", "--resume")
     assert f"{accuracy} of 60 test images {said} on" in whole.err
-    assert "stopped" not in store.read_card(folder)
+    assert "stopped" not in cards.read_card(folder)
 
 
 def test_weights_of_other_data_are_replaced_with_a_word(pictures: Path, models: Path) -> None:
@@ -144,12 +144,12 @@ def test_weights_of_other_data_are_replaced_with_a_word(pictures: Path, models: 
     )
     assert "is replaced at the end" in longer.stderr
     card = ModelFolder(models / "simple_cnn").card
-    store.write_json(card, {**store.read_json(card), "data": {"name": "CIFAR-10", "sha256": "0"}})
+    disk.write_json(card, {**disk.read_json(card), "data": {"name": "CIFAR-10", "sha256": "0"}})
     done = run("simple_cnn", "--data-dir", pictures, *QUICK)
     assert done.exit_code == 0
     weights = models / "simple_cnn" / "model.safetensors"
     assert f"{weights}, of CIFAR-10, is replaced at the end; --out" in done.stderr
-    store.write_json(card, {**store.read_json(card), "imported": {"from": "their.pth"}})
+    disk.write_json(card, {**disk.read_json(card), "imported": {"from": "their.pth"}})
     assert "of their.pth, is replaced" in run("simple_cnn", "--data-dir", pictures, *QUICK).stderr
 
 
@@ -159,7 +159,7 @@ def test_a_card_without_its_weights_is_replaced_with_a_word(pictures: Path, mode
     folder.weights.unlink()
     assert "is replaced" not in run("simple_cnn", "--data-dir", pictures, *QUICK).stderr
     folder.weights.unlink()
-    store.write_json(folder.card, {**store.read_json(folder.card), "device": "NVIDIA H200"})
+    disk.write_json(folder.card, {**disk.read_json(folder.card), "device": "NVIDIA H200"})
     done = run("simple_cnn", "--data-dir", pictures, *QUICK)
     assert done.exit_code == 0
     said = (
@@ -174,7 +174,7 @@ def test_weights_go_among_the_models(pictures: Path, models: Path) -> None:
     own.recipe.write_text("[train]\nseed = 11\nepochs = 7\n")
     done = run("simple_cnn", "--data-dir", pictures, *QUICK)
     assert done.exit_code == 0
-    card = store.read_card(own)
+    card = cards.read_card(own)
     assert (card["seed"], card["epochs"]) == (11, 1)  # the folder's recipe, the flag over it
     said = f"simple_cnn: {100 * card['test_accuracy']:.2f} % of 60 test images"
     assert said in done.stdout
@@ -191,14 +191,14 @@ def test_another_recipe(pictures: Path, tmp_path: Path) -> None:
 def test_a_card_trains_the_same_again(pictures: Path, tmp_path: Path) -> None:
     changes = ("--lr", "0.02", "--seed", "4", "--set", "augment.cutout=8", "--set", "train.ema=0.5")
     assert run("simple_cnn", "--data-dir", pictures, *QUICK, *changes, "--out", "a").exit_code == 0
-    first = store.read_card(ModelFolder(tmp_path / "a"))
+    first = cards.read_card(ModelFolder(tmp_path / "a"))
     again = ("simple_cnn", "--data-dir", pictures, "--device", "cpu", "--recipe", "a/card.json")
     assert run(*again, "--out", "b").exit_code == 0
-    second = store.read_card(ModelFolder(tmp_path / "b"))
+    second = cards.read_card(ModelFolder(tmp_path / "b"))
     assert second["recipe"] == first["recipe"]
     assert second["weights"] == first["weights"]
     assert run(*again, "--seed", "5", "--out", "c").exit_code == 0
-    third = store.read_card(ModelFolder(tmp_path / "c"))
+    third = cards.read_card(ModelFolder(tmp_path / "c"))
     assert third["recipe"]["train"] == first["recipe"]["train"] | {"seed": 5}
     assert third["weights"] != first["weights"]
 

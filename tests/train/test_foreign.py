@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from cifar_deploy import architectures, store
+from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.architectures import summary, weights
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
@@ -248,9 +248,9 @@ def test_from_another_program_to_a_judged_file(run: Run, their: Path, tmp_path: 
     assert "of 60 test images" in out
     assert "mean 0.5,0.5,0.5 and std 0.2,0.3,0.4" in out
     assert "hardly more than chance" in err  # they are weights of chance
-    card = store.read_card(ModelFolder(tmp_path / "models" / "simple_cnn"))
+    card = cards.read_card(ModelFolder(tmp_path / "models" / "simple_cnn"))
     assert card["command"].startswith("cifar-deploy import simple_cnn ")
-    assert card["imported"] == {"from": "their.pth", "sha256": store.sha256_of(their)}
+    assert card["imported"] == {"from": "their.pth", "sha256": disk.sha256_of(their)}
     assert f"{100 * card['test_accuracy']:.2f} % (imported)" in run("models")[1]
     assert run("export", "simple_cnn")[0] == 0
     status, out, _ = run("validate", "simple_cnn", "--no-latency", "--max-drop", "10")
@@ -323,7 +323,7 @@ def test_chance_is_of_the_number_of_classes(
 
 def test_a_card_is_not_written_over(run: Run, their: Path, tmp_path: Path) -> None:
     folder = ModelFolder(tmp_path / "models" / "simple_cnn")
-    store.write_json(folder.card, {"command": "cifar-deploy train simple_cnn"})
+    disk.write_json(folder.card, {"command": "cifar-deploy train simple_cnn"})
     status, _, err = run("import", "simple_cnn", their)
     assert (status, "card.json is there already" in err) == (2, True)
     assert not folder.weights.exists()

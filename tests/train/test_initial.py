@@ -15,15 +15,15 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from cifar_deploy import architectures, recipe, store
+from cifar_deploy import architectures, disk, recipe
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, freeze, stages
 from cifar_deploy.cli import train as cli
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.folder import VERIFIED
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Finetune
-from cifar_deploy.store import Json
 from cifar_deploy.train import initial
 from cifar_deploy.train.loop import Job, Trainer
 
@@ -250,7 +250,7 @@ def test_the_card_tells_all_the_runs_that_led_to_the_weights(
     }
     assert [first["epochs"], second["epochs"], third["epochs"]] == [1, 2, 1]
     # By the card of other weights nothing is known, nor without one.
-    store.write_json(place.card, {**first, "weights": {"sha256": "0" * 64}})
+    disk.write_json(place.card, {**first, "weights": {"sha256": "0" * 64}})
     assert set(run("of others", 1, place.path)["init"]) == {"from", "sha256", "trained_parameters"}
     place.card.unlink()
     assert set(run("without", 1, place.path)["init"]) == {"from", "sha256", "trained_parameters"}
@@ -258,11 +258,11 @@ def test_the_card_tells_all_the_runs_that_led_to_the_weights(
 
 def test_the_published_cards_tell_their_chains() -> None:
     root = Path(__file__).parents[2]
-    others = [store.read_json(path) for path in root.glob("benchmarks/results/*/cards/*.json")]
+    others = [disk.read_json(path) for path in root.glob("benchmarks/results/*/cards/*.json")]
     made = {other["weights"]["sha256"]: other for other in others}
     lengths = {}
     for path in root.glob("models/*/card.json"):
-        init, lengths[path.parent.name] = store.read_json(path).get("init"), 1
+        init, lengths[path.parent.name] = disk.read_json(path).get("init"), 1
         while init:
             before = made[init["sha256"]]
             wanted = {key: before[key] for key in ("command", "epochs", "wall_seconds", "device")}

@@ -23,8 +23,9 @@ from safetensors import safe_open
 import cifar_deploy
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import ModelFolder, sha256_of
+from cifar_deploy.store import ModelFolder
 
 ENVIRONMENT = {
     **os.environ,

@@ -19,11 +19,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cifar_deploy import __version__, recipe, store
+from cifar_deploy import __version__, cards, disk, recipe
 from cifar_deploy.architectures import weights
+from cifar_deploy.cards import read_card
 from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json, ModelFolder, read_card
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import batches, checkpoint, loop, seeds
 from cifar_deploy.train.batches import split_holdout
 from cifar_deploy.train.interrupt import Interrupted
@@ -125,7 +127,7 @@ def test_the_log_has_a_line_an_epoch(learnt: tuple[Job, Json, list[Json]]) -> No
 
 def test_the_card_tells_all(learnt: tuple[Job, Json, list[Json]], small_data: Dataset) -> None:
     job, returned, _ = learnt
-    card = store.read_json(job.folder.card)
+    card = disk.read_json(job.folder.card)
     assert card == json.loads(json.dumps(returned))
     assert card["network"] == "simple_cnn"
     assert card["parameters"] == 62_006
@@ -133,7 +135,7 @@ def test_the_card_tells_all(learnt: tuple[Job, Json, list[Json]], small_data: Da
     assert recipe.parse(card["recipe"], "card") == job.recipe
     assert (card["epochs"], card["seed"], card["precision"]) == (6, 3, "fp32")
     assert card["test_images"] == 500
-    assert card["weights"]["sha256"] == store.sha256_of(job.folder.weights)
+    assert card["weights"]["sha256"] == disk.sha256_of(job.folder.weights)
     assert card["weights"]["bytes"] == job.folder.weights.stat().st_size
     assert card["weights"]["storage"] == "fp16"
     data = card["data"]
@@ -499,7 +501,7 @@ def test_a_run_may_be_ended_at_its_checkpoint(
     made = Trainer(dataclasses.replace(job, resume=True, finish=True)).run(recorder)
     assert made == read_card(job.folder)
     assert (made["stopped"], made["epochs"]) == ({"step": at, "steps": 18}, 3)
-    assert store.stopped(made) == f"stopped at epoch {(at + 5) // 6} of 3"
+    assert cards.stopped(made) == f"stopped at epoch {(at + 5) // 6} of 3"
     assert made["test_accuracy"] == accuracy(job.folder, few.test)
     assert made["holdout_accuracy"] is not None
     lines = job.folder.log.read_text().splitlines()
@@ -521,7 +523,7 @@ def test_nothing_is_left_to_end_after_the_last_step(
     interrupt(job, 6, recorder)
     made = Trainer(dataclasses.replace(job, resume=True, finish=True)).run(recorder)
     assert "stopped" not in made
-    assert store.stopped(made) == ""
+    assert cards.stopped(made) == ""
 
 
 def test_signals_are_given_back(make_job: MakeJob, recorder: Watching) -> None:

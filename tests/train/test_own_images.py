@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from cifar_deploy import cli
+from cifar_deploy.cards import read_card
 from cifar_deploy.data import find
 from cifar_deploy.data.folder import VERIFIED
+from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import Json, ModelFolder, proof_path, read_card
+from cifar_deploy.store import ModelFolder, proof_path
 
 COLOURS = {"leaf": (60, 160, 70), "rust": (170, 80, 40), "sky": (90, 140, 210)}
 

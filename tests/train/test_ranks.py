@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 import cifar_deploy
 from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
+from cifar_deploy.cards import read_card
 from cifar_deploy.cli import app, train
+from cifar_deploy.disk import only_writer
 from cifar_deploy.errors import OwnError, UserError
-from cifar_deploy.store import ModelFolder, only_writer, read_card
+from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import checkpoint
 from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.train.ranks import Ranks, own_device, together

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from cifar_deploy import store
+from cifar_deploy import cards, disk, store
 from cifar_deploy.cli import app
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
@@ -45,7 +45,7 @@ def test_the_card_has_every_seed_and_the_weights_of_the_first(
     real = Trainer.run
     seeds = []
 
-    def dying(trainer: Trainer, watch: object) -> store.Json:
+    def dying(trainer: Trainer, watch: object) -> disk.Json:
         seeds.append(trainer.job.recipe.train.seed)
         if len(seeds) == 3:
             raise UserError("killed")
@@ -56,7 +56,7 @@ def test_the_card_has_every_seed_and_the_weights_of_the_first(
         run(*command, "--seeds", "3")
     done = run(*command, "--seeds", "3", "--resume")
     assert seeds == [4, 5, 6, 6]
-    card = store.read_card(folder)
+    card = cards.read_card(folder)
     assert [entry["seed"] for entry in card["runs"]] == [4, 5, 6]
     found = [entry["test_accuracy"] for entry in card["runs"]]
     assert card["test_accuracy"] == found[0] == alone["test_accuracy"]
@@ -144,7 +144,7 @@ def test_held_out_images_are_judged_instead_of_the_test_images(
 
     monkeypatch.setattr(Trainer, "accuracy", looking)
     done = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--hold-out", "60")
-    card = store.read_card(ModelFolder(models / "simple_cnn"))
+    card = cards.read_card(ModelFolder(models / "simple_cnn"))
     assert card["test_accuracy"] is card["test_accuracy_before_storage"] is None
     assert card["test_images"] == 0
     assert all(len(split) == 60 for split in judged)  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_a_second_recipe_writes_to_a_folder_of_its_own(pictures: Path, models: P
     done = run("train", "simple_cnn", "--data-dir", pictures, "--recipe", "tiny")
     assert done.exit_code == 0
     second = ModelFolder(models / "simple_cnn-tiny")
-    assert store.read_card(second)["epochs"] == 1
+    assert cards.read_card(second)["epochs"] == 1
     assert not first.card.exists()
     assert run("export", "simple_cnn-tiny").exit_code == 0
     assert second.onnx("fp32").exists()
@@ -192,7 +192,7 @@ def test_a_profile_shows_where_the_time_goes(
     events = json.loads(folder.trace.read_text())["traceEvents"]
     assert {event.get("name") for event in events} >= {"forward", "backward", "aten::conv2d"}
     assert folder.weights.read_bytes() == weights  # to look changes nothing
-    card = store.read_card(folder)
+    card = cards.read_card(folder)
     assert card["wall_seconds"] - card["train_seconds"] > 12 * 0.05  # nor is it training's time
 
 
@@ -225,7 +225,7 @@ def test_a_run_that_fails_while_it_is_profiled_stops_the_profiler(
 
 def test_to_hold_out_nothing_is_to_test(pictures: Path, models: Path) -> None:
     done = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--hold-out", "0")
-    card = store.read_card(ModelFolder(models / "simple_cnn"))
+    card = cards.read_card(ModelFolder(models / "simple_cnn"))
     assert f"{100 * card['test_accuracy']:.2f} % of 60 test images" in done.stdout
 
 
@@ -280,7 +280,7 @@ def test_seeds_are_resumed_as_they_began(
             run(*other, "--resume")
     assert run(*command, "--resume").exit_code == 0
     assert folder.weights.read_bytes() == first
-    assert len(store.read_card(folder)["runs"]) == 2
+    assert len(cards.read_card(folder)["runs"]) == 2
     with pytest.raises(UserError, match=r"--resume: all seeds in .* are done"):
         run(*command, "--resume")
 
@@ -289,12 +289,12 @@ def test_one_run_becomes_the_first_of_several(pictures: Path, models: Path) -> N
     command = ("train", "simple_cnn", "--data-dir", pictures, *QUICK)
     assert run(*command).exit_code == 0
     folder = ModelFolder(models / "simple_cnn")
-    first = store.read_card(folder)
+    first = cards.read_card(folder)
     assert run(*command, "--seeds", "2", "--resume").exit_code == 0
-    card = store.read_card(folder)
+    card = cards.read_card(folder)
     assert card["finished"] == first["finished"]  # it was not trained again
     assert [entry["seed"] for entry in card["runs"]] == [0, 1]
     assert run(*command, "--seeds", "3", "--resume").exit_code == 0
-    card = store.read_card(folder)
+    card = cards.read_card(folder)
     assert card["finished"] == first["finished"]
     assert [entry["seed"] for entry in card["runs"]] == [0, 1, 2]

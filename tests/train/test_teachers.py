@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from cifar_deploy import store
+from cifar_deploy import cards, disk, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.cli import app
 from cifar_deploy.data.dataset import Dataset, Split
@@ -37,7 +37,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def train(job: Job, recorder: Any) -> store.Json:
+def train(job: Job, recorder: Any) -> disk.Json:
     return Trainer(job).run(recorder)
 
 
@@ -68,7 +68,7 @@ def test_a_pupil_learns_what_its_labels_do_not_say(
     assert teacher["test_accuracy"] > lost["test_accuracy"] + 0.25
     assert taught["test_accuracy"] > lost["test_accuracy"] + 0.2
     assert "teachers" not in lost
-    sha256 = store.read_card(store.ModelFolder(Path("teacher")))["weights"]["sha256"]
+    sha256 = cards.read_card(store.ModelFolder(Path("teacher")))["weights"]["sha256"]
     assert taught["teachers"] == [{"model": "teacher", "sha256": sha256}]
     # What the card says is not followed with other weights of that name.
     assert taught["command"] == f"{command}@{sha256[:12]}"
@@ -83,14 +83,14 @@ def test_a_pupil_learns_what_its_labels_do_not_say(
 def test_a_card_tells_what_its_teachers_began_with(make_job: MakeJob, recorder: Any) -> None:
     train(make_job(folder="theirs"), recorder)
     weights = store.ModelFolder(Path("theirs"))
-    store.write_json(weights.card, store.read_card(weights) | {"imported": {"from": "their.pth"}})
+    disk.write_json(weights.card, cards.read_card(weights) | {"imported": {"from": "their.pth"}})
     begun = make_job(folder="teacher")
     assert "teachers_from" not in train(dataclasses.replace(begun, init="theirs"), recorder)
     card = train(make_job(by("teacher"), folder="pupil"), recorder)
     assert card["teachers_from"] == ["their.pth"]
     once_more = dataclasses.replace(make_job(folder="again"), init="pupil")
     card = train(once_more, recorder)
-    assert [store.begun(card), *store.taught_from(card)] == [None, "their.pth"]
+    assert [cards.begun(card), *cards.taught_from(card)] == [None, "their.pth"]
     assert [teacher["model"] for teacher in card["init"]["teachers"]] == ["teacher"]
 
 
@@ -235,12 +235,12 @@ def test_weights_from_elsewhere_are_no_seed_that_is_done(make_job: MakeJob, reco
     train(job, recorder)
     assert seeds._done(job)
     defaults = dataclasses.replace(job, recipe=Recipe())
-    card = store.read_json(job.folder.card)
+    card = disk.read_json(job.folder.card)
     for recipe in (None, "damaged"):  # an imported model's card has none
-        store.write_json(job.folder.card, {**card, "recipe": recipe})
+        disk.write_json(job.folder.card, {**card, "recipe": recipe})
         assert not seeds._done(defaults)
     del card["recipe"]
-    store.write_json(job.folder.card, card)
+    disk.write_json(job.folder.card, card)
     assert not seeds._done(defaults)
 
 
@@ -284,9 +284,9 @@ def test_the_command_takes_teachers(pictures: Path) -> None:
     # An earlier version knew no teachers: its card is of the same run as one without.
     run("simple_cnn", "--out", "plain")
     place = store.ModelFolder(Path("plain")).card
-    before = store.read_json(place)
+    before = disk.read_json(place)
     del before["recipe"]["distill"]
-    store.write_json(place, before)
+    disk.write_json(place, before)
     assert "is replaced" not in run("simple_cnn", "--out", "plain").stderr
     other = run("simple_cnn", "--out", "plain", "--teacher", "my teacher")
     assert "is replaced at the end" in other.stderr

@@ -20,8 +20,9 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data import synthetic
 from cifar_deploy.data.dataset import Dataset, Split
+from cifar_deploy.disk import Json
 from cifar_deploy.export.onnx_file import export_onnx
-from cifar_deploy.store import Json, ModelFolder, write_manifest
+from cifar_deploy.store import ModelFolder, write_manifest
 from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.validate.judge import Options, Reference, judge
 

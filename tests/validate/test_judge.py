@@ -19,11 +19,12 @@ from cifar_deploy import watch
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset, Images
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import OPENVINO
 from cifar_deploy.runtimes.protocol import Logits
 from cifar_deploy.runtimes.pytorch import PyTorch
-from cifar_deploy.store import ModelFolder, proof_path, sha256_of, write_manifest
+from cifar_deploy.store import ModelFolder, proof_path, write_manifest
 from cifar_deploy.validate import proof, table
 from cifar_deploy.validate.judge import (
     REFERENCE,

@@ -9,7 +9,8 @@ import pytest
 from judgements import MakeJudgement
 
 from cifar_deploy.data.dataset import Dataset
-from cifar_deploy.store import Json, proof_path, read_proofs, sha256_of, write_json
+from cifar_deploy.disk import Json, sha256_of, write_json
+from cifar_deploy.store import proof_path, read_proofs
 from cifar_deploy.validate import proof
 from cifar_deploy.validate.judge import Unusable
 

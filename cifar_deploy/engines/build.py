@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.device import MIB
@@ -28,6 +28,7 @@ from cifar_deploy.errors import UserError
 NEED = r"(?:size was |GPU memory \()(\d+) bytes"  # in TensorRT's words for memory that lacks
 NO_LINEAR_LAYER = "FP32 GEMM is not supported"  # in its words for Turing, of which `not_for` warns
 POLL = 0.05  # seconds; how often a build looks for Ctrl-C
+Begin: TypeAlias = Callable[[], object]  # done first in the thread that builds
 
 
 class Watch(Protocol):
@@ -60,12 +61,14 @@ def build(
     options: Options,
     watch: Watch | None = None,
     timing_cache: Path | None = None,
+    begin: Begin | None = None,
 ) -> Built:
     """Build an engine from the deployment graph in `onnx`; `source` is its name in messages.
 
     The network is strongly typed: the precisions are those of the file. `timing_cache` is read,
     and written again if the disk lets it. Ctrl-C stops the build at its next step and raises
-    KeyboardInterrupt.
+    KeyboardInterrupt. `begin` makes a device the current one, which it is for a thread alone; this
+    one's is where the builder is made.
 
     Raises UserError where the parser refuses a node (with its name) and where the build fails.
     """
@@ -93,7 +96,7 @@ def build(
     stop = threading.Event()
     monitor = _monitor(trt, watch, stop)  # the config keeps no reference of its own in version 10
     config.progress_monitor = monitor
-    raw = interruptibly(lambda: builder.build_serialized_network(network, config), stop)
+    raw = interruptibly(lambda: builder.build_serialized_network(network, config), stop, begin)
     if raw is None:
         raise _failed(flavour, source, options)
     if timing_cache:
@@ -171,12 +174,15 @@ def _monitor(trt: Any, watch: Watch | None, stop: threading.Event) -> Any:
     return Monitor()
 
 
-def interruptibly(work: Callable[[], Any], stop: threading.Event) -> Any:
+def interruptibly(
+    work: Callable[[], Any], stop: threading.Event, begin: Begin | None = None
+) -> Any:
     """`work()` in a thread of its own, so that Ctrl-C reaches this one at once.
 
-    Then `stop` is set, and KeyboardInterrupt goes on once the work has ended.
+    Then `stop` is set, and KeyboardInterrupt goes on once the work has ended. `begin` is what the
+    thread does first.
     """
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, initializer=begin) as pool:
         # A Ctrl-C while the pool starts its thread would leave that one behind, unstopped.
         pool.submit(bool).result()
         try:

@@ -1,6 +1,7 @@
 """A TensorRT engine from this project's own ONNX file, its manifest beside it."""
 
 import datetime
+import functools
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def export_engine(
         cache.check(timing_cache)
     elif flavour.name == TENSORRT and gpu:
         timing_cache = cache.path("timing", flavour.version, gpu.name)
-    built = builder.build(flavour, raw, onnx, options, watch, timing_cache)
+    # The build has a thread of its own, in which the first device would be the current one.
+    begin = functools.partial(torch.cuda.set_device, torch.cuda.current_device()) if gpu else None
+    built = builder.build(flavour, raw, onnx, options, watch, timing_cache, begin)
     path = folder.engine(precision, flavour.name)
     facts: Json = {
         "format": "tensorrt",

@@ -43,8 +43,10 @@ class PyTorch:
         if compiled:
             quiet_autotune()
         self._graph = torch.compile(graph, mode=MODE, dynamic=False) if compiled else graph
-        if device.type == "cuda":  # other streams may use it
-            torch.cuda.synchronize(device)
+        if device.type == "cuda":
+            # Other streams may use it. To wait for the whole device would break what another
+            # thread captures meanwhile.
+            torch.cuda.current_stream(device).synchronize()
 
     def _run(self, images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():

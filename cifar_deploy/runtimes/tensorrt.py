@@ -25,6 +25,7 @@ from cifar_deploy.runtimes.cuda import cuda_errors, on
 from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches, takes, words
 
 LANES = 8  # batch sizes that a thread keeps a context for; each holds memory of its own
+CAPTURES = 3  # tries; whoever waits for the whole device meanwhile breaks one
 MEMORY = rf"{OUT_OF_MEMORY}|alloc"  # in TensorRT's words for a GPU that is full
 
 # Loading an engine, building a context and capturing touch the device as a whole: one at a time in
@@ -292,20 +293,25 @@ class TensorRT:
         Raises UserError where it cannot be captured: without a graph the figures would be others,
         and nobody would know.
         """
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         told = ""
-        try:
-            with (
-                torch.cuda.stream(side),  # torch.cuda.graph does not give it back where it fails
-                # Other threads may go on with their own work meanwhile.
-                torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"),
-            ):
-                captured = context.execute_async_v3(side.cuda_stream)
-        except RuntimeError as error:
-            captured, told = False, one_line(error)
-            _abandon(graph, pool)
-        if not captured:
-            torch.cuda.synchronize(self._device)  # tells whether the GPU itself has failed
+        for _ in range(CAPTURES):
+            graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+            try:
+                with (
+                    # torch.cuda.graph does not give it back where it fails.
+                    torch.cuda.stream(side),
+                    # Other threads may go on with their own work meanwhile, but not wait for the
+                    # whole device: https://github.com/NVIDIA/TensorRT/issues/2888
+                    torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"),
+                ):
+                    captured = context.execute_async_v3(side.cuda_stream)
+            except RuntimeError as error:
+                captured, told = False, one_line(error)
+                _abandon(graph, pool)
+            if captured:
+                break
+            side.synchronize()  # tells whether the GPU itself has failed
+        else:
             self._refused("capture", told)
         return graph
 
@@ -373,7 +379,7 @@ class _Kernels:
         self._saved = 0
         if self._path and (kept := cache.read(self._path)):
             # It compares the device's context with that of then, and makes none itself.
-            torch.cuda.synchronize(owner._device)
+            torch.cuda.current_stream(owner._device).synchronize()
             # False where another driver is here now: then it is compiled anew.
             self._saved = len(kept) if self._cache.deserialize(kept) else 0
         self.config.set_runtime_cache(self._cache)

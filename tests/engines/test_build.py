@@ -1,3 +1,4 @@
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -184,6 +185,19 @@ def test_ctrl_c_as_early_as_can_be_leaves_nothing_running(ctrl_c: Callable[[], N
     with pytest.raises(KeyboardInterrupt):
         interruptibly(work, stop)
     assert seen == [True]
+
+
+def test_a_build_begins_in_the_thread_that_builds(rtx: Flavour, graph: Graph) -> None:
+    # CUDA's current device is a thread's own.
+    current = threading.local()
+    current.device = 0
+    work = functools.partial(getattr, current, "device", None)
+    assert interruptibly(work, threading.Event()) is None
+    assert interruptibly(work, threading.Event(), lambda: setattr(current, "device", 1)) == 1
+    begun: list[int] = []
+    build(rtx, graph("Relu"), SOURCE, Options(), begin=lambda: begun.append(threading.get_ident()))
+    assert begun != [threading.get_ident()]
+    assert len(begun) == 1
 
 
 class Picky:

@@ -266,6 +266,25 @@ def test_a_capture_that_fails_is_told_and_leaves_torch_whole(
 
 
 @pytest.mark.gpu
+def test_a_capture_that_was_broken_is_made_again(runtime: TensorRT, images: Images) -> None:
+    lane: Any = runtime.bind(images[:16]).run
+    context, tried = lane.__self__.context, []
+
+    class Disturbed:
+        def execute_async_v3(self, stream: int) -> bool:
+            tried.append(stream)
+            if len(tried) == 1:
+                torch.cuda.synchronize()  # as another thread may, which breaks it in any mode
+            return bool(context.execute_async_v3(stream))
+
+    graph = runtime._capture(Disturbed(), _aside(torch.device("cuda", 0)))
+    assert len(tried) == 2
+    expected = lane().cpu()
+    graph.replay()
+    assert torch.equal(lane.__self__.result.cpu(), expected)
+
+
+@pytest.mark.gpu
 def test_a_small_batch_takes_little_memory(runtime: TensorRT, images: Images) -> None:
     lanes: list[Any] = [runtime.bind(images[:batch]).run for batch in (4, 64)]
     small, large = (len(lane.__self__.memory) for lane in lanes)

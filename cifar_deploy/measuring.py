@@ -101,7 +101,7 @@ def benchmark_model(
     if batch is None:
         sizes: tuple[int, ...] = ()
     elif isinstance(batch, Iterable) and not isinstance(batch, str):
-        sizes = tuple(batch)
+        sizes = tuple(dict.fromkeys(batch))
     else:
         sizes = (batch,)
     if batch is not None and not sizes:
@@ -232,8 +232,7 @@ def measure(
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.timing import BATCHES
 
-    counts = usual_in_flight(where) if in_flight is None else in_flight
-    flights = tuple(count for count in counts if count)
+    flights = tuple(count for count in counts_in_flight(where, in_flight) if count)
     settings = sweep.Settings(contest.batches or BATCHES, seconds, flights, bool(contest.batches))
     failures: list[sweep.Failure] = []
     # Speed does not depend on how pixels are normalised.
@@ -245,9 +244,23 @@ def measure(
     return result
 
 
-def usual_in_flight(where: "torch.device") -> tuple[int, ...]:
-    """How many batches are in flight where nobody says."""
-    return (4,) if where.type == "cuda" else (2,)
+def counts_in_flight(
+    where: "torch.device", asked: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """How many batches are in flight: as `asked`, or as usual where nobody says.
+
+    Raises UserError for more than a GPU has streams.
+    """
+    from cifar_deploy.timing import STREAMS
+
+    if where.type != "cuda":
+        return asked or (2,)
+    if asked and max(asked) > STREAMS:
+        raise UserError(
+            f"{max(asked)} batches in flight: on a GPU each has a stream of its own, and torch has "
+            f"{STREAMS}; ask for fewer"
+        )
+    return asked or (4,)
 
 
 def check_some(tried: bool, failures: "Sequence[sweep.Failure]") -> None:

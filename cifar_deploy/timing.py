@@ -20,6 +20,7 @@ from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.runtimes.protocol import Bound, Runtime, takes
 
 BATCHES = (1, 8, 32, 128, 256, 1024)
+STREAMS = 32  # that torch has for a GPU, before it hands out the same again
 BUFFERS = 2  # bound inputs of a batch size that take turns
 LEAST_POOL = 8 << 20  # bytes of distinct images, at least
 WINDOW = 8  # calls; two windows of the same median are steady
@@ -63,6 +64,11 @@ class Timing:
     enqueue: Times | None  # trtexec's Enqueue Time
     end_to_end: Times  # the host's clock around the whole call
     images_per_second: float  # one call after another: at the median of end_to_end
+
+
+def milliseconds(value: float) -> str:
+    """Three digits that count, and microseconds at most."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def default_batches(runtime: Runtime) -> list[int]:
@@ -122,12 +128,21 @@ class Pool:
 
 
 @functools.cache
+def _streams(device: str) -> list[torch.cuda.Stream]:
+    return []
+
+
 def stream(device: str, number: int) -> torch.cuda.Stream:
-    """One of the CUDA streams to measure on.
+    """One of the CUDA streams to measure on, 0 to STREAMS - 1.
 
     The same ones each time: a runtime may keep a session, and its memory, for every stream it sees.
     """
-    return torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]
+    made = _streams(device)
+    while len(made) <= number:
+        one = torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]
+        if one not in made:  # others have asked for streams meanwhile, and torch begins anew
+            made.append(one)
+    return made[number]
 
 
 class Lane:

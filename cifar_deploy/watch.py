@@ -191,11 +191,24 @@ class Watch:
                 self._asked(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM) or 0,
                 self._asked(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM) or 0,
                 self._asked(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU) or 0,
-                _watts(self._asked(nvml.nvmlDeviceGetPowerUsage)) or 0.0,
+                self._power() or 0.0,
                 # The older of its two names: every version of the package has it.
                 self._asked(nvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0,
             )
         )
+
+    def _power(self) -> float | None:
+        """Watts at this moment.
+
+        From Ampere on NVML's usual answer is the mean of the last second, in which others had their
+        turn (nvmlDeviceGetPowerUsage, nvml.h). Cards and drivers before have no other answer.
+        """
+        nvml = self._nvml
+        if moment := getattr(nvml, "NVML_FI_DEV_POWER_INSTANT", None):
+            for found in self._asked(nvml.nvmlDeviceGetFieldValues, [moment]) or []:
+                if found.nvmlReturn == nvml.NVML_SUCCESS:
+                    return _watts(int(found.value.uiVal))
+        return _watts(self._asked(nvml.nvmlDeviceGetPowerUsage))
 
     def _sample_on(self) -> None:
         while not self._stop.wait(INTERVAL):

@@ -11,6 +11,7 @@ import torch
 from cifar_deploy import Measurement, UserError, benchmark_model
 from cifar_deploy.benchmark import sweep
 from cifar_deploy.benchmark.sweep import Benchmark, Load, Row, Settings, Throughput
+from cifar_deploy.measuring import counts_in_flight
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import Times, Timing
 
@@ -188,6 +189,15 @@ def test_what_cannot_be_measured_is_told(measuring: Callable[[], object], said: 
     with pytest.raises(UserError) as told:
         measuring()
     assert said in str(told.value)
+
+
+def test_on_a_gpu_no_more_is_in_flight_than_there_are_streams() -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert counts_in_flight(gpu, (1, 32)) == (1, 32)
+    with pytest.raises(UserError, match=r"^33 batches in flight: .* torch has 32; ask for fewer$"):
+        counts_in_flight(gpu, (33, 4))
+    assert counts_in_flight(cpu, (33, 4)) == (33, 4)
+    assert (counts_in_flight(gpu), counts_in_flight(cpu)) == ((4,), (2,))
 
 
 def test_where_nothing_can_be_measured_that_is_told(folder: Path) -> None:

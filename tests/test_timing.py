@@ -17,6 +17,7 @@ from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.timing import (
     BUFFERS,
     FEWEST_CALLS,
+    STREAMS,
     Call,
     Lane,
     Pool,
@@ -24,6 +25,7 @@ from cifar_deploy.timing import (
     Timing,
     collect,
     steady,
+    stream,
     summarise,
     time_batch,
     warm_up,
@@ -184,6 +186,16 @@ def test_on_cuda_events_time_the_parts(network: Trained, small_data: Dataset) ->
         assert_sound(part)
     assert found.latency.p50 > found.compute.p50
     assert astuple(found.latency) != astuple(found.end_to_end)
+
+
+@pytest.mark.gpu
+def test_streams_are_others_whoever_asked_for_some_between() -> None:
+    first = [stream("cuda:0", number) for number in range(3)]
+    for _ in range(STREAMS - 5):
+        torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    streams = [stream("cuda:0", number) for number in range(STREAMS)]
+    assert streams[:3] == first
+    assert len({one.cuda_stream for one in streams}) == STREAMS
 
 
 @pytest.mark.gpu

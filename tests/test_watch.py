@@ -109,6 +109,39 @@ def test_the_use_by_others_is_asked_once_and_not_of_our_own_work(
         room._use_before.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("told", "watts"),
+    [
+        ((0, 202_500), 202.5),
+        ((3, 0), 365.0),  # not supported: a card before Ampere
+        (None, 365.0),  # a driver that knows no fields
+    ],
+)
+def test_power_is_that_of_the_moment_where_it_is_told(
+    told: tuple[int, int] | None, watts: float
+) -> None:
+    class Refused(Exception):
+        pass
+
+    def fields(handle: str, names: list[int]) -> list[SimpleNamespace]:
+        assert (handle, names) == ("GPU-1", [186])
+        if told is None:
+            raise Refused
+        return [SimpleNamespace(nvmlReturn=told[0], value=SimpleNamespace(uiVal=told[1]))]
+
+    nvml = pytest.importorskip("pynvml")
+    watch = Watch(CPU)
+    watch._handle = "GPU-1"
+    watch._nvml = SimpleNamespace(
+        NVML_FI_DEV_POWER_INSTANT=nvml.NVML_FI_DEV_POWER_INSTANT,
+        NVML_SUCCESS=nvml.NVML_SUCCESS,
+        NVMLError=Refused,
+        nvmlDeviceGetFieldValues=fields,
+        nvmlDeviceGetPowerUsage=lambda _: 365_000,
+    )
+    assert watch._power() == watts
+
+
 @pytest.mark.gpu
 def test_our_own_work_is_not_others() -> None:
     device = torch.device("cuda", 0)

@@ -1,5 +1,6 @@
 """An earlier measurement, as `benchmark --json` wrote it, and what takes longer since."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +9,21 @@ from cifar_deploy.benchmark.sweep import Row
 from cifar_deploy.disk import Json, read_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import unversioned
+from cifar_deploy.timing import milliseconds
 
+FEW_CALLS = 10  # fewer have a median that the next measurement need not have
+DISTURBED = ("the card was", "the processor was", "clocks:")  # how `Watch.remarks` begin
 Key = tuple[str, str, str, int]  # model, name, runtime without its version, batch
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Medians of the latency, in milliseconds."""
+    """Medians of the latency, in milliseconds, and what was said of them."""
 
     path: Path
     medians: dict[Key, float]
+    doubtful: frozenset[Key]  # medians of few calls, or of a warm-up that did not become steady
+    disturbed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Change:
     batch: int
     before: float
     now: float
+    doubtful: bool  # as of a Baseline, then or now
 
     @property
     def slower(self) -> float:
@@ -44,6 +51,12 @@ def read(path: Path, device: str) -> Baseline:
             _key(row["model"], row["name"], row["runtime"], row["batch"]): row["latency"]["p50"]
             for row in value["rows"]
         }
+        doubtful = frozenset(
+            _key(row["model"], row["name"], row["runtime"], row["batch"])
+            for row in value["rows"]
+            if _little(row.get("calls", FEW_CALLS), row.get("steady", True))
+        )
+        remarks = [str(remark) for remark in value.get("remarks", [])]
         measured_on = value["device"]
         usable = all(isinstance(median, int | float) for median in medians.values())
     except (KeyError, TypeError, AttributeError):
@@ -56,17 +69,26 @@ def read(path: Path, device: str) -> Baseline:
         )
     if not all(median > 0 for median in medians.values()):
         raise UserError(f"{path} has a latency of no time")
-    return Baseline(path, medians)
+    disturbed = tuple(remark for remark in remarks if remark.startswith(DISTURBED))
+    return Baseline(path, medians, doubtful, disturbed)
 
 
 def changes(before: Baseline, rows: Sequence[Row]) -> list[Change]:
     """Every row that was measured then, too."""
     found = []
     for row in rows:
-        who, batch = row.who, row.timing.batch
-        if median := before.medians.get(_key(who.model, who.name, who.runtime, batch)):
-            found.append(Change(who.model, who.name, batch, median, row.timing.latency.p50))
+        who, timing = row.who, row.timing
+        key = _key(who.model, who.name, who.runtime, timing.batch)
+        if median := before.medians.get(key):
+            doubtful = key in before.doubtful or _little(timing.calls, row.steady)
+            now = timing.latency.p50
+            found.append(Change(who.model, who.name, timing.batch, median, now, doubtful))
     return found
+
+
+def _little(calls: int, steady: bool) -> bool:
+    """Whether a median rests on little."""
+    return calls < FEW_CALLS or not steady
 
 
 def _key(model: str, name: str, runtime: str, batch: int) -> Key:
@@ -89,9 +111,17 @@ def notes(before: Baseline, found: Sequence[Change], late: Sequence[Change]) -> 
         f"{min(ratios):.2f} to {max(ratios):.2f} times as long."
     ]
     for change in late:
+        percent = math.ceil(round(10 * change.slower, 6)) / 10  # never what is allowed
         lines.append(
-            f"{change.model}, {change.name}, batch {change.batch}: SLOWER by "
-            f"{change.slower:.0f} %: {change.now:.3g} ms at the median, {change.before:.3g} then"
+            f"{change.model}, {change.name}, batch {change.batch}: SLOWER by {percent:,g} %: "
+            f"{milliseconds(change.now)} ms at the median, {milliseconds(change.before)} then"
+        )
+    if before.disturbed:
+        lines.append(f"When {before.path} was measured, {'; '.join(before.disturbed)}.")
+    if doubtful := sum(change.doubtful for change in found):
+        lines.append(
+            f"{doubtful} of the {len(found)} medians are, then or now, of fewer than {FEW_CALLS} "
+            "calls or were not steady after the warm-up: measure again, with more --seconds."
         )
     return lines
 

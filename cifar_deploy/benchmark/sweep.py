@@ -521,7 +521,7 @@ def slower_than(rows: Sequence[Row], bound: float) -> list[str]:
     """What is said of each row whose p99 of the latency is over `bound`, both in milliseconds."""
     return [
         f"{row.who.model}, {row.who.name}, batch {row.timing.batch}: "
-        f"its latency has a p99 of {p99:.4g} ms, over --max-latency {bound:g}"
+        f"its latency has a p99 of {p99:,.6g} ms, over --max-latency {bound:g}"
         for row in rows
         if (p99 := row.timing.latency.p99) > bound
     ]

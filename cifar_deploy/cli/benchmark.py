@@ -28,7 +28,7 @@ from cifar_deploy.cli.options import (
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Format, Kind
-from cifar_deploy.measuring import Contest, Work, check_some, measure, usual_in_flight
+from cifar_deploy.measuring import Contest, Work, check_some, counts_in_flight, measure
 
 if TYPE_CHECKING:
     from cifar_deploy.benchmark import sweep
@@ -160,7 +160,7 @@ def benchmark(
         onnx = [by.value for by in runtime or [OnnxBy.onnxruntime]]
         if scenario:
             folders = [folder for folder, *_ in contest.work]
-            at_once, *_ = counts or usual_in_flight(where)
+            at_once, *_ = counts_in_flight(where, counts or None)
             failures: list[sweep.Failure] = []
             ran = mlperf.run_all(
                 # LoadGen's accuracy depends on how pixels are normalised: no foreign interface.
@@ -233,7 +233,7 @@ def _batches(texts: list[str]) -> tuple[int, ...]:
             raise UserError(f"--batch {part}: images a call, 1 or more, as 8 or 1,8,32")
         if int(part) > LARGEST_BATCH:
             raise UserError(f"--batch {part}: a batch over {LARGEST_BATCH:,} is no batch")
-    return tuple(map(int, parts))
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _at_once(texts: list[str]) -> tuple[int, ...]:
@@ -244,7 +244,7 @@ def _at_once(texts: list[str]) -> tuple[int, ...]:
             raise UserError(
                 f"--in-flight {part}: batches at once, 1 to 9999, as 4 or 1,2,4; 0 alone for none"
             )
-    return tuple(map(int, parts))
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _test_images(

@@ -1,5 +1,6 @@
 """What counts as the same measurement, and as slower."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,40 @@ def test_a_median_is_slower_by_its_share_of_the_one_before(tmp_path: Path) -> No
     assert quicker.slower == pytest.approx(-50)
     assert baseline.notes(before, [quicker, change], [change]) == [
         f"Against {path}: 2 of 1 rows, their medians 0.50 to 1.25 times as long.",
-        "m, m.onnx, batch 8: SLOWER by 25 %: 2.5 ms at the median, 2 then",
+        "m, m.onnx, batch 8: SLOWER by 25 %: 2.50 ms at the median, 2.00 then",
     ]
+    # What is over the bound does not look like it.
+    close = [baseline.Change("m", "m.onnx", 8, 2_400.0, 2_641.0, False)]
+    *_, line = baseline.notes(before, close, baseline.slower(close, 10))
+    assert line == "m, m.onnx, batch 8: SLOWER by 10.1 %: 2,641 ms at the median, 2,400 then"
 
     (said,) = baseline.to_json(before, found, 24)["rows"]
     assert said == {
         **{"model": "m", "name": "m.onnx", "batch": 8},
         **{"before_p50": 2.0, "now_p50": 2.5, "slower_percent": pytest.approx(25)},
     }
+
+
+def test_what_a_comparison_rests_on_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+
+    def told(*, remarks: list[str], now: Row, **then: object) -> list[str]:
+        known = {"model": "m", "runtime": "ONNX Runtime 1.30.0", "batch": 8, "name": "m.onnx"}
+        rows = [known | {"latency": {"p50": 2.0}} | then]
+        write_json(path, {"device": "this", "rows": rows, "remarks": remarks})
+        before = baseline.read(path, "this")
+        return baseline.notes(before, baseline.changes(before, [now]), [])[1:]
+
+    busy = "the processor was busy: others used 64 % of it"
+    files = "models/m has no exported files, and PyTorch alone was measured"
+    assert told(remarks=[files, busy], now=row(2.0)) == [f"When {path} was measured, {busy}."]
+    little = "1 of the 1 medians are, then or now, of fewer than 10 calls or were not steady after"
+    for then, now in (
+        ({"calls": 9, "steady": True}, row(2.0)),
+        ({"calls": 100, "steady": False}, row(2.0)),
+        ({"calls": 100, "steady": True}, replace(row(2.0), steady=False)),
+        ({}, replace(row(2.0), timing=replace(row(2.0).timing, calls=9))),
+    ):
+        (line,) = told(remarks=[], now=now, **then)
+        assert line.startswith(little)
+    assert told(remarks=[], now=row(2.0), calls=10, steady=True) == []

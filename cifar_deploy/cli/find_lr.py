@@ -22,6 +22,7 @@ from cifar_deploy.cli.options import (
     by_teachers,
     doing,
     print_json,
+    say,
 )
 from cifar_deploy.cli.train import home
 
@@ -82,6 +83,8 @@ def find_lr(
     if as_json:
         print_json({**dataclasses.asdict(curve), **more, "picture": str(picture)})
         return
+    if curve.falling:
+        say(f"the loss was still falling at --high {high:g}: set a higher one")
     typer.echo(
         f"{name}: suggested peak {curve.suggested:.2g} (steepest descent at {curve.steepest:.2g}, "
         f"lowest loss at {curve.lowest:.2g}); the recipe has {found.optimizer.lr:g}"

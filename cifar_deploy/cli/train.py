@@ -248,8 +248,8 @@ def run(
             if ranks.main:
                 say(_plan(trainer))
                 doubt()
-                held = "" if found.data.val else _uneven(trainer)
-                told = (held, _unknown(trainer), _few(trainer), _replaced(trainer))
+                drawn = () if found.data.val else (_uneven(trainer), _leaky(trainer))
+                told = (*drawn, _unknown(trainer), _few(trainer), _replaced(trainer))
                 for line in filter(None, told):
                     say(line)
             return Bar(trainer.steps, found.train.epochs, trainer.state.step, not ranks.main)
@@ -293,6 +293,17 @@ def _uneven(trainer: "Trainer") -> str:
     if not said:
         return ""
     return f"{'; '.join(said)}: chance drew them from all {len(dataset.train):,} together"
+
+
+def _leaky(trainer: "Trainer") -> str:
+    """What is told of held-out images that are trained on: of one's own there may be copies."""
+    from cifar_deploy.data.doubts import leaked
+    from cifar_deploy.data.folder import VERIFIED
+
+    if not trainer.holdout or trainer.job.dataset.verified != VERIFIED:
+        return ""
+    leak = leaked(trainer.train_split, trainer.holdout, "held-out images")
+    return leak and f"{leak}: an accuracy by them says little of new images"
 
 
 def _unknown(trainer: "Trainer") -> str:

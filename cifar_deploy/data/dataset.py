@@ -78,15 +78,18 @@ class Split:
         """The first `count` images and labels."""
         return Split(self.images[:count], self.labels[:count], self.names[:count])
 
+    def at(self, rows: Labels) -> "Split":
+        """The images and labels of `rows`, int64 [m], in that order."""
+        names = tuple(self.names[row] for row in rows) if self.names else ()
+        return Split(self.images[rows], self.labels[rows], names)
+
     def spread(self, count: int) -> "Split":
         """`count` images and labels, evenly spread over all; all where there are fewer."""
-        chosen = self._spread(count)
-        return Split(self.images[chosen], self.labels[chosen])
+        return self.at(self._spread(count))
 
     def without(self, count: int) -> "Split":
         """What `spread(count)` leaves."""
-        left = np.delete(np.arange(len(self)), self._spread(count))
-        return Split(self.images[left], self.labels[left])
+        return self.at(np.delete(np.arange(len(self)), self._spread(count)))
 
     def _spread(self, count: int) -> Labels:
         count = min(count, len(self))

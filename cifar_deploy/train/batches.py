@@ -103,11 +103,7 @@ def split_holdout(dataset: Dataset, wanted: Data) -> tuple[Split, Split | None]:
         )
     generator = torch.Generator().manual_seed(seed_of(0, "holdout", 0))
     order = torch.randperm(len(train), generator=generator).numpy()
-    kept, held = order[:-count], order[-count:]
-    return (
-        Split(train.images[kept], train.labels[kept]),
-        Split(train.images[held], train.labels[held]),
-    )
+    return train.at(order[:-count]), train.at(order[-count:])
 
 
 class Batches:

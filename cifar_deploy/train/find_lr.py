@@ -21,13 +21,17 @@ READ_EVERY = 20  # steps between two looks at the losses
 
 @dataclass(frozen=True)
 class Found:
-    """The curve, and what it suggests. `losses` are smoothed; the rates are optimizer.lr."""
+    """The curve, and what it suggests. `losses` are smoothed; the rates are optimizer.lr.
+
+    `falling`: the loss was, where the range ended, so that a higher one would suggest more.
+    """
 
     rates: list[float]
     losses: list[float]
     steepest: float
     lowest: float
     suggested: float
+    falling: bool
 
 
 def check(low: float, high: float) -> None:
@@ -64,7 +68,7 @@ def find(
             f"the loss was no number after {len(losses)} steps, at a rate of "
             f"{rates[len(losses)]:.2g}; set a lower --low"
         )
-    return judged(rates[: len(losses)], losses)
+    return judged(rates[: len(losses)], losses, whole=len(losses) == len(rates))
 
 
 def _losses(trainer: Trainer, rates: list[float], say: Callable[[str], None]) -> list[float]:
@@ -101,10 +105,11 @@ def smoothed(raw: list[float]) -> list[float]:
     return found
 
 
-def judged(rates: list[float], losses: list[float]) -> Found:
+def judged(rates: list[float], losses: list[float], whole: bool) -> Found:
     """What a curve of smoothed losses over rates suggests.
 
-    Raises UserError for one that never falls.
+    `whole`: it has all rates of the range, and was not cut off where it diverged. Raises UserError
+    for one that never falls.
     """
     begin = min(BEGIN, len(losses) // 2)
     bottom = min(range(begin, len(losses)), key=losses.__getitem__)
@@ -118,7 +123,8 @@ def judged(rates: list[float], losses: list[float]) -> Found:
         for i in range(begin, bottom)
     ]
     steepest = rates[begin + min(range(len(slopes)), key=slopes.__getitem__)]
-    return Found(rates, losses, steepest, rates[bottom], rates[bottom] / 10)
+    falling = whole and len(losses) - bottom <= 1 / (1 - SMOOTHING)
+    return Found(rates, losses, steepest, rates[bottom], rates[bottom] / 10, falling)
 
 
 def draw(path: Path, title: str, found: Found) -> None:

@@ -24,17 +24,28 @@ def test_a_curve_is_judged() -> None:
         fall = 2.3 - 1 / (1 + math.exp(-4 * math.log10(rate / 0.001)))
         return fall + max(0.0, math.log10(rate / 0.1))
 
-    found = find_lr.judged(rates, [loss(rate) for rate in rates])
+    found = find_lr.judged(rates, [loss(rate) for rate in rates], whole=True)
     assert found.steepest == pytest.approx(0.001, rel=0.1)
     assert found.lowest == pytest.approx(0.1, rel=0.1)
     assert found.suggested == pytest.approx(found.lowest / 10)
+
+
+def test_a_range_that_ends_while_the_loss_falls_is_told() -> None:
+    rates = [1e-4 * 1.05**step for step in range(100)]
+    falling = [2.3 - 0.01 * step for step in range(100)]
+    assert find_lr.judged(rates, falling, whole=True).falling
+    rising = [*falling, *[falling[-1] + 0.01 * step for step in range(30)]]
+    more = [1e-4 * 1.05**step for step in range(130)]
+    assert not find_lr.judged(more, rising, whole=True).falling
+    # Where it diverges at once the range has shown all there is.
+    assert not find_lr.judged(rates, falling, whole=False).falling
 
 
 def test_a_curve_that_does_not_fall_suggests_nothing() -> None:
     rates = [1e-4 * 1.1**step for step in range(50)]
     flat = [2.3 + 0.02 / (step + 1) for step in range(50)]  # chance that is averaged away
     with pytest.raises(UserError, match=r"did not fall at rates from 0\.0001 to .* --steps"):
-        find_lr.judged(rates, flat)
+        find_lr.judged(rates, flat, whole=True)
 
 
 def test_the_mean_is_without_bias_and_ends_where_the_loss_explodes() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -128,7 +129,9 @@ def test_how_the_held_out_images_fall_is_told(
         assert run(monkeypatch, "train", "simple_cnn", *options, "--hold-out", *more) == 0
         return capsys.readouterr().err
 
-    assert "chance" not in told("40", "--batch-size", "40")
+    whole = told("40", "--batch-size", "40")
+    assert "chance" not in whole
+    assert "as well" not in whole
     for name in ("rust", "sky"):
         for picture in sorted((garden / "train" / name).iterdir())[1:]:
             picture.unlink()
@@ -136,6 +139,14 @@ def test_how_the_held_out_images_fall_is_told(
     assert none in told("2", "--batch-size", "20")
     every = "all images of rust, sky are held out, and none is left to train on: chance drew"
     assert every in told("39", "--batch-size", "3")
+    # The held-out ones of copies are trained on.
+    for picture in (garden / "train" / "sky").iterdir():
+        for number in range(20):
+            shutil.copy(picture, picture.with_name(f"again{number}.jpg"))
+    seen = told("30", "--batch-size", "20")
+    said = re.search(r"\n(\d+) of 30 held-out images are training images as well \(sky/", seen)
+    assert said
+    assert 0 < int(said[1]) < 30
 
 
 def test_images_in_val_judge_a_run_where_they_are_asked_to(

@@ -262,8 +262,12 @@ def _line(path: Path) -> str:
             others = "others"
         kept = calibration.get("kept_fp32", [])
         if drop := calibration.get("drop"):
+            from cifar_deploy.validate.noninferiority import points
+
             most = drop["upper_bound_of_loss_points"]
-            said += f", a loss of at most {most:.2f} points on {drop['images']:,} {others}"
+            said += (
+                f", a loss of at most {points(most / 100, 2)} points on {drop['images']:,} {others}"
+            )
             said += f", {len(kept)} of {drop['layers']} layers in fp32{': ' if kept else ''}"
             said += ", ".join(kept)
         elif kept:

@@ -30,7 +30,7 @@ from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Logits
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate.judge import unanswered
-from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, score_bound
+from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, points, score_bound
 
 IMAGES = 5_000  # that a loss is measured on
 NOISE, RANGES = 128, 64  # images that a layer's noise is measured on, and its ranges calibrated
@@ -83,7 +83,7 @@ def within(
         last = f", {keep[-1]} the last" if keep else ""
         told(
             f"{folder.name}: {len(calibration.keep) + len(keep)} of {count} layers in fp32{last}: "
-            f"the loss is at most {100 * result.upper:.2f} points ({result.lost} images lost and "
+            f"the loss is at most {points(result.upper, 2)} points ({result.lost} images lost and "
             f"{result.gained} gained of {len(split):,})"
         )
         return result

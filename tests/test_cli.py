@@ -807,7 +807,8 @@ def test_models_tells_what_differs_between_two(run: Run, refused: Callable[..., 
     # What is the same is not told.
     for same in ("network", "parameters", "data", "seeds", "device", "bytes", "train.ema"):
         assert same not in rows
-    half = 196 * ((mine * (1 - mine) + other * (1 - other)) / 500) ** 0.5
+    more = [(500 * share + 1) / 502 for share in (mine, other)]  # Agresti and Caffo's
+    half = 196 * (sum(share * (1 - share) for share in more) / 502) ** 0.5
     assert f"next against simple_cnn: {100 * (other - mine):+.2f} points, ± {half:.2f}" in said
     assert "; one seed each: another seed would differ, too\n" in said
     found = json.loads(run("models", "simple_cnn", "next", "--json").out)

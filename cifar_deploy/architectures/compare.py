@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
+
 from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import completed
@@ -13,6 +15,7 @@ MEASURES = ("test_accuracy", "holdout_accuracy")  # models are judged by the fir
 SEEDS = "_of_seeds"  # behind a measure: its mean and spread
 NOT_TWICE = ("train.epochs", "train.seed", "distill.teachers")  # the card says them by itself
 Z95 = NormalDist().inv_cdf(0.975)  # two-sided 95 %
+ANGLES = 100_000  # that an integral is a sum of: Student's quantiles are right to four digits
 
 
 def compare(models: Sequence[str]) -> disk.Json:
@@ -109,7 +112,9 @@ def _judge(first: disk.Json, other: disk.Json) -> disk.Json:
 
     `measure` is None where they were not judged by the same images. `spread_points` are the
     deviations of `first`'s and `other`'s seeds; where both are known the difference is that of the
-    means. Else `half_width_points` is that of its 95 % interval, if the images were independent.
+    means, and `half_width_points` that of Welch's 95 % interval. Else it is that of Agresti and
+    Caffo's, if the images were independent, which does not shrink to nothing where all are right
+    (Agresti and Caffo 2000, The American Statistician 54:280-288).
     """
     result: disk.Json = {
         **dict.fromkeys(("measure", "images", "difference_points", "half_width_points")),
@@ -129,10 +134,38 @@ def _judge(first: disk.Json, other: disk.Json) -> disk.Json:
     result["spread_points"] = [100 * one["std"] if one else None for one in seeds]
     if all(seeds):
         result["difference_points"] = 100 * (seeds[1]["mean"] - seeds[0]["mean"])
+        stds = [one["std"] for one in seeds]
+        if (half := _welch(stds, result["seeds"])) is not None:
+            result["half_width_points"] = 100 * half
         return result
     shares = [one[measure]["accuracy"] for one in (first, other)]
     result["difference_points"] = 100 * (shares[1] - shares[0])
     if count:
-        variance = sum(share * (1 - share) / count for share in shares)
-        result["half_width_points"] = 100 * Z95 * math.sqrt(max(variance, 0.0))
+        shares = [(share * count + 1) / (count + 2) for share in shares]
+        variance = sum(share * (1 - share) / (count + 2) for share in shares)
+        result["half_width_points"] = 100 * Z95 * math.sqrt(variance)
     return result
+
+
+def _welch(stds: Sequence[float], seeds: Sequence[int]) -> float | None:
+    """Half the width of the 95 % interval of a difference of two means (Welch 1947, Biometrika 34).
+
+    None where the deviations are of too few seeds, or are nothing.
+    """
+    parts = [std**2 / count for std, count in zip(stds, seeds, strict=True) if count > 1]
+    if len(parts) < len(stds) or not sum(parts):
+        return None
+    spread = zip(parts, seeds, strict=True)
+    freedom = sum(parts) ** 2 / sum(part**2 / (count - 1) for part, count in spread)
+    return _student(freedom) * math.sqrt(sum(parts))
+
+
+def _student(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t.
+
+    With t = sqrt(freedom) tan(a) the angle a has a density proportional to cos(a) ** (freedom - 1).
+    """
+    angles = (np.arange(ANGLES) + 0.5) * (math.pi / 2 / ANGLES)
+    shares = np.cumsum(np.cos(angles) ** (freedom - 1))
+    place = int(np.searchsorted(shares, 0.95 * shares[-1]))
+    return math.sqrt(freedom) * math.tan(angles[place])

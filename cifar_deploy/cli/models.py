@@ -164,10 +164,11 @@ def _judged(judgement: disk.Json) -> str:
     told = f"{model} against {against}: {judgement['difference_points']:+.2f} points"
     (first, other), (few, more) = judgement["spread_points"], judgement["seeds"]
     if first is not None and other is not None:
-        none: bool = abs(judgement["difference_points"]) < max(first, other)
+        half = judgement["half_width_points"]
+        width = "" if half is None else f", ± {half:.2f} (95 %, Welch)"
         return (
-            f"{told}, of the means of {more} and {few} seeds, whose spreads are {other:.2f} and "
-            f"{first:.2f} points" + ": a difference below the spread is none" * none
+            f"{told}{width}, of the means of {more} and {few} seeds, whose spreads are {other:.2f} "
+            f"and {first:.2f} points"
         )
     if judgement["half_width_points"] is not None:
         test = judgement["measure"] == "test_accuracy"

@@ -133,9 +133,11 @@ def package(
         return
     proved = "NOT PROVED"
     if found.proved and found.proof:
+        from cifar_deploy.validate.noninferiority import points
+
         proved = (
             f"proved by {found.proof['runtime']} to lose at most "
-            f"{found.proof['upper_bound_of_loss_points']:.2g} points (95 %), "
+            f"{points(found.proof['upper_bound_of_loss_points'] / 100, 3)} points (95 %), "
             f"{found.proof['margin_points']:g} allowed"
         )
     say(

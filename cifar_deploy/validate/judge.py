@@ -435,12 +435,18 @@ def _row(
         accuracy=float(right.mean()),
         comparison=comparison,
         agreement=float((predictions == reference_logits.argmax(1)).mean()),
-        largest_difference=float(np.abs(logits - reference_logits).max()),
+        largest_difference=_largest_difference(logits, reference_logits),
         speed=speed,
         card=summary(watch.samples, [(begin, time.perf_counter())]) if watched else None,
         untimed=untimed,
         addition=runtime.addition,
     )
+
+
+def _largest_difference(logits: Logits, others: Logits) -> float:
+    """Of two runtimes' answers, float32 [n, classes]; both may rule a class out with -inf."""
+    with np.errstate(invalid="ignore"):
+        return float(np.where(logits == others, 0, np.abs(logits - others)).max())
 
 
 def _check_half(file: Path, images: Images, pixels: Pixels) -> None:

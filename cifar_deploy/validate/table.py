@@ -17,7 +17,7 @@ from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
-from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, worst_class
+from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, points, worst_class
 
 # A logit that differs by as much changes a probability by up to 2.5 points.
 OTHER_LOGITS = 0.1
@@ -202,9 +202,9 @@ def _worst_class(judgement: Judgement, row: Judged) -> list[str]:
     worst = worst_class(*rights, labels, len(classes), row.comparison.margin)
     if not worst:
         return []
-    points = 100 * (worst.lost - worst.gained) / worst.images
+    lost = 100 * (worst.lost - worst.gained) / worst.images
     return [
-        f"{judgement.label(row.file)} loses most in one class: {points:.2g} points of "
+        f"{judgement.label(row.file)} loses most in one class: {lost:.3g} points of "
         f"{worst.images:,} {classes[worst.label]} images ({worst.lost:,} lost, {worst.gained:,} "
         "gained)."
     ]
@@ -239,17 +239,19 @@ def evidence(judgement: Judgement, row: Judged) -> str:
     images = "image" if comparison.lost == 1 else "images"
     said = (
         f"{comparison.lost:,} {images} lost and {comparison.gained:,} gained; "
-        f"the loss is at most {100 * comparison.upper:.3f} points (95 %), "
+        f"the loss is at most {points(comparison.upper, 3)} points (95 %), "
         f"the margin {100 * comparison.margin:g}"
     )
     whole = judgement.facts["data"]["whole_test_set"]
     if comparison.images_needed:
         said += f"; {comparison.images_needed:,} images would tell"
+        if comparison.lost or comparison.gained:  # else there is no chance in it
+            said += " every second time"
         if whole:
             said += f", and there are {comparison.images:,}"
     within = comparison.lost - comparison.gained <= comparison.margin * comparison.images
     if whole and within and comparison.verdict == INCONCLUSIVE:  # no more images are to be had
-        said += f"; it would pass with --max-drop {math.ceil(1e4 * comparison.upper) / 100:g}"
+        said += f"; it would pass with --max-drop {float(points(comparison.upper, 2)):g}"
     return said
 
 
@@ -261,27 +263,29 @@ def cells(judgement: Judgement, row: Judged | Unusable) -> list[str]:
     if not row.comparison:
         whose = judgement.model if row.file == PYTORCH else name
         name = f"{whose} ({row.precision})"
+    # An image more or less is to be seen, also of more than 10,000.
+    digits = max(2, math.ceil(math.log10(len(row.predictions))) - 2)
     compared = ["", "", ""]
     if row.comparison:
         compared = [
-            f"{100 * row.comparison.difference:+.2f}",
-            f"{100 * row.agreement:.2f}",
+            f"{100 * row.comparison.difference:+.{digits}f}",
+            f"{100 * row.agreement:.{digits}f}",
             f"{row.largest_difference:.2g}",
         ]
     timed = ["", "", ""]
     if row.speed:
         smallest, best = row.speed.smallest, row.speed.best
-        digits = 2 if smallest.latency.p50 >= 0.1 else 3  # a GPU's microseconds
+        places = 2 if smallest.latency.p50 >= 0.1 else 3  # a GPU's microseconds
         of = "" if smallest.batch == 1 else f" ({smallest.batch})"
         timed = [
-            f"{smallest.latency.p50:.{digits}f}{of}",
-            f"{smallest.latency.p99:.{digits}f}{of}",
+            f"{smallest.latency.p50:.{places}f}{of}",
+            f"{smallest.latency.p99:.{places}f}{of}",
             f"{best.images_per_second:,.0f} ({best.batch})",
         ]
     return [
         name,
         f"{row.runtime},\n{row.provider}",
-        f"{100 * row.accuracy:.2f}",
+        f"{100 * row.accuracy:.{digits}f}",
         *compared,
         *timed,
         row.verdict,

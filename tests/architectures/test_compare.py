@@ -10,7 +10,7 @@ import pytest
 from processes import Run, command_line
 
 from cifar_deploy import disk, store
-from cifar_deploy.architectures.compare import compare
+from cifar_deploy.architectures.compare import _student, _welch, compare
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "benchmarks" / "results" / "cpu" / "cards"
@@ -50,19 +50,35 @@ def test_several_seeds_are_compared_by_their_means(put: Put, run: Run) -> None:
     means, spreads = (list(map(f, runs)) for f in (statistics.fmean, statistics.stdev))
     assert judgement["difference_points"] == pytest.approx(100 * (means[1] - means[0]))
     assert judgement["spread_points"] == pytest.approx([100 * spread for spread in spreads])
-    assert judgement["half_width_points"] is None
+    # scipy.stats.ttest_ind of such samples, equal_var=False, has 2.0929 degrees of freedom.
+    half = judgement["half_width_points"]
+    error = math.sqrt(sum(spread**2 / 3 for spread in spreads))
+    assert half / (100 * error) == pytest.approx(4.125, abs=0.02)
     assert judgement["seeds"] == [3, 3]
     assert "seeds" not in found["rows"]  # 0, 1, 2 in both
     said = run("models", "a", "b").out
     assert "94.13 ± 0.10 % (3 seeds)" in said
-    assert "+18.05 points, of the means of 3 and 3 seeds, whose spreads are 0.10 and 0.65" in said
-    assert "below the spread" not in said
+    means = ", of the means of 3 and 3 seeds, whose spreads are 0.10 and 0.65"
+    assert f"+18.05 points, ± {half:.2f} (95 %, Welch){means}" in said
 
-    def a_little_better(card: disk.Json) -> None:
-        card["test_accuracy_mean"] += 0.006
 
-    put("b", SEEDS, a_little_better)
-    assert "a difference below the spread is none" in run("models", "a", "b").out
+def test_students_quantiles_are_those_of_the_tables() -> None:
+    table = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 10: 2.2281, 100: 1.9840}
+    for freedom, quantile in table.items():
+        assert _student(freedom) == pytest.approx(quantile, rel=1e-3)
+    assert _welch([0.2, 0.1], [5, 1]) is None
+    assert _welch([0.0, 0.0], [3, 3]) is None
+    # Of equal deviations and numbers it is Student's, of 2 (n - 1).
+    assert _welch([0.1, 0.1], [6, 6]) == pytest.approx(2.2281 * 0.1 * math.sqrt(2 / 6), rel=1e-3)
+
+
+def test_all_right_is_not_beyond_doubt(put: Put, run: Run) -> None:
+    def perfect(card: disk.Json) -> None:
+        card |= {"test_accuracy": 1.0, "test_images": 20}
+
+    for name in ("a", "b"):
+        put(name, CARDS / "cnn9.json", perfect)
+    assert "+0.00 points, ± 12.3" in run("models", "a", "b").out
 
 
 def test_three_models_are_compared_with_the_first_one(put: Put, run: Run) -> None:
@@ -76,7 +92,8 @@ def test_three_models_are_compared_with_the_first_one(put: Put, run: Run) -> Non
         pair = [shares["a"], shares[other]]
         assert (judgement["model"], judgement["against"]) == (other, "a")
         assert judgement["difference_points"] == pytest.approx(100 * (pair[1] - pair[0]))
-        half = 1.96 * math.sqrt(sum(p * (1 - p) / 10_000 for p in pair))
+        more = [(10_000 * p + 1) / 10_002 for p in pair]  # Agresti and Caffo's
+        half = 1.96 * math.sqrt(sum(p * (1 - p) / 10_002 for p in more))
         assert judgement["half_width_points"] == pytest.approx(100 * half, rel=1e-4)
     assert found["rows"]["test_accuracy_of_seeds"][:2] == [None, None]
     said = run("models", *shares).out

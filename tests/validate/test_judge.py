@@ -32,6 +32,7 @@ from cifar_deploy.validate.judge import (
     Judgement,
     Options,
     Reference,
+    _largest_difference,
     judge,
     to_json,
     unanswered,
@@ -327,6 +328,13 @@ def test_infinity_is_no_answer_and_minus_infinity_rules_a_class_out() -> None:
     logits = np.zeros((4, 10), np.float32)
     logits[0, 0], logits[1, 1], logits[2, 2] = np.nan, np.inf, -np.inf
     assert unanswered(logits).sum() == 2
+
+
+def test_a_class_that_both_rule_out_is_no_difference() -> None:
+    reference = np.array([[1, 2, -np.inf], [0, 4, -np.inf]], np.float32)
+    assert _largest_difference(reference, reference) == 0
+    assert _largest_difference(3 * reference, reference) == 8
+    assert _largest_difference(np.zeros_like(reference), reference) == np.inf
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 8])

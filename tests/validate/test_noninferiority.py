@@ -14,6 +14,7 @@ from cifar_deploy.validate.noninferiority import (
     Z95,
     Comparison,
     compare,
+    points,
     score_bound,
     worst_class,
 )
@@ -221,3 +222,12 @@ def test_images_needed_where_what_is_lost_is_regained() -> None:
     assert judged(1_000 * times, 20 * times, 19 * times, 0.005).verdict == INCONCLUSIVE
     times += 1
     assert judged(1_000 * times, 20 * times, 19 * times, 0.005).verdict == PASS
+
+
+def test_a_bound_in_points_is_rounded_up() -> None:
+    assert points(0.0010007, 3) == "0.101"
+    assert points(0.001, 3) == "0.100"  # as it is
+    assert points(0.002001, 2) == "0.21"
+    assert points(-0.00049, 2) == "-0.04"
+    fp16 = judged(10_000, 14, 13, 0.001)
+    assert (fp16.verdict, points(fp16.upper, 3)) == (INCONCLUSIVE, "0.101")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_deploy.disk import Json, read_json, sha256_of
+from cifar_deploy.disk import Json, is_number, read_json, sha256_of
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import (
     ModelFolder,
@@ -63,7 +63,7 @@ CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("holdout_accuracy", "holdout_accuracy_mean", "holdout_accuracy_std"), NUMBER),
     **dict.fromkeys(("epochs", "wall_seconds", "parameters", "test_images"), NUMBER),
     **dict.fromkeys(("stopped.step", "stopped.steps"), NUMBER),
-    "data.holdout_images": NUMBER,
+    **dict.fromkeys(("data.holdout_images", "seed"), NUMBER),
     **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),
     **dict.fromkeys(("data.mean", "data.std"), list),
 }
@@ -76,6 +76,8 @@ def card_of(folder: ModelFolder) -> Json:
     """
     if not folder.card.exists():
         return {}
+    if folder.card.is_fifo():  # of all models one would be waited for
+        raise UserError(f"{folder.card} is a pipe; restore the file or train again")
     card = read_json(folder.card)
     for name, kind in CARD_KINDS.items():
         *sections, key = name.split(".")
@@ -86,7 +88,7 @@ def card_of(folder: ModelFolder) -> Json:
         if value is None:
             if kind in (dict, list):
                 holder.pop(key, None)
-        elif not isinstance(value, kind):
+        elif not (is_number(value) if kind is NUMBER else isinstance(value, kind)):
             said = f"{name} cannot be {json.dumps(value)[:40]}"
             raise UserError(f"{folder.card}: {said}; restore it or train again")
     return card

@@ -84,9 +84,16 @@ class Classifier:
     def logits(self, images: Pictures) -> Logits:
         """Float32 [n, classes] of the pictures that `predict` takes."""
         pixels = pictures(images)
+        shape = len(pixels), len(self.classes)
         if not len(pixels):
-            return np.empty((0, len(self.classes)), np.float32)
-        return self._runtime.logits(pixels)
+            return np.empty(shape, np.float32)
+        answer = self._runtime.logits(pixels)
+        if answer.shape != shape:  # a graph may declare another one than it gives
+            raise UserError(
+                f"{self.name} gives {list(answer.shape)} logits where {list(shape)} were promised; "
+                "export it again"
+            )
+        return answer
 
     def _prediction(self, logits: npt.NDArray[np.float32]) -> Prediction:
         best = int(logits.argmax())

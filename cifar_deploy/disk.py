@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import CONTROL, UserError, disk_errors
 
 ABANDONED_SECONDS = 24 * 3600.0  # without a change, of what another machine began to write
 LOOKS, LOOK_SECONDS = 10, 0.05  # at a folder that is locked, before it is taken to be in use
+LARGEST = 1e15  # number in a file
 Json = dict[str, Any]
 
 
@@ -288,16 +289,36 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """The JSON object in `path`. Raises UserError where it is missing or is none."""
+    """The JSON object in `path`.
+
+    Raises UserError where it is missing or is none, and for control characters in it: what it says
+    is printed.
+    """
     with disk_errors(path, "read"):
         raw = path.read_bytes()
     try:
         value = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write it anew or restore it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object; write it anew or restore it")
+    if has_control(value):
+        raise UserError(f"{path} has control characters; write it anew or restore it")
     return value
+
+
+def has_control(value: object) -> bool:
+    """Whether a text in `value`, from JSON, has control characters (`errors.CONTROL`)."""
+    if isinstance(value, str):
+        return re.search(CONTROL, value) is not None
+    if isinstance(value, dict):
+        return any(map(has_control, value)) or any(map(has_control, value.values()))
+    return isinstance(value, list) and any(map(has_control, value))
+
+
+def is_number(value: object) -> bool:
+    """Whether `value`, from JSON, is a number that something can have: not NaN, not 1e400."""
+    return type(value) in (int, float) and bool(abs(value) <= LARGEST)  # type: ignore[arg-type]
 
 
 def sha256_of(path: Path) -> str:

@@ -4,9 +4,11 @@ import contextlib
 import math
 import numbers
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # but tabs and line breaks
 FEW = 10  # names in a message
 TEMPORARY = Path("to a temporary folder ($TMPDIR can name another)")  # for disk_errors
 
@@ -21,6 +23,11 @@ class UserError(Exception):
 
 class OwnError(UserError):
     """A UserError that only this one of several processes has: it tells it itself."""
+
+
+def plain(text: str) -> str:
+    """`text` with the control characters, which a terminal would obey, as \\x1b."""
+    return re.sub(CONTROL, lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def one_line(error: Exception) -> str:

@@ -62,6 +62,11 @@ def export_model(
     check_range("batch", batch, 1, LARGEST_BATCH, whole=True)
     check_range("calibration_images", calibration_images, 1, whole=True)
     check_range("max_drop", max_drop, 0, 100)
+    for what, given in (("format", format), ("precision", precision), ("keep_fp32", keep_fp32)):
+        if not isinstance(given, Iterable):
+            raise UserError(f"{what} {given!r}: it is a word or several")
+    if not isinstance(options, Options | None):
+        raise UserError(f"options {options!r}: they are cifar_deploy.engines.options.Options")
     keep = dict.fromkeys([keep_fp32] if isinstance(keep_fp32, str) else keep_fp32)
     place = Path(data_dir) if data_dir else None
     return export(

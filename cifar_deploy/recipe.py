@@ -307,7 +307,7 @@ def read(path: Path) -> Json:
         raw = path.read_bytes()
     try:
         return tomllib.loads(raw.decode())
-    except ValueError as error:  # also bytes that are no UTF-8, and numbers without end
+    except (ValueError, RecursionError) as error:  # also no UTF-8, and numbers without end
         raise UserError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -373,7 +373,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
             )
         try:
             (value,) = tomllib.loads(f"value = {text}").values()
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text.strip()
         parse({section: {key: value}}, f"--set {override}")
         table[section][key] = value

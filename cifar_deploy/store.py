@@ -11,6 +11,7 @@ from typing import Any
 from cifar_deploy.disk import (
     Json,
     has_writer,
+    is_number,
     read_json,
     sha256_of,
     size_and_sha256,
@@ -21,6 +22,8 @@ from cifar_deploy.errors import UserError
 MODELS_VARIABLE = "CIFAR_DEPLOY_MODELS"
 CARD = "card.json"
 EXPORTED = (".onnx", ".engine")  # what the exporter writes, by its suffix
+# What is raised where a manifest lacks something, or has it of another kind.
+MISSING = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 # What a whole proof says in words and in numbers.
 PROOF_TEXTS = ("sha256", "verdict", "runtime", "provider", "device")
 PROOF_NUMBERS = (
@@ -225,8 +228,9 @@ def _whole(proof: Any) -> bool:
         return False
     return (
         all(isinstance(proof.get(key), str) for key in PROOF_TEXTS)
-        and all(isinstance(proof.get(key), int | float) for key in PROOF_NUMBERS)
+        and all(is_number(proof.get(key)) for key in PROOF_NUMBERS)
         and isinstance(data.get("images"), int)
+        and is_number(data["images"])
         and isinstance(data.get("name"), str)
     )
 

@@ -1,7 +1,9 @@
 """`from cifar_deploy import load`: what it loads, what it takes, what it answers."""
 
+import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -231,6 +234,36 @@ def test_everything_that_can_be_named(
         assert runtime in repr(loaded)
         assert loaded.classes == cifar10.CLASSES
         assert np.allclose(loaded.logits(images), wanted, atol=1e-3), name
+
+
+def test_a_graph_that_gives_more_than_it_declares_is_told(
+    folder: ModelFolder, images: Images, tmp_path: Path
+) -> None:
+    model = onnx.load(folder.onnx("fp32"))
+    (output,) = model.graph.output
+    (last,) = (node for node in model.graph.node if output.name in node.output)
+    last.output[0] = "once"
+    twice = [("Concat", ["once", "once"], "twice"), ("Identity", ["twice"], output.name)]
+    for kind, given, made in twice:
+        axis = {"axis": 1} if kind == "Concat" else {}
+        model.graph.node.append(onnx.helper.make_node(kind, given, [made], **axis))
+    onnx.save(model, tmp_path / "more.onnx")
+    said = r"more\.onnx gives \[2, 20\] logits where \[2, 10\] were promised; export it again"
+    with pytest.raises(UserError, match=said):
+        load(tmp_path / "more.onnx", "cpu").predict(images[:2])
+
+
+def test_labels_that_a_terminal_would_obey_are_refused(package: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(package, tmp_path / "hostile")
+    labels = (place / "labels.txt").read_text()
+    changed = labels.replace("airplane", "\x1b[2J", 1).encode()
+    (place / "labels.txt").write_bytes(changed)
+    known = (place / "manifest.txt").read_text()
+    old, new = (hashlib.sha256(text).hexdigest() for text in (labels.encode(), changed))
+    assert old in known
+    (place / "manifest.txt").write_text(known.replace(old, new))
+    with pytest.raises(UserError, match=r"labels\.txt has control characters; package it again"):
+        load(place, "cpu")
 
 
 def test_what_runs_an_onnx_file_can_be_chosen(

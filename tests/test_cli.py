@@ -898,6 +898,12 @@ def test_what_a_card_does_not_say_is_not_needed(run: Run, change: dict[str, obje
         ('{"recipe": {"model": 3}}', "card.json: recipe.model cannot be 3; restore it"),
         ('{"data": {"origin": [1]}}', "card.json: data.origin cannot be [1]; restore it"),
         ('{"test_images": "all"}', 'card.json: test_images cannot be "all"; restore it'),
+        ('{"seed": {}}', "card.json: seed cannot be {}; restore it"),
+        ('{"test_accuracy": true}', "card.json: test_accuracy cannot be true; restore it"),
+        ('{"test_accuracy": NaN}', "card.json: test_accuracy cannot be NaN; restore it"),
+        (f'{{"wall_seconds": 1{"0" * 400}}}', "card.json: wall_seconds cannot be 10000"),
+        ('{"command": "\\u001b[2J"}', "card.json has control characters"),
+        ("[" * 200_000, "card.json is not JSON (maximum recursion depth"),
     ],
 )
 def test_a_damaged_card_ends_no_list_of_the_others(run: Run, text: str, said: str) -> None:
@@ -1152,6 +1158,25 @@ def engine(run: Run) -> Path:
     assert f"{ENGINE}  " in answer.err
     assert ", built in " in answer.err
     return ENGINE
+
+
+def test_a_manifest_of_an_engine_that_lacks_something_is_told(
+    refused: Callable[..., str], engine: Path
+) -> None:
+    beside = engine.with_name(engine.name + ".json")
+    whole = json.loads(beside.read_text())
+    lacking = {key: whole[key] for key in ("sha256", "flavour")}
+    for changed in (
+        lacking,
+        {**whole, "inputs": 3},
+        {**whole, "calibration": None},
+        {**whole, "calibration": [1]},
+        {**whole, "profiles": [{"min": 1}]},
+        {**whole, "profiles": [{"min": 1, "opt": 1, "max": float("inf")}]},
+        {**whole, "targets": 7},
+    ):
+        beside.write_text(json.dumps(changed))
+        assert f"{beside} is no whole manifest (" in refused("models", engine)
 
 
 @no_gpu
@@ -1712,9 +1737,9 @@ def test_a_gpu_that_is_full_or_fails_is_told_wherever_it_is(
         assert snapshot() == before
 
 
-def test_debug_shows_where_it_was_raised(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cifar_deploy.errors import UserError
-
-    monkeypatch.setattr(sys, "argv", ["cifar-deploy", "train", "resnet81", "--debug"])
-    with pytest.raises(UserError):
-        cli.main()
+def test_debug_shows_where_it_was_raised(run: Run) -> None:
+    (status, _, told), shown = run("train", "resnet81"), run("train", "resnet81", "--debug")
+    assert status == shown.status == 2
+    assert "Traceback" not in told
+    assert shown.err.startswith("Traceback (most recent call last):\n")
+    assert shown.err.endswith(told.replace("error: ", "cifar_deploy.errors.UserError: ", 1))

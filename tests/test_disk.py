@@ -413,6 +413,28 @@ def test_what_is_no_json_is_told(tmp_path: Path, raw: bytes) -> None:
         disk.read_json(file)
 
 
+def test_json_too_deep_or_with_control_characters_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("[" * 200_000)
+    with pytest.raises(UserError, match="is not JSON"):
+        disk.read_json(file)
+    for text in ("\x1b]0;mine\x07", "\x9b2J", "a\rb", "\x7f"):
+        for value in ({"a": [{"b": text}]}, {text: 1}):
+            for ascii_ in (True, False):
+                file.write_text(json.dumps(value, ensure_ascii=ascii_))
+                with pytest.raises(UserError, match=r"a\.json has control characters; write it"):
+                    disk.read_json(file)
+    disk.write_json(file, {"a": "two\nlines and a\ttab"})
+    assert disk.read_json(file) == {"a": "two\nlines and a\ttab"}
+
+
+def test_numbers_that_nothing_can_have() -> None:
+    sound = (0, -3, 2.5, 1e15, -1e15)
+    assert all(map(disk.is_number, sound))
+    strange = (float("nan"), float("inf"), -float("inf"), 10**400, 1e16, True, "1", None, [1])
+    assert not any(map(disk.is_number, strange))
+
+
 def test_json_that_is_no_object_is_told(tmp_path: Path) -> None:
     file = tmp_path / "card.json"
     file.write_text("[1]")

@@ -62,6 +62,7 @@ def _facts(card: disk.Json) -> disk.Json:
         several = mean is not None and std is not None
         of_seeds = {"mean": mean, "std": std, "seeds": len(runs)}
         facts[measure + SEEDS] = of_seeds if several else None
+    size = weights.get("bytes") if isinstance(weights, dict) else None
     teachers = [t for t in card.get("teachers", []) if isinstance(t, dict)]
     return {
         **facts,
@@ -75,7 +76,7 @@ def _facts(card: disk.Json) -> disk.Json:
         "val": {"from": "val", "sha256": val} if (val := data.get("val_sha256")) else None,
         **{key: card.get(key) for key in ("device", "precision", "compiled")},
         **{key: card.get(key) for key in ("train_seconds", "wall_seconds")},
-        "bytes": weights.get("bytes") if isinstance(weights, dict) else None,
+        "bytes": size if disk.is_number(size) else None,
         **({"model.stem": card["stem"]} if card.get("stem") else {}),  # of imported weights
         **{key: v for key, v in _keys(completed(card.get("recipe"))) if key not in NOT_TWICE},
     }

@@ -18,7 +18,7 @@ from torch import nn
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.cards import read_card
-from cifar_deploy.disk import Json, size_and_sha256, write_bytes
+from cifar_deploy.disk import Json, has_control, is_number, size_and_sha256, write_bytes
 from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.store import ModelFolder
 
@@ -94,10 +94,10 @@ def read_tensors(path: Path, raw: bytes | None = None) -> tuple[dict[str, torch.
         else:  # safetensors gives no metadata then: JSON behind its length in eight bytes
             tensors = deserialised(raw)
             metadata = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
-        facts = json.loads(metadata[HEADER])
+        facts = _facts(metadata[HEADER])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         foreign = isinstance(error, KeyError) or path.suffix != ".safetensors"
         way = f"; another program's come in with: cifar-deploy import NETWORK {path}"
         raise UserError(
@@ -130,8 +130,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors{f' ({found[1]})' if found else ''}, or is damaged; it "
             "is not opened: save its state dict alone"
         ) from error
-    while isinstance(state, dict) and (key := next((k for k in WITHIN if _dict(state, k)), None)):
-        state = state[key]
+    for _ in WITHIN:  # a pickle may hold itself
+        key = next((k for k in WITHIN if isinstance(state, dict) and _dict(state, k)), None)
+        state = state if key is None else state[key]
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
     ):
@@ -152,9 +153,25 @@ def own_facts(path: Path) -> Json:
         return {}
     with safe_open(path, framework="pt") as file:
         try:
-            facts: Json = json.loads((file.metadata() or {})[HEADER])
-        except (KeyError, ValueError):
+            return _facts((file.metadata() or {})[HEADER])
+        except (KeyError, ValueError, RecursionError):
             return {}
+
+
+def _facts(text: str) -> Json:
+    """What a header says. Raises ValueError for what cannot have been written here."""
+    facts = json.loads(text)
+    if not isinstance(facts, dict) or has_control(facts):
+        raise ValueError("its header says nothing")
+    kinds = {"network": str, "stem": str, "classes": list, "mean": list, "std": list}
+    if wrong := [
+        key for key, kind in kinds.items() if not isinstance(facts.get(key, kind()), kind)
+    ]:
+        raise ValueError(f"{wrong[0]} in its header is of another kind")
+    if not all(isinstance(name, str) for name in facts.get("classes", [])):
+        raise ValueError("classes in its header are no names")
+    if not all(is_number(value) for key in ("mean", "std") for value in facts.get(key, [])):
+        raise ValueError("mean or std in its header is no number")
     return facts
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_deploy.benchmark.sweep import Row
-from cifar_deploy.disk import Json, read_json
+from cifar_deploy.disk import Json, is_number, read_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.timing import milliseconds
@@ -58,7 +58,7 @@ def read(path: Path, device: str) -> Baseline:
         )
         remarks = [str(remark) for remark in value.get("remarks", [])]
         measured_on = value["device"]
-        usable = all(isinstance(median, int | float) for median in medians.values())
+        usable = all(map(is_number, medians.values()))
     except (KeyError, TypeError, AttributeError):
         usable = False
     if not usable:

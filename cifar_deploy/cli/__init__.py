@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import traceback
 from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
@@ -28,7 +29,7 @@ from cifar_deploy.cli import (
 )
 from cifar_deploy.cli.options import Lasting
 from cifar_deploy.device import threads_allowed
-from cifar_deploy.errors import OwnError, UserError
+from cifar_deploy.errors import OwnError, UserError, plain
 
 app = typer.Typer(
     name="cifar-deploy",
@@ -88,7 +89,8 @@ def _run() -> None:
         threads = min(allowed, len(os.sched_getaffinity(0)))
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # A file's name need not be UTF-8; in JSON what comes out is an escape that it knows.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    lax = ("strict", "surrogateescape")  # the latter in C.UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in lax:
         sys.stdout.reconfigure(errors="backslashreplace")
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr = cast("TextIO", Lasting(sys.stderr))
@@ -101,11 +103,13 @@ def _run() -> None:
         except Exception as error:
             if ended():  # what a library made of the signal
                 sys.exit(ended())
-            said = None if debug else _refusal(error)
+            said = _refusal(error)
             if said is None:
                 raise
-            if said:
-                print(said, file=sys.stderr)
+            if debug:
+                traceback.print_exception(error)
+            elif said:
+                print(plain(said), file=sys.stderr)
             sys.exit(2)
 
 

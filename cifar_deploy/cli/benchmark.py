@@ -11,9 +11,9 @@ import typer
 
 from cifar_deploy import cards, store
 from cifar_deploy.cli.options import (
-    DataDirOption,
     DeviceOption,
     FormatOption,
+    ItsDataDirOption,
     JsonFileOption,
     OnnxBy,
     PrecisionOption,
@@ -96,7 +96,7 @@ def benchmark(
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    data_dir: DataDirOption = None,
+    data_dir: ItsDataDirOption = None,
     data: Annotated[
         Source | None, typer.Option(help="LoadGen: by default what the model was trained on.")
     ] = None,

@@ -8,7 +8,7 @@ import typer
 
 from cifar_deploy import architectures, disk, exporting, store
 from cifar_deploy.cli.options import (
-    DataDirOption,
+    ItsDataDirOption,
     JsonFlag,
     Models,
     print_json,
@@ -96,7 +96,7 @@ def export(
             max=100.0,
         ),
     ] = None,
-    data_dir: DataDirOption = None,
+    data_dir: ItsDataDirOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Export trained models; without a name, all that have weights.

@@ -10,7 +10,7 @@ import typer
 
 from cifar_deploy import cards, store
 from cifar_deploy.cli.options import (
-    DataDirOption,
+    ItsDataDirOption,
     JsonFileOption,
     MeanOption,
     Source,
@@ -38,7 +38,7 @@ def layers(
     images: Annotated[int, typer.Option(help="So many training images.", min=1)] = 256,
     mean: MeanOption = None,
     std: StdOption = None,
-    data_dir: DataDirOption = None,
+    data_dir: ItsDataDirOption = None,
     data: Annotated[
         Source | None, typer.Option(help="By default what the model was trained on.")
     ] = None,

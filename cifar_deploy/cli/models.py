@@ -47,11 +47,17 @@ def models(
         return
     name = names[0] if names else None
     if name and Path(name).suffix in store.EXPORTED:
-        facts = _facts(Path(name))
+        try:
+            facts = _facts(Path(name))
+            shown = "" if as_json else _file(facts)
+        except store.MISSING as error:
+            beside = store.manifest_path(Path(name))
+            said = f"{beside} is no whole manifest ({error!r}); export it again"
+            raise UserError(said) from error
         if as_json:
             print_json(facts)
         else:
-            _show_file(facts)
+            typer.echo(shown)
         return
     if name:
         from cifar_deploy.architectures.summary import layers, text
@@ -137,7 +143,8 @@ def _value(what: str, value: Any) -> str:
         spread = f"{100 * value['mean']:.2f} ± {100 * value['std']:.2f} %"
         return f"{spread} ({value['seeds']} seeds)"
     if isinstance(value, dict):  # something that has a name, and the sha256 of its bytes
-        named, sha256 = value.values()
+        named = next((value[key] for key in ("name", "model", "from") if key in value), None)
+        sha256 = value.get("sha256")
         digits = f" (sha256 {sha256[: cards.PIN]}…)" if isinstance(sha256, str) else ""
         return f"{named}{digits}"
     if isinstance(value, list):
@@ -218,37 +225,41 @@ def _facts(path: Path) -> disk.Json:
     }
 
 
-def _show_file(facts: disk.Json) -> None:
+def _file(facts: disk.Json) -> str:
+    """What is shown of an exported file."""
+
     def side(values: list[disk.Json]) -> str:
         return ", ".join(f"{v['name']} {v['dtype']} {v['shape']}".replace("'", "") for v in values)
 
     built = f"{facts['flavour']} {facts['tensorrt']}" if "flavour" in facts else ""
     kind = built or f"opset {facts['opset']}"
-    typer.echo(f"{facts['file']}: {facts['precision']}, {kind}, {facts['bytes'] / 1e6:.3g} MB")
-    typer.echo(f"takes      {side(facts['inputs'])}")
-    typer.echo(f"gives      {side(facts['outputs'])}")
+    lines = [
+        f"{facts['file']}: {facts['precision']}, {kind}, {facts['bytes'] / 1e6:.3g} MB",
+        f"takes      {side(facts['inputs'])}",
+        f"gives      {side(facts['outputs'])}",
+    ]
     if profiles := facts.get("profiles"):
-        typer.echo(f"batches    {'; '.join(map(_profile, profiles))}")
+        lines.append(f"batches    {'; '.join(map(_profile, profiles))}")
     if "runs_on" in facts:
-        typer.echo(f"runs on    {facts['runs_on']}")
+        lines.append(f"runs on    {facts['runs_on']}")
     if counted := facts.get("operators"):
-        typer.echo(f"operators  {', '.join(f'{kind} {n}' for kind, n in counted.items())}")
+        lines.append(f"operators  {', '.join(f'{kind} {n}' for kind, n in counted.items())}")
     if kept := facts["kept_fp32"]:
-        typer.echo(f"in fp32    {', '.join(kept)}")
+        lines.append(f"in fp32    {', '.join(kept)}")
     origin = "no manifest: it is from elsewhere, or was moved without it"
     if facts["manifest"]:
         origin = f"{facts['model']}, weights {facts['weights_sha256']}"
         origin += "; the model has others now, export it again" * facts["stale"]
-    typer.echo(f"of         {origin}")
-    for proof in facts["proofs"] or ():
-        typer.echo(f"proof      {_proved(proof)}")
+    lines.append(f"of         {origin}")
+    lines += [f"proof      {_proved(proof)}" for proof in facts["proofs"] or ()]
     if not facts["proofs"]:
         state = "not a whole one" if facts["proofs"] is None else "none of these bytes"
         run = store.to_validate(facts["file"])
         if facts["manifest"]:
-            typer.echo(f"proof      {state}; run: {run}")
+            lines.append(f"proof      {state}; run: {run}")
         else:  # none is left beside it
-            typer.echo(f"proof      none: it is no model's; `{run} --reference MODEL` judges it")
+            lines.append(f"proof      none: it is no model's; `{run} --reference MODEL` judges it")
+    return "\n".join(lines)
 
 
 def _profile(profile: disk.Json) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from cifar_deploy import disk, store
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, plain
 from cifar_deploy.kind import Format, Precision
 
 if TYPE_CHECKING:
@@ -130,6 +130,14 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option(help="Folder with the data set; else $CIFAR_DEPLOY_DATA, else data/."),
 ]
+# Of a model that is there.
+ItsDataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with the data set; else the one that the model was trained on, where that "
+        "was your own, else $CIFAR_DEPLOY_DATA, else data/."
+    ),
+]
 SourceOption = Annotated[Source, typer.Option("--data", help="auto, or the generated set.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TrustFlag = Annotated[
@@ -188,7 +196,8 @@ MeanOption = Annotated[
     str | None,
     typer.Option(
         metavar="R,G,B",
-        help="Of pixels in 0..1, as in its training; else the model's, or the data set's.",
+        help="Of pixels in 0..1, as in its training; else the model's, where there is one, or the "
+        "data set's.",
     ),
 ]
 StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]
@@ -353,4 +362,5 @@ def say_doubtful(model: str, card: disk.Json) -> None:
 
 
 def say(text: str) -> None:
-    typer.echo(text, err=True)
+    """Tell `text` on standard error, whatever names are in it."""
+    typer.echo(plain(text), err=True)

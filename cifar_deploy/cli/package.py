@@ -7,7 +7,7 @@ import typer
 
 from cifar_deploy import architectures, cards, store
 from cifar_deploy.cli.options import (
-    DataDirOption,
+    ItsDataDirOption,
     JsonFlag,
     Target,
     print_json,
@@ -46,7 +46,7 @@ def package(
     max_batch: Annotated[
         int | None,
         typer.Option(
-            help="Triton: images put together at most. [default: the file's]",
+            help="Triton: images put together at most. [default: the file's, or 512 of any]",
             min=1,
             max=LARGEST_BATCH,
         ),
@@ -67,7 +67,7 @@ def package(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a package that is there.")
     ] = False,
-    data_dir: DataDirOption = None,
+    data_dir: ItsDataDirOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Write what a machine without Python needs to run a proved file: a folder or a .tar.gz.

@@ -12,9 +12,9 @@ import typer
 from cifar_deploy import address, disk, proving, store
 from cifar_deploy.address import Address
 from cifar_deploy.cli.options import (
-    DataDirOption,
     DeviceOption,
     FormatOption,
+    ItsDataDirOption,
     JsonFileOption,
     MeanOption,
     OnnxBy,
@@ -72,7 +72,7 @@ def validate(
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    data_dir: DataDirOption = None,
+    data_dir: ItsDataDirOption = None,
     data: Annotated[
         Source | None, typer.Option(help="By default what the model was trained on.")
     ] = None,

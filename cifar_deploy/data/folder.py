@@ -122,6 +122,8 @@ def images_in(folder: Path) -> list[Path]:
         raise UserError(f"{folder} holds no images; fill it or remove it")
     if nested := [path for path in inside if path.is_dir()]:
         raise UserError(f"{nested[0]} is a folder; put its images into {folder} or move it away")
+    if strange := [path for path in inside if path.exists() and not path.is_file()]:
+        raise UserError(f"{strange[0]} is a pipe or a device; move it away")  # it may never end
     return inside
 
 

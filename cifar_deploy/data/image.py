@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, disk_errors
 
+PROGRAM = "EPS"
 # What undoes an EXIF orientation (CIPA DC-008, 4.6.5.1.6).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,7 +41,8 @@ def read_image(path: Path) -> Images:
 def may_be_image(path: Path) -> bool:
     """Whether the file's name has a suffix of a format that Pillow reads, or none."""
     suffix = path.suffix.lower()
-    return not suffix or Image.registered_extensions().get(suffix) in Image.OPEN
+    kind = Image.registered_extensions().get(suffix)
+    return not suffix or (kind in Image.OPEN and kind != PROGRAM)
 
 
 def from_pillow(image: Image.Image, name: str) -> Images:
@@ -85,6 +87,8 @@ def _turned(image: Image.Image) -> Image.Image:
 
     A whole picture may have damaged EXIF, which `ImageOps.exif_transpose` raises for.
     """
+    if image.format == PROGRAM:  # which Pillow has Ghostscript run, whatever the file is called
+        raise UserError("it is PostScript, a program that draws a picture; save it as PNG")
     image.load()  # what is wrong with the pixels is told
     turn = None
     with contextlib.suppress(Exception):

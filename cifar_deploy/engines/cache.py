@@ -62,7 +62,7 @@ def _is_ours(path: Path) -> bool:
         raw = beside.read_bytes()
     try:
         said = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return isinstance(said, dict) and said.get("kind") == KIND
 

@@ -12,6 +12,7 @@ from cifar_deploy.engines.options import Profile
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.store import (
+    MISSING,
     ModelFolder,
     check_weights,
     manifest_path,
@@ -129,7 +130,7 @@ def find(folder: ModelFolder, path: Path, target: str = "cpp") -> Source:
         raise UserError(f"{path} was changed while it was read; try again")
     try:
         return _source(folder, path, data, manifest, target)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except MISSING as error:
         raise UserError(
             f"{manifest_path(path)} lacks what a package needs ({error!r}); export it again"
         ) from error

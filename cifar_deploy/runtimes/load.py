@@ -34,7 +34,7 @@ ONNX: dict[str, Callable[[Path, torch.device, Pixels | None], Runtime]] = {
 
 def check_onnx(names: Sequence[str]) -> None:
     """Raise UserError for what runs no ONNX files here, and for none."""
-    wrong = [name for name in names if name not in ONNX]
+    wrong = [name for name in names if not isinstance(name, str) or name not in ONNX]
     if wrong or not names:
         raise UserError(f"runtime {wrong[0] if wrong else names}: it can be {' or '.join(ONNX)}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.data.dataset import SIZE
-from cifar_deploy.disk import Json
+from cifar_deploy.disk import Json, has_control
 from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.runtimes.protocol import ANY
 from cifar_deploy.store import read_manifest
@@ -100,9 +100,13 @@ def class_names(facts: Json) -> list[str] | None:
     """The class names in `inspect`'s metadata; None where there is not one for every logit."""
     try:
         names = json.loads(facts["metadata"]["classes"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return None
-    if not isinstance(names, list) or len(names) != facts["outputs"][0]["shape"][-1]:
+    if (
+        not isinstance(names, list)
+        or has_control(names)
+        or len(names) != facts["outputs"][0]["shape"][-1]
+    ):
         return None
     return names if all(isinstance(name, str) for name in names) else None
 
@@ -207,6 +211,7 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
     tensors = list(_tensors(model.graph))
     for function in model.functions:
         tensors += _node_tensors(function.node)
+        tensors += _attribute_tensors(function.attribute_proto)
     if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in tensors):
         raise UserError(
             f"{path} keeps its weights in other files; save it again with the weights inside "
@@ -223,6 +228,9 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
             f"{path} is of opset {_opset(model)}, to which no preprocessing can be added; export "
             f"it with opset {BROADCASTS} or later"
         )
+    nodes = [[node.name, node.op_type, *node.output] for node in model.graph.node]
+    if has_control([*nodes, [value["name"] for value in (*inputs, *outputs)]]):
+        raise UserError(f"{path} has control characters in its names; save it without them")
     return {
         "opset": _opset(model),
         "precision": _precision(tensors),
@@ -311,8 +319,16 @@ def _tensors(graph: "onnx.GraphProto") -> Iterator["onnx.TensorProto"]:
 
 
 def _node_tensors(nodes: "Iterable[onnx.NodeProto]") -> Iterator["onnx.TensorProto"]:
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
+    return _attribute_tensors(attribute for node in nodes for attribute in node.attribute)
+
+
+def _attribute_tensors(
+    attributes: "Iterable[onnx.AttributeProto]",
+) -> Iterator["onnx.TensorProto"]:
+    for attribute in attributes:
         yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
         for graph in (attribute.g, *attribute.graphs):
             yield from _tensors(graph)
 

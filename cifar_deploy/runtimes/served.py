@@ -13,11 +13,12 @@ import torch
 
 from cifar_deploy.address import Address
 from cifar_deploy.data.dataset import SIZE, Images
-from cifar_deploy.errors import UserError, one_line
+from cifar_deploy.errors import UserError, one_line, plain
 from cifar_deploy.runtimes.protocol import ANY, REMOTE, Bound, Logits, in_batches
 
 PATIENCE = 10  # seconds for a question
 BATCH_PATIENCE = 300  # for a batch
+MOST_CLASSES = 1 << 20  # that a server may claim
 PIXELS, LOGITS = "UINT8", "FP32"
 
 
@@ -49,20 +50,24 @@ class Served:
             config = self._client.get_model_config(address.model, address.version, **asked)
         config = config.get("config", {})
         said = {key: one.get("string_value") for key, one in config.get("parameters", {}).items()}
-        self.runtime = f"{server.get('name', 'server').capitalize()} {server.get('version', '?')}"
-        self.provider = facts.get("platform") or config.get("backend") or "unknown"
+        name = plain(server.get("name", "server")).capitalize()
+        self.runtime = f"{name} {plain(server.get('version', '?'))}"
+        self.provider = plain(facts.get("platform") or config.get("backend") or "unknown")
         self.device = REMOTE
-        self.precision = said.get("precision") or "unknown"
+        self.precision = plain(said.get("precision") or "unknown")
         self.weights_sha256 = said.get("weights_sha256") or None
         self.addition = ""
         self.batches: Sequence[range] = ANY
-        self._open(facts, int(config.get("max_batch_size", 0)))
+        self._open(facts, max(int(config.get("max_batch_size", 0)), 0))
 
     def _open(self, facts: dict[str, Any], largest: int) -> None:
         """Names and sizes of what it takes and gives. Raises UserError for another interface."""
         tensors = []
         for side in ("inputs", "outputs"):
-            found = [(t["name"], t["datatype"], list(map(int, t["shape"]))) for t in facts[side]]
+            found = [
+                (t.get("name", ""), t.get("datatype", ""), list(map(int, t.get("shape", []))))
+                for t in facts.get(side, [])
+            ]
             tensors.append(found)
         (takes, gives) = tensors
         fits = (
@@ -71,11 +76,12 @@ class Served:
             and takes[0][2][1:] == [SIZE, SIZE, 3]
             and gives[0][1] == LOGITS
             and len(gives[0][2]) == 2
-            and gives[0][2][1] > 0
+            and 0 < gives[0][2][1] <= MOST_CLASSES
         )
         if not fits:
             shown = [
-                ", ".join(f"{name} {kind} {shape}" for name, kind, shape in side)
+                ", ".join(plain(f"{name} {kind} {shape}") for name, kind, shape in side)
+                or "nothing"
                 for side in (takes, gives)
             ]
             raise UserError(
@@ -123,23 +129,43 @@ class Served:
             outputs=[wanted],
             client_timeout=BATCH_PATIENCE,
         )
-        return answer.as_numpy(self._output)
+        try:
+            return answer.as_numpy(self._output)
+        except (ValueError, TypeError) as error:  # its bytes are not what it says of them
+            raise UserError(f"{self.address}: its answer is damaged ({one_line(error)})") from error
+
+    def _logits(self, images: Images) -> Logits:
+        """The answer in numbers. Raises UserError for one that is not as it was promised."""
+        with self._told():
+            answer = self._ask(images)
+        wanted = len(images), self.classes
+        if not isinstance(answer, np.ndarray) or answer.dtype != np.float32:
+            kind = getattr(answer, "dtype", "nothing")
+            raise UserError(f"{self.address}: it answers with {kind}, and not with float32")
+        if answer.shape != wanted:
+            raise UserError(
+                f"{self.address}: its answer has the shape {list(answer.shape)}, not {list(wanted)}"
+            )
+        return answer
 
     def labels(self) -> tuple[str, ...] | None:
         """The class names that it answers with, in the order of its logits; None without any."""
         blank = np.zeros((self.batches[0][0], SIZE, SIZE, 3), np.uint8)
         try:
             answer = self._ask(blank, self.classes)
-        except self._refusal:
+        except (self._refusal, UserError):
             return None
-        if answer.dtype != np.object_:  # a server that does not know of it gives the logits
+        if getattr(answer, "dtype", None) != np.object_:  # who does not know of it gives the logits
             return None
-        # Each is "value:index" or "value:index:name".
-        words = [word.decode().split(":", 2) for word in np.ravel(answer)[: self.classes]]
-        names = {int(word[1]): word[2] for word in words if len(word) == 3}
+        try:
+            # Each is "value:index" or "value:index:name".
+            words = [word.decode().split(":", 2) for word in np.ravel(answer)[: self.classes]]
+            names = {int(word[1]): word[2] for word in words if len(word) == 3}
+        except (ValueError, IndexError):  # also what is no UTF-8
+            return None
         if sorted(names) != list(range(self.classes)):
             return None
-        return tuple(names[index] for index in range(self.classes))
+        return tuple(plain(names[index]) for index in range(self.classes))
 
     def expect(self, classes: tuple[str, ...], weights_sha256: str | None) -> None:
         """Raise UserError where it serves other weights than these, or names classes otherwise.
@@ -166,21 +192,15 @@ class Served:
     def logits(self, images: Images) -> Logits:
         """Float32 [n, classes] of uint8 [n, 32, 32, 3]."""
 
-        def run(batch: Images) -> Logits:
-            with self._told():
-                answer: Logits = self._ask(batch)
-            return answer
-
-        return in_batches(run, images, self.batches)
+        return in_batches(self._logits, images, self.batches)
 
     def bind(self, images: Images) -> Bound:
         """A request for a batch of this size."""
         given = torch.from_numpy(images.copy())
 
         def run() -> torch.Tensor:
-            with self._told():
-                # A copy: what comes from the network cannot be written to.
-                return torch.from_numpy(self._ask(given.numpy()).copy())
+            # A copy: what comes from the network cannot be written to.
+            return torch.from_numpy(self._logits(given.numpy()).copy())
 
         run()
         return Bound(given, run)

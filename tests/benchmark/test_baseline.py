@@ -8,6 +8,7 @@ import pytest
 from cifar_deploy.benchmark import baseline
 from cifar_deploy.benchmark.sweep import Row, Who
 from cifar_deploy.disk import write_json
+from cifar_deploy.errors import UserError
 from cifar_deploy.timing import Times, Timing
 
 
@@ -43,6 +44,19 @@ def test_a_median_is_slower_by_its_share_of_the_one_before(tmp_path: Path) -> No
         **{"model": "m", "name": "m.onnx", "batch": 8},
         **{"before_p50": 2.0, "now_p50": 2.5, "slower_percent": pytest.approx(25)},
     }
+
+
+@pytest.mark.parametrize("p50", ["NaN", "Infinity", f"1{'0' * 400}", "true", '"2"'])
+def test_a_baseline_of_no_numbers_is_refused_before_anything_is_measured(
+    tmp_path: Path, p50: str
+) -> None:
+    row = (
+        f'{{"model": "m", "name": "n", "runtime": "R 1", "batch": 1, "latency": {{"p50": {p50}}}}}'
+    )
+    path = tmp_path / "before.json"
+    path.write_text(f'{{"device": "this", "rows": [{row}]}}')
+    with pytest.raises(UserError, match="is not what `benchmark --json` writes"):
+        baseline.read(path, "this")
 
 
 def test_what_a_comparison_rests_on_is_told(tmp_path: Path) -> None:

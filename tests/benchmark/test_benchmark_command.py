@@ -137,7 +137,7 @@ def test_a_latency_over_the_bound_is_told_and_status_1(
 ) -> None:
     file, figures = str(models / "simple_cnn" / "simple_cnn.fp32.onnx"), tmp_path / "figures.json"
     quick = (file, *QUICK, "--batch", "1,256", "--in-flight", "0", "--json", str(figures))
-    over = "simple_cnn, simple_cnn.fp32.onnx, batch {}: its latency has a p99 of {:.4g} ms, over"
+    over = "simple_cnn, simple_cnn.fp32.onnx, batch {}: its latency has a p99 of {:,.6g} ms, over"
     for bound, status in (("0.000001", 1), ("3600000", 0)):
         found, out, err = run(*quick, "--max-latency", bound)
         value = json.loads(figures.read_text())

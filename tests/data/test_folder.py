@@ -167,6 +167,10 @@ def test_what_is_wrong_is_named(picture_folder: Callable[..., Path], tmp_path: P
     (place / "train/bee/more").mkdir()
     with pytest.raises(UserError, match="train/bee/more is a folder; put its images into"):
         folder.read(place)
+    place = picture_folder("endless")
+    os.mkfifo(place / "test/bee/pipe.png")  # whoever opens it waits for ever
+    with pytest.raises(UserError, match=r"test/bee/pipe\.png is a pipe or a device; move it away"):
+        folder.read(place)
 
 
 def test_real_images_in_a_folder_stay_as_they_are(real_data: Dataset, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import struct
 import warnings
 import zlib
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cifar_deploy.data.image import read_image, to_array
+from cifar_deploy.data.image import from_pillow, may_be_image, read_image, to_array
 from cifar_deploy.errors import UserError
 
 
@@ -105,6 +106,24 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n%%EOF\n"
+
+
+def test_postscript_is_run_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghostscript = tmp_path / "bin/gs"
+    ghostscript.parent.mkdir()
+    ghostscript.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
+    (tmp_path / "cat.png").write_bytes(POSTSCRIPT)
+    with pytest.raises(UserError, match=r"cat\.png cannot be read as an image: it is PostScript"):
+        read_image(tmp_path / "cat.png")
+    with Image.open(tmp_path / "cat.png") as image, pytest.raises(UserError, match="PostScript"):
+        from_pillow(image, "it")
+    assert not (tmp_path / "asked").exists()
+    assert not may_be_image(tmp_path / "cat.eps")
+
+
 def test_what_is_no_image(tmp_path: Path) -> None:
     Image.fromarray(pattern(300, 300)).save(tmp_path / "whole.jpg")
     Image.fromarray(pattern(300, 300)).save(tmp_path / "whole.png")
@@ -114,6 +133,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         ("cut.jpg", (tmp_path / "whole.jpg").read_bytes()[:9000], "truncated"),
         ("cut.png", (tmp_path / "whole.png").read_bytes()[:9000], "truncated"),
         ("bomb.png", png_header(60_000, 60_000), "decompression bomb"),
+        ("program.png", POSTSCRIPT, "is PostScript, a program"),
     ):
         (tmp_path / name).write_bytes(raw)
         with pytest.raises(UserError, match=rf"{name} .*{said}"):

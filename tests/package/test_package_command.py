@@ -318,8 +318,9 @@ def test_a_proof_that_is_none(refused: Refused, model: ModelFolder) -> None:
         *("sha256", "verdict", "runtime", "provider", "device", "data"),
         *("accuracy", "reference_accuracy", "upper_bound_of_loss_points", "margin_points"),
     ):
-        write_proofs(path, proof, {**proof, key: None})
-        assert told in refused("package", NAME)
+        for value in (None, True, 10**400, float("inf"), float("nan")):
+            write_proofs(path, proof, {**proof, key: value})
+            assert told in refused("package", NAME)
     for text in ("{}", '{"proofs": {}}', '{"proofs": [1]}'):
         proof_path(path).write_text(text)
         assert told in refused("package", NAME)

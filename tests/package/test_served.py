@@ -4,6 +4,7 @@ That one has no backend but Python's, so a few lines of Python run the packaged 
 else, the protocol, the package's configuration and its labels, is as it will be.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ from cifar_deploy.store import ModelFolder, proof_path
 
 grpc = pytest.importorskip("grpc")
 service = pytest.importorskip("tritonclient.grpc.service_pb2")
+model_config = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 service_grpc = pytest.importorskip("tritonclient.grpc.service_pb2_grpc")
 
 pytestmark = pytest.mark.xdist_group("triton")
@@ -279,13 +281,87 @@ class Plain(service_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         return service.ModelInferResponse(outputs=[answer], raw_output_contents=[logits.tobytes()])
 
 
-def test_a_server_without_tritons_extensions(dataset: Dataset) -> None:
+class Strange(Plain):
+    """It answers what `strange` says: metadata and answers that a Plain would not give."""
+
+    def __init__(self, **strange: Any) -> None:
+        self.strange = strange
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self.strange.get("metadata") or super().ModelMetadata(request, context)
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        config = model_config.ModelConfig(max_batch_size=self.strange.get("largest", 0))
+        return service.ModelConfigResponse(config=config)
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        datatype, shape, raw = self.strange["answer"]
+        tensor = service.ModelInferResponse.InferOutputTensor
+        answer = [tensor(name="y", datatype=datatype, shape=shape)] if datatype else []
+        return service.ModelInferResponse(outputs=answer, raw_output_contents=[raw] * len(answer))
+
+
+@contextlib.contextmanager
+def serving(servicer: Plain) -> Iterator[str]:
+    """The host and port of a server that answers as `servicer`."""
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    service_grpc.add_GRPCInferenceServiceServicer_to_server(Plain(), server)
+    service_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        served = Served(Address(f"127.0.0.1:{port}", "any"))
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (("", [], b""), "it answers with nothing, and not with float32"),
+        (("FP32", [2, 10], bytes(79)), "its answer is damaged"),
+        (("FP32", [2, 10], bytes(40)), "its answer is damaged"),
+        (("FP32", [20], bytes(80)), r"its answer has the shape \[20\], not \[2, 10\]"),
+        (("FP32", [1, 10], bytes(40)), r"its answer has the shape \[1, 10\], not \[2, 10\]"),
+        (("FP32", [2, 20], bytes(160)), r"its answer has the shape \[2, 20\], not \[2, 10\]"),
+        (("FP64", [2, 10], bytes(160)), "it answers with float64, and not with float32"),
+        (("BYTES", [1], b"\x02\x00\x00\x00\xff\xfe"), "it answers with object, and not with"),
+    ],
+)
+def test_an_answer_that_was_not_promised_is_told(
+    dataset: Dataset, answer: tuple[str, list[int], bytes], said: str
+) -> None:
+    images = dataset.test.images[:2]
+    with serving(Strange(answer=answer)) as place:
+        served = Served(Address(place, "any"))
+        assert served.labels() is None
+        for asking in (served.logits, served.bind):
+            with pytest.raises(UserError, match=f"any: {said}"):
+                asking(images)
+
+
+def test_a_server_that_describes_nothing_sound_is_told() -> None:
+    tensor, said = service.ModelMetadataResponse.TensorMetadata, service.ModelMetadataResponse
+    takes = tensor(name="x", datatype="UINT8", shape=[-1, 32, 32, 3])
+    many = tensor(name="y", datatype="FP32", shape=[-1, 2**31 - 1])
+    hostile = tensor(name="\x1b[2J", datatype="FP32", shape=[-1])
+    for metadata, told in (
+        (said(name="any"), "it takes nothing and gives nothing, and not"),
+        (said(name="any", inputs=[tensor(name="x")]), r"it takes x  \[\] and gives nothing"),
+        (said(name="any", inputs=[takes], outputs=[many]), r"gives y FP32 \[-1, 2147483647\]"),
+        (said(name="any", inputs=[takes], outputs=[hostile]), r"gives \\x1b\[2J FP32 \[-1\]"),
+    ):
+        with (
+            serving(Strange(metadata=metadata)) as place,
+            pytest.raises(UserError, match=told),
+        ):
+            Served(Address(place, "any"))
+    with serving(Strange(largest=-5)) as place:
+        assert list(Served(Address(place, "any")).batches) == [range(2, 3)]
+
+
+def test_a_server_without_tritons_extensions(dataset: Dataset) -> None:
+    with serving(Plain()) as place:
+        served = Served(Address(place, "any"))
         assert served.runtime == "Plain 1"
         assert (served.provider, served.precision) == ("unknown", "unknown")
         assert list(served.batches) == [range(2, 3)]
@@ -294,8 +370,6 @@ def test_a_server_without_tritons_extensions(dataset: Dataset) -> None:
         images = dataset.test.images[:3]
         expected = np.arange(10) + images.reshape(3, -1)[:, :1].astype(np.float32)
         np.testing.assert_array_equal(served.logits(images), expected)
-        assert load(f"grpc://127.0.0.1:{port}/any").classes == tuple(map(str, range(10)))
-    finally:
-        server.stop(None)
+        assert load(f"grpc://{place}/any").classes == tuple(map(str, range(10)))
     with pytest.raises(UserError, match="is the server up"):
         served.logits(dataset.test.images[:2])

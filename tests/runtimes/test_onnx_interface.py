@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cifar_deploy.errors import UserError
-from cifar_deploy.runtimes.onnx_interface import Pixels, adapted, adapted_model, inspect
+from cifar_deploy.runtimes.onnx_interface import (
+    Pixels,
+    adapted,
+    adapted_model,
+    class_names,
+    inspect,
+)
 
 IMAGES = ("images", TensorProto.UINT8, ["batch", 32, 32, 3])
 LOGITS = ("logits", TensorProto.FLOAT, ["batch", 10])
@@ -239,6 +246,43 @@ def test_external_data_in_a_function(tmp_path: Path) -> None:
     model.graph.node.append(helper.make_node("F", [], ["unused"], domain="own"))
     with pytest.raises(UserError, match="keeps its weights in other files"):
         inspect(written(tmp_path, model))
+
+
+def test_external_data_in_a_functions_default(tmp_path: Path) -> None:
+    model = build()
+    constant = helper.make_node("Constant", [], ["chosen"])
+    constant.attribute.add(name="value", ref_attr_name="given", type=onnx.AttributeProto.TENSOR)
+    opsets = [helper.make_opsetid("", 18)]
+    function = helper.make_function("own", "F", [], ["chosen"], [constant], opsets)
+    (value,) = elsewhere().attribute
+    value.name = "given"
+    function.attribute_proto.append(value)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node.append(helper.make_node("F", [], ["unused"], domain="own"))
+    with pytest.raises(UserError, match="keeps its weights in other files"):
+        inspect(written(tmp_path, model))
+
+
+def test_external_data_of_a_sparse_constant(tmp_path: Path) -> None:
+    model = build()
+    indices = numpy_helper.from_array(np.zeros(10, np.int64), "indices")
+    sparse = helper.make_sparse_tensor(elsewhere().attribute[0].t, indices, [100])
+    model.graph.node.append(helper.make_node("Constant", [], ["unused"], sparse_value=sparse))
+    with pytest.raises(UserError, match="keeps its weights in other files"):
+        inspect(written(tmp_path, model))
+
+
+def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path) -> None:
+    model = build()
+    model.graph.node[0].name = "\x1b]0;mine\x07"
+    with pytest.raises(UserError, match="has control characters in its names"):
+        inspect(written(tmp_path, model))
+    for names in (["\x1b[2J", *"bcdefghij"], "[" * 200_000):
+        model = build()
+        text = names if isinstance(names, str) else json.dumps(names)
+        model.metadata_props.add(key="classes", value=text)
+        assert class_names(inspect(written(tmp_path, model))) is None
 
 
 # --- other programs' interfaces -----------------------------------------------------------------

@@ -166,6 +166,27 @@ def test_a_pickle_that_runs_something_is_not_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_pickle_that_holds_itself_is_no_state_dict(tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    state["state_dict"] = state
+    torch.save(state, tmp_path / "loop.pth")
+    with pytest.raises(UserError, match=r"loop\.pth is not a state dict of tensors: it holds"):
+        weights.read_state(tmp_path / "loop.pth")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["null", '{"classes": null}', '{"classes": [["a"]]}', '{"mean": [NaN]}', "[" * 200_000],
+)
+def test_a_header_of_another_kind_is_told(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {weights.HEADER: header})
+    for raw in (None, path.read_bytes()):
+        with pytest.raises(UserError, match=r"model\.safetensors is damaged or was not written by"):
+            weights.read_tensors(path, raw)
+    assert weights.own_facts(path) == {}
+
+
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "empty.pth", "list.pth"])
 def test_a_damaged_file_is_told(resnet18: Path, tmp_path: Path, name: str) -> None:
     raw = {"cut.pth": resnet18.read_bytes()[:100_000], "cut.safetensors": b"\x10" + b"\0" * 20}

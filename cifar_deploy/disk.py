@@ -298,11 +298,12 @@ def read_json(path: Path) -> Json:
         raw = path.read_bytes()
     try:
         value = json.loads(raw)
+        strange = has_control(value)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write it anew or restore it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object; write it anew or restore it")
-    if has_control(value):
+    if strange:
         raise UserError(f"{path} has control characters; write it anew or restore it")
     return value
 

@@ -47,13 +47,14 @@ def read(path: Path, device: str) -> Baseline:
     """What was measured then. Raises UserError for another file, and for one of another device."""
     value = read_json(path)
     try:
-        medians = {
-            _key(row["model"], row["name"], row["runtime"], row["batch"]): row["latency"]["p50"]
+        rows = {
+            _key(row["model"], row["name"], row["runtime"], row["batch"]): row
             for row in value["rows"]
         }
+        medians = {key: row["latency"]["p50"] for key, row in rows.items()}
         doubtful = frozenset(
-            _key(row["model"], row["name"], row["runtime"], row["batch"])
-            for row in value["rows"]
+            key
+            for key, row in rows.items()
             if _little(row.get("calls", FEW_CALLS), row.get("steady", True))
         )
         remarks = [str(remark) for remark in value.get("remarks", [])]

@@ -66,8 +66,12 @@ def contents(source: Source, serving: Serving = Serving()) -> Contents:
     platform, backend = PLATFORMS[source.backend]
     # A file of one batch size is served as it is: Triton then takes that batch as a plain shape.
     batch = [source.fixed_batch] if source.fixed_batch else []
+    most = serving.max_batch or largest or BATCH
+    # One that begins above the largest batch would be asked for a batch that it does not take.
+    profiles = enumerate(source.engine.profiles if source.engine else ())
     said = {
         **texts.facts(source),
+        "profiles": [number for number, profile in profiles if profile.min <= most],
         "engine": source.engine,
         "on_cpu": not source.engine and source.precision == "int8",
         "kserve_name": _kserve_name(name),
@@ -77,7 +81,7 @@ def contents(source: Source, serving: Serving = Serving()) -> Contents:
         "option": COMPATIBLE if source.manifest.get("version_compatible") else "",
         "file": FILES[source.backend],
         # Of an ONNX file, which has no limit, the largest batch that `validate` runs.
-        "max_batch_size": 0 if batch else serving.max_batch or largest or BATCH,
+        "max_batch_size": 0 if batch else most,
         "instances": serving.instances,
         "queue_delay": DELAY if serving.queue_delay is None else serving.queue_delay,
         "input_dims": [*batch, SIZE, SIZE, 3],

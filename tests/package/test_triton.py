@@ -167,6 +167,7 @@ def test_an_engine_that_leaves_batches_out_is_refused(
     command = ("package", NAME, "--target", "triton", "--format", "trt", "--precision", "fp16")
     assert "takes no batch of 5, which Triton may put" in refused(*command, "--unproved")
     assert run(*command, "--unproved", "--max-batch", "4").status == 0
+    assert list(config().instance_group[0].profile) == ["1"]  # the other begins at 8
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cifar_deploy.errors import CONTROL, UserError, disk_errors
+from cifar_deploy.errors import UserError, disk_errors, plain
 
 ABANDONED_SECONDS = 24 * 3600.0  # without a change, of what another machine began to write
 LOOKS, LOOK_SECONDS = 10, 0.05  # at a folder that is locked, before it is taken to be in use
@@ -289,32 +289,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """The JSON object in `path`.
-
-    Raises UserError where it is missing or is none, and for control characters in it: what it says
-    is printed.
-    """
+    """The JSON object in `path`, `printable`. Raises UserError where it is missing or none."""
     with disk_errors(path, "read"):
         raw = path.read_bytes()
     try:
-        value = json.loads(raw)
-        strange = has_control(value)
+        value = printable(json.loads(raw))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); write it anew or restore it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object; write it anew or restore it")
-    if strange:
-        raise UserError(f"{path} has control characters; write it anew or restore it")
     return value
 
 
-def has_control(value: object) -> bool:
-    """Whether a text in `value`, from JSON, has control characters (`errors.CONTROL`)."""
+def printable(value: Any) -> Any:
+    """`value`, from JSON, with all its texts `errors.plain`: a terminal will obey none of them."""
     if isinstance(value, str):
-        return re.search(CONTROL, value) is not None
+        return plain(value)
     if isinstance(value, dict):
-        return any(map(has_control, value)) or any(map(has_control, value.values()))
-    return isinstance(value, list) and any(map(has_control, value))
+        return {plain(key): printable(one) for key, one in value.items()}
+    return list(map(printable, value)) if isinstance(value, list) else value
 
 
 def is_number(value: object) -> bool:

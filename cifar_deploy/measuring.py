@@ -101,13 +101,14 @@ def benchmark_model(
     if batch is None:
         sizes: tuple[int, ...] = ()
     elif isinstance(batch, Iterable) and not isinstance(batch, str):
-        sizes = tuple(dict.fromkeys(batch))
+        sizes = tuple(batch)
     else:
         sizes = (batch,)
     if batch is not None and not sizes:
         raise UserError(f"batch {batch}: it is one size or more")
     for size in sizes:
         check_range("batch", size, 1, LARGEST_BATCH, whole=True)
+    sizes = tuple(dict.fromkeys(sizes))
     check_range("seconds", seconds, 0)
     check_range("in_flight", in_flight, 0, MOST_IN_FLIGHT, whole=True)
     check_range("threads", threads, 1, 1024, whole=True)
@@ -117,7 +118,7 @@ def benchmark_model(
 
     if isinstance(runtime, str) or not isinstance(runtime, Iterable):
         runtime = [runtime]
-    onnx = list(dict.fromkeys(runtime))
+    onnx = list(runtime)
     check_onnx(onnx)
     measured = measure(
         contest,
@@ -125,7 +126,7 @@ def benchmark_model(
         seconds=seconds,
         in_flight=None if in_flight is None else (in_flight,),
         compiled=compile,
-        onnx=onnx,
+        onnx=list(dict.fromkeys(onnx)),
         trust=trust,
         told=log.info,
     )
@@ -232,7 +233,8 @@ def measure(
     from cifar_deploy.runtimes.onnx_interface import Pixels
     from cifar_deploy.timing import BATCHES
 
-    flights = tuple(count for count in counts_in_flight(where, in_flight) if count)
+    counts = usual_in_flight(where) if in_flight is None else in_flight
+    flights = tuple(count for count in counts if count)
     settings = sweep.Settings(contest.batches or BATCHES, seconds, flights, bool(contest.batches))
     failures: list[sweep.Failure] = []
     # Speed does not depend on how pixels are normalised.
@@ -244,23 +246,9 @@ def measure(
     return result
 
 
-def counts_in_flight(
-    where: "torch.device", asked: tuple[int, ...] | None = None
-) -> tuple[int, ...]:
-    """How many batches are in flight: as `asked`, or as usual where nobody says.
-
-    Raises UserError for more than a GPU has streams.
-    """
-    from cifar_deploy.timing import STREAMS
-
-    if where.type != "cuda":
-        return asked or (2,)
-    if asked and max(asked) > STREAMS:
-        raise UserError(
-            f"{max(asked)} batches in flight: on a GPU each has a stream of its own, and torch has "
-            f"{STREAMS}; ask for fewer"
-        )
-    return asked or (4,)
+def usual_in_flight(where: "torch.device") -> tuple[int, ...]:
+    """How many batches are in flight where nobody says."""
+    return (4,) if where.type == "cuda" else (2,)
 
 
 def check_some(tried: bool, failures: "Sequence[sweep.Failure]") -> None:

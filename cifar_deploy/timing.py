@@ -66,11 +66,6 @@ class Timing:
     images_per_second: float  # one call after another: at the median of end_to_end
 
 
-def milliseconds(value: float) -> str:
-    """Three digits that count, and microseconds at most."""
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
-
-
 def default_batches(runtime: Runtime) -> list[int]:
     """Of BATCHES those that `runtime` takes, or else its own smallest."""
     taken = [batch for batch in BATCHES if takes(runtime.batches, batch)]

@@ -11,7 +11,6 @@ import torch
 from cifar_deploy import Measurement, UserError, benchmark_model
 from cifar_deploy.benchmark import sweep
 from cifar_deploy.benchmark.sweep import Benchmark, Load, Row, Settings, Throughput
-from cifar_deploy.measuring import counts_in_flight
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import Times, Timing
 
@@ -165,6 +164,8 @@ def test_what_is_asked_for_reaches_the_runtimes(monkeypatch: pytest.MonkeyPatch)
         (lambda: benchmark_model("simple_cnn", batch=0), "batch 0: it is from 1 to "),
         (lambda: benchmark_model("simple_cnn", batch=[]), "batch []: it is one size or more"),
         (lambda: benchmark_model("simple_cnn", batch="8"), "batch '8': it is a whole number"),  # type: ignore[arg-type]
+        (lambda: benchmark_model("simple_cnn", batch=[[1]]), "batch [1]: it is a whole number"),  # type: ignore[list-item]
+        (lambda: benchmark_model("simple_cnn", runtime=[["a"]]), "runtime ['a']: it can be"),  # type: ignore[list-item]
         (lambda: benchmark_model("simple_cnn", batch=[1, 8.0]), "batch 8.0: it is a whole number"),  # type: ignore[list-item]
         (
             lambda: benchmark_model("simple_cnn", in_flight=[1, 2]),
@@ -189,15 +190,6 @@ def test_what_cannot_be_measured_is_told(measuring: Callable[[], object], said: 
     with pytest.raises(UserError) as told:
         measuring()
     assert said in str(told.value)
-
-
-def test_on_a_gpu_no_more_is_in_flight_than_there_are_streams() -> None:
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert counts_in_flight(gpu, (1, 32)) == (1, 32)
-    with pytest.raises(UserError, match=r"^33 batches in flight: .* torch has 32; ask for fewer$"):
-        counts_in_flight(gpu, (33, 4))
-    assert counts_in_flight(cpu, (33, 4)) == (33, 4)
-    assert (counts_in_flight(gpu), counts_in_flight(cpu)) == ((4,), (2,))
 
 
 def test_where_nothing_can_be_measured_that_is_told(folder: Path) -> None:

@@ -177,6 +177,7 @@ def test_bad_overrides_are_refused_by_name(override: str, said: str) -> None:
         b"[train]\nepochs = 3\nepochs = 4",
         b"\xff\xfe",
         b"[train]\nepochs = " + b"9" * 5000,
+        b"[train]\nepochs = " + b"[" * 100_000,
     ],
 )
 def test_what_is_no_toml_is_refused(tmp_path: Path, raw: bytes) -> None:

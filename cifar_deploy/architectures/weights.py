@@ -18,7 +18,7 @@ from torch import nn
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.cards import read_card
-from cifar_deploy.disk import Json, has_control, is_number, size_and_sha256, write_bytes
+from cifar_deploy.disk import Json, is_number, printable, size_and_sha256, write_bytes
 from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.store import ModelFolder
 
@@ -160,8 +160,8 @@ def own_facts(path: Path) -> Json:
 
 def _facts(text: str) -> Json:
     """What a header says. Raises ValueError for what cannot have been written here."""
-    facts = json.loads(text)
-    if not isinstance(facts, dict) or has_control(facts):
+    facts = printable(json.loads(text))
+    if not isinstance(facts, dict):
         raise ValueError("its header says nothing")
     kinds = {"network": str, "stem": str, "classes": list, "mean": list, "std": list}
     if wrong := [

@@ -9,7 +9,6 @@ from cifar_deploy.benchmark.sweep import Row
 from cifar_deploy.disk import Json, is_number, read_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import unversioned
-from cifar_deploy.timing import milliseconds
 
 FEW_CALLS = 10  # fewer have a median that the next measurement need not have
 DISTURBED = ("the card was", "the processor was", "clocks:")  # how `Watch.remarks` begin
@@ -115,7 +114,7 @@ def notes(before: Baseline, found: Sequence[Change], late: Sequence[Change]) -> 
         percent = math.ceil(round(10 * change.slower, 6)) / 10  # never what is allowed
         lines.append(
             f"{change.model}, {change.name}, batch {change.batch}: SLOWER by {percent:,g} %: "
-            f"{milliseconds(change.now)} ms at the median, {milliseconds(change.before)} then"
+            f"{_ms(change.now)} ms at the median, {_ms(change.before)} then"
         )
     if before.disturbed:
         lines.append(f"When {before.path} was measured, {'; '.join(before.disturbed)}.")
@@ -125,6 +124,11 @@ def notes(before: Baseline, found: Sequence[Change], late: Sequence[Change]) -> 
             "calls or were not steady after the warm-up: measure again, with more --seconds."
         )
     return lines
+
+
+def _ms(value: float) -> str:
+    """With a digit more than a table has: a small difference is to be seen."""
+    return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def to_json(before: Baseline, found: Sequence[Change], percent: float) -> Json:

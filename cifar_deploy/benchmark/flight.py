@@ -15,8 +15,9 @@ from typing import Protocol
 import torch
 
 from cifar_deploy.data.dataset import Images
+from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.protocol import Bound, Runtime
-from cifar_deploy.timing import Pool, stream
+from cifar_deploy.timing import STREAMS, Pool, stream
 
 
 @dataclass(frozen=True)
@@ -129,12 +130,20 @@ class CudaFlight:
 
 
 def slots(runtime: Runtime, images: Images, count: int, one_stream: bool = False) -> "list[Slot]":
-    """`count` slots for batches of the size of `images`, each on a stream of its own."""
+    """`count` slots for batches of the size of `images`, each on a stream of its own.
+
+    Raises UserError for more than a GPU has streams.
+    """
     if not runtime.device.startswith("cuda"):
         return [Slot(runtime, images, None) for _ in range(count)]
     if one_stream:
         one, idle = stream(runtime.device, 0), stream(runtime.device, 1)
         return [Slot(runtime, images, one, idle) for _ in range(count)]
+    if count > STREAMS:
+        raise UserError(
+            f"{count} batches in flight: on a GPU each has a stream of its own, and torch has "
+            f"{STREAMS}; ask for fewer"
+        )
     return [Slot(runtime, images, stream(runtime.device, i)) for i in range(count)]
 
 

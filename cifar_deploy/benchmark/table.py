@@ -10,7 +10,7 @@ from rich.text import Text
 from cifar_deploy.benchmark.mlperf import Result, Runs
 from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Throughput, Who
 from cifar_deploy.disk import Json
-from cifar_deploy.timing import WARM_UP_SECONDS, Times, milliseconds
+from cifar_deploy.timing import WARM_UP_SECONDS, Times
 
 # trtexec's terms, where it has one.
 TEXTS = ("name", "runtime")
@@ -94,6 +94,11 @@ def _runtime(who: Who) -> str:
 
 def _median(times: Times | None) -> str:
     return milliseconds(times.p50) if times else NONE
+
+
+def milliseconds(value: float) -> str:
+    """Three digits that count, and microseconds at most."""
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def notes(result: Benchmark) -> list[str]:

@@ -28,7 +28,7 @@ from cifar_deploy.cli.options import (
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Format, Kind
-from cifar_deploy.measuring import Contest, Work, check_some, counts_in_flight, measure
+from cifar_deploy.measuring import Contest, Work, check_some, measure, usual_in_flight
 
 if TYPE_CHECKING:
     from cifar_deploy.benchmark import sweep
@@ -160,7 +160,7 @@ def benchmark(
         onnx = [by.value for by in runtime or [OnnxBy.onnxruntime]]
         if scenario:
             folders = [folder for folder, *_ in contest.work]
-            at_once, *_ = counts_in_flight(where, counts or None)
+            at_once, *_ = counts or usual_in_flight(where)
             failures: list[sweep.Failure] = []
             ran = mlperf.run_all(
                 # LoadGen's accuracy depends on how pixels are normalised: no foreign interface.

@@ -49,6 +49,7 @@ def data(
     """Say what data set was found: counts, checksums, class balance, mean and std."""
     from cifar_deploy import recipe as recipes
     from cifar_deploy.data import find
+    from cifar_deploy.data.doubts import of_val
     from cifar_deploy.data.progress import Reading
 
     path = None
@@ -67,12 +68,13 @@ def data(
         data_dir = split
     with Reading() as watch:
         dataset = find.load(source.value, data_dir, watch=watch)
+    say_doubts(dataset)
     try:
-        val = bool(dataset.val and dataset.val())
+        if dataset.val and (line := of_val(dataset, dataset.val())):
+            say(line)
     except UserError as error:
-        say(f"{error}; it is of use only to train --hold-out val")
-        dataset, val = dataclasses.replace(dataset, val=None), False
-    say_doubts(dataset, val)
+        say(f"val/ is of no use so: {error}")
+        dataset = dataclasses.replace(dataset, val=None)
     facts = dataset.describe()
     if preview:
         from cifar_deploy.data.preview import preview as draw

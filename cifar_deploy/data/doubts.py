@@ -22,7 +22,7 @@ def doubts(dataset: Dataset, val: bool = False) -> list[str]:
         said.append(f"{dataset.origin} has no test image of {few(lost)}: no accuracy tells of them")
     if dataset.verified == folder.VERIFIED:  # of published sets it is known
         said += _of_the_images(dataset) + _of_the_folder(Path(dataset.origin), val)
-    if val and dataset.val and (line := _of_val(dataset, dataset.val())):
+    if val and dataset.val and (line := of_val(dataset, dataset.val())):
         said.append(line)
     return said
 
@@ -55,7 +55,8 @@ def _of_the_folder(place: Path, val: bool) -> list[str]:
     return said
 
 
-def _of_val(dataset: Dataset, val: Split) -> str:
+def of_val(dataset: Dataset, val: Split) -> str:
+    """What is to be known of images in val/: classes without any, training images; else ""."""
     lost = dataset.missing(val)
     missing = f"no image of {few(lost)} is in val" if lost else ""
     return "; ".join(filter(None, (missing, leaked(dataset.train, val, "images in val"))))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.data.dataset import SIZE
-from cifar_deploy.disk import Json, has_control
-from cifar_deploy.errors import UserError, disk_errors, one_line
+from cifar_deploy.disk import Json
+from cifar_deploy.errors import UserError, disk_errors, one_line, plain
 from cifar_deploy.runtimes.protocol import ANY
 from cifar_deploy.store import read_manifest
 
@@ -102,13 +102,14 @@ def class_names(facts: Json) -> list[str] | None:
         names = json.loads(facts["metadata"]["classes"])
     except (KeyError, ValueError, RecursionError):
         return None
-    if (
-        not isinstance(names, list)
-        or has_control(names)
-        or len(names) != facts["outputs"][0]["shape"][-1]
-    ):
+    if not isinstance(names, list) or len(names) != facts["outputs"][0]["shape"][-1]:
         return None
-    return names if all(isinstance(name, str) for name in names) else None
+    return names if all(isinstance(name, str) and _is_plain(name) for name in names) else None
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name has nothing in it that a terminal would obey."""
+    return plain(name) == name
 
 
 @contextlib.contextmanager
@@ -228,8 +229,8 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
             f"{path} is of opset {_opset(model)}, to which no preprocessing can be added; export "
             f"it with opset {BROADCASTS} or later"
         )
-    nodes = [[node.name, node.op_type, *node.output] for node in model.graph.node]
-    if has_control([*nodes, [value["name"] for value in (*inputs, *outputs)]]):
+    names = [name for node in model.graph.node for name in (node.name, node.op_type, *node.output)]
+    if not all(map(_is_plain, [*names, *(value["name"] for value in (*inputs, *outputs))])):
         raise UserError(f"{path} has control characters in its names; save it without them")
     return {
         "opset": _opset(model),

@@ -123,7 +123,8 @@ def judged(rates: list[float], losses: list[float], whole: bool) -> Found:
         for i in range(begin, bottom)
     ]
     steepest = rates[begin + min(range(len(slopes)), key=slopes.__getitem__)]
-    falling = whole and len(losses) - bottom <= 1 / (1 - SMOOTHING)
+    near = len(losses) - bottom <= 1 / (1 - SMOOTHING)  # of which the running mean is
+    falling = whole and near and losses[-1] <= (1 + LEAST_FALL) * losses[bottom]
     return Found(rates, losses, steepest, rates[bottom], rates[bottom] / 10, falling)
 
 

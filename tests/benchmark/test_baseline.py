@@ -32,12 +32,14 @@ def test_a_median_is_slower_by_its_share_of_the_one_before(tmp_path: Path) -> No
     assert quicker.slower == pytest.approx(-50)
     assert baseline.notes(before, [quicker, change], [change]) == [
         f"Against {path}: 2 of 1 rows, their medians 0.50 to 1.25 times as long.",
-        "m, m.onnx, batch 8: SLOWER by 25 %: 2.50 ms at the median, 2.00 then",
+        "m, m.onnx, batch 8: SLOWER by 25 %: 2.5 ms at the median, 2 then",
     ]
     # What is over the bound does not look like it.
     close = [baseline.Change("m", "m.onnx", 8, 2_400.0, 2_641.0, False)]
     *_, line = baseline.notes(before, close, baseline.slower(close, 10))
     assert line == "m, m.onnx, batch 8: SLOWER by 10.1 %: 2,641 ms at the median, 2,400 then"
+    short = [baseline.Change("m", "m.onnx", 1, 0.0101, 0.0104, False)]
+    assert "0.0104 ms at the median, 0.0101 then" in baseline.notes(before, short, short)[-1]
 
     (said,) = baseline.to_json(before, found, 24)["rows"]
     assert said == {

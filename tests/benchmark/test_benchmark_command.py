@@ -91,7 +91,7 @@ def test_what_is_slower_than_before_is_told_and_status_1(
 ) -> None:
     file = str(models / "simple_cnn" / "simple_cnn.fp32.onnx")
     before, after = tmp_path / "before.json", tmp_path / "after.json"
-    quick = (file, *QUICK, "--batch", "1,2", "--in-flight", "1,2", "--json")
+    quick = (file, *QUICK, "--batch", "1,2,1", "--in-flight", "1,2,2", "--json")  # each once
     assert run(*quick, str(before))[0] == 0
     value = json.loads(before.read_text())
 

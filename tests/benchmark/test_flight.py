@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sleepers import Sleeper, blank
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark.flight import flight, slots
 from cifar_deploy.data.dataset import Dataset
+from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.openvino import OpenVino
 from cifar_deploy.runtimes.pytorch import PyTorch
@@ -122,6 +124,16 @@ def test_every_call_in_flight_is_timed_but_the_first_of_each() -> None:
     assert sum(flown.milliseconds) / 1000 <= 2 * flown.seconds - 2 * 1.0
     began.clear()
     assert min(made.fly(0.0).milliseconds) >= 1000  # there are no others
+
+
+def test_on_a_gpu_no_more_is_in_flight_than_there_are_streams() -> None:
+    class OnGpu:
+        device = "cuda:0"
+
+    runtime: Any = OnGpu()
+    said = r"^33 batches in flight: .* torch has 32; ask for fewer$"
+    with pytest.raises(UserError, match=said):
+        slots(runtime, np.zeros((1, 32, 32, 3), np.uint8), 33)
 
 
 def test_an_error_in_flight_comes_out() -> None:

@@ -278,7 +278,7 @@ def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path) -> None:
     model.graph.node[0].name = "\x1b]0;mine\x07"
     with pytest.raises(UserError, match="has control characters in its names"):
         inspect(written(tmp_path, model))
-    for names in (["\x1b[2J", *"bcdefghij"], "[" * 200_000):
+    for names in (["\x1b[2J", *"bcdefghij"], "[" * 700 + "]" * 700, "[" * 200_000):
         model = build()
         text = names if isinstance(names, str) else json.dumps(names)
         model.metadata_props.add(key="classes", value=text)

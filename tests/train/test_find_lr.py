@@ -37,6 +37,8 @@ def test_a_range_that_ends_while_the_loss_falls_is_told() -> None:
     rising = [*falling, *[falling[-1] + 0.01 * step for step in range(30)]]
     more = [1e-4 * 1.05**step for step in range(130)]
     assert not find_lr.judged(more, rising, whole=True).falling
+    late = [*falling, *[falling[-1] + 0.1 * step for step in range(10)]]
+    assert not find_lr.judged(more[:110], late, whole=True).falling
     # Where it diverges at once the range has shown all there is.
     assert not find_lr.judged(rates, falling, whole=False).falling
 

@@ -52,6 +52,7 @@ def way_to_weights(folder: ModelFolder) -> str:
 
 # What a card's values are, where it has them: sections, then what is in them.
 NUMBER = (int, float)
+SHARES = ("_accuracy", "_accuracy_mean")  # from 0 to 1
 CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data", "recipe", "recipe.model", "init", "imported", "stopped"), dict),
     "classes": dict,
@@ -61,12 +62,21 @@ CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("init.from", "init.sha256", "imported.from"), str),
     **dict.fromkeys(("test_accuracy", "test_accuracy_mean", "test_accuracy_std"), NUMBER),
     **dict.fromkeys(("holdout_accuracy", "holdout_accuracy_mean", "holdout_accuracy_std"), NUMBER),
-    **dict.fromkeys(("epochs", "wall_seconds", "parameters", "test_images"), NUMBER),
+    **dict.fromkeys(
+        ("epochs", "wall_seconds", "train_seconds", "parameters", "test_images"), NUMBER
+    ),
     **dict.fromkeys(("stopped.step", "stopped.steps"), NUMBER),
     **dict.fromkeys(("data.holdout_images", "seed"), NUMBER),
     **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),
     **dict.fromkeys(("data.mean", "data.std"), list),
 }
+
+
+def _fits(name: str, kind: type | tuple[type, ...], value: Any) -> bool:
+    """Whether the value of that name can be one of a card."""
+    if kind is not NUMBER:
+        return isinstance(value, kind)
+    return is_number(value) and (not name.endswith(SHARES) or 0 <= value <= 1)
 
 
 def card_of(folder: ModelFolder) -> Json:
@@ -88,7 +98,7 @@ def card_of(folder: ModelFolder) -> Json:
         if value is None:
             if kind in (dict, list):
                 holder.pop(key, None)
-        elif not (is_number(value) if kind is NUMBER else isinstance(value, kind)):
+        elif not _fits(name, kind, value):
             said = f"{name} cannot be {json.dumps(value)[:40]}"
             raise UserError(f"{folder.card}: {said}; restore it or train again")
     return card

@@ -25,7 +25,7 @@ from cifar_deploy.runtimes.load import (
     open_model,
     open_runtime,
 )
-from cifar_deploy.runtimes.protocol import Logits, Runtime
+from cifar_deploy.runtimes.protocol import Logits, Runtime, unanswered
 from cifar_deploy.store import EXPORTED
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class Classifier:
                 f"{self.name} gives {list(answer.shape)} logits where {list(shape)} were promised; "
                 "export it again"
             )
+        if unanswered(answer).any():
+            raise UserError(f"{self.name} answers with NaN or infinity; export it again, in fp32")
         return answer
 
     def _prediction(self, logits: npt.NDArray[np.float32]) -> Prediction:
@@ -192,7 +194,7 @@ def _each(images: Any) -> Iterator[Images]:
 def _from_array(given: Any) -> Images:
     try:
         array = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as error:  # a tensor on a GPU, or with gradients
+    except Exception as error:  # a tensor on a GPU, or with gradients, or whatever it raises
         raise UserError(f"this {type(given).__name__} is no array in memory: {error}") from error
     if array.ndim == 3:
         array = array[None]

@@ -65,6 +65,8 @@ def export_model(
     for what, given in (("format", format), ("precision", precision), ("keep_fp32", keep_fp32)):
         if not isinstance(given, Iterable):
             raise UserError(f"{what} {given!r}: it is a word or several")
+    if not all(isinstance(name, str) for name in keep_fp32):
+        raise UserError(f"keep_fp32 {keep_fp32!r}: it is names of layers")
     if not isinstance(options, Options | None):
         raise UserError(f"options {options!r}: they are cifar_deploy.engines.options.Options")
     keep = dict.fromkeys([keep_fp32] if isinstance(keep_fp32, str) else keep_fp32)

@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-NUMBERS = (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP))
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one not on Windows
+NUMBERS = tuple(int(getattr(signal, name)) for name in NAMES if hasattr(signal, name))
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
     """Give `handler` SIGINT, SIGTERM and SIGHUP meanwhile; yields whose they were, by number.
 
-    What is ignored, as SIGHUP by nohup, stays so. In another thread than the main one signals are
-    another's business, and none is taken.
+    What is ignored, as SIGHUP by nohup, stays so, and what another than Python handles, as a server
+    that has Python in it. In another thread than the main one signals are another's business, and
+    none is taken.
     """
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in NUMBERS:
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 previous[number] = signal.signal(number, handler)
     try:
         yield previous

@@ -27,9 +27,8 @@ from cifar_deploy.export.quantise import Calibration, check_kept, kept, layers, 
 from cifar_deploy.recipe import Augment
 from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
-from cifar_deploy.runtimes.protocol import Logits
+from cifar_deploy.runtimes.protocol import Logits, unanswered
 from cifar_deploy.store import ModelFolder
-from cifar_deploy.validate.judge import unanswered
 from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, points, score_bound
 
 IMAGES = 5_000  # that a loss is measured on

@@ -266,6 +266,61 @@ def test_labels_that_a_terminal_would_obey_are_refused(package: Path, tmp_path: 
         load(place, "cpu")
 
 
+def test_what_the_host_has_by_default_changes_no_model(folder: ModelFolder, images: Images) -> None:
+    wanted = load(folder.path, "cpu").logits(images)
+    torch.manual_seed(0)
+    chance = torch.rand(1)
+    before = torch.get_default_dtype()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            torch.set_default_dtype(dtype)
+            torch.manual_seed(0)
+            assert np.array_equal(load(folder.path, "cpu").logits(images), wanted)
+            torch.set_default_dtype(before)
+            assert torch.rand(1) == chance  # the host's random numbers go on as they were
+            assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_answers_that_are_no_numbers_are_told(
+    folder: ModelFolder, images: Images, tmp_path: Path
+) -> None:
+    model = onnx.load(folder.onnx("fp32"))
+    weight = next(one for one in model.graph.initializer if len(one.dims) == 2)
+    broken = np.full(tuple(weight.dims), np.nan, np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(broken, weight.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(UserError, match=r"nan\.onnx answers with NaN or infinity; export it again"):
+        load(tmp_path / "nan.onnx", "cpu").predict(images[:1])
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000, "x/" + "y" * 300])
+def test_what_no_file_can_be_called_is_told(folder: ModelFolder, name: str) -> None:
+    with pytest.raises(UserError, match="is no name of a model or a file"):
+        load(name, "cpu")
+    loaded = load(folder.path, "cpu")
+    with pytest.raises(UserError):
+        loaded.predict(name)
+
+
+def test_openvino_is_imported_by_one_thread_of_several() -> None:
+    pytest.importorskip("openvino")
+    script = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from cifar_deploy.runtimes.openvino import core
+sys.setswitchinterval(1e-6)
+with ThreadPoolExecutor(8) as threads:
+    cores = set(map(id, threads.map(lambda _: core(), range(8))))
+assert len(cores) == 1, cores
+assert "openvino_telemetry" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_runs_an_onnx_file_can_be_chosen(
     folder: ModelFolder, package: Path, images: Images
 ) -> None:

@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import sys
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +130,13 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(
         exporting()
     assert said in str(told.value)
     assert snapshot() == before
+
+
+def test_exports_at_once_leave_the_process_as_it_was(folder: ModelFolder) -> None:
+    # Standard output and the filters of warnings are the whole process's.
+    shown, filters = sys.stdout, list(warnings.filters)
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(partial(export_model, folder.path, "onnx"), ("fp32", "fp16") * 2))
+    assert made == [[folder.onnx(kind)] for kind in ("fp32", "fp16")] * 2
+    assert sys.stdout is shown
+    assert warnings.filters == filters

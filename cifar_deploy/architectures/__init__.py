@@ -8,6 +8,7 @@ more than one stem, and returns an untrained `nn.Module` that maps normalised im
 import difflib
 import importlib
 import inspect
+import os
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ NETWORKS: dict[str, str] = {
     "resnet50": "cifar_deploy.architectures.resnet50",
     "mobilenet_v3_small": "cifar_deploy.architectures.mobilenet_v3_small",
 }
+LONGEST_NAME = 255  # bytes of a file's name, on the usual disks
 ALIASES = {"resnet9": "custom_resnet", "mobilenetv3": "mobilenet_v3_small"}
 
 
@@ -46,7 +48,14 @@ def named(model: object) -> str:
     """The name or path that an argument is. Raises UserError where it is neither."""
     if not isinstance(model, str | PathLike):
         raise UserError(f"a {type(model).__name__} is no model; give a name or a path")
-    return str(model)
+    name = str(model)
+    try:
+        parts = os.fsencode(name).split(b"/")
+    except UnicodeEncodeError:
+        parts = [b"\0"]
+    if any(b"\0" in part or len(part) > LONGEST_NAME for part in parts):
+        raise UserError(f"{name[:100]!r} is no name of a model or a file")
+    return name
 
 
 def folder(model: str) -> store.ModelFolder:

@@ -28,9 +28,10 @@ class DeploymentGraph(nn.Module):
         super().__init__()
         self.network = network.to(dtype).eval()
         self.mean, self.std, self.dtype = list(mean), list(std), dtype
-        deviation = torch.tensor(std, dtype=torch.float64)
+        cpu = torch.device("cpu")  # whatever the default is; the graph is moved as a whole
+        deviation = torch.tensor(std, dtype=torch.float64, device=cpu)
         scale = 1 / (255 * deviation)
-        shift = -torch.tensor(mean, dtype=torch.float64) / deviation
+        shift = -torch.tensor(mean, dtype=torch.float64, device=cpu) / deviation
         self.register_buffer("scale", scale.float().view(1, -1, 1, 1))
         self.register_buffer("shift", shift.float().view(1, -1, 1, 1))
 

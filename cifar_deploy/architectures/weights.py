@@ -247,6 +247,9 @@ def load(folder: ModelFolder) -> Trained:
         expected = architectures.canonical(folder.name)
     if name != expected:
         raise UserError(f"{folder.weights} holds the weights of {name}, not of {expected}")
-    network = architectures.build(name, len(classes), stem)
+    # In fp32 on the CPU, whatever the host program has by default; and its random numbers, which
+    # fill a network that is filled anew, stay its own.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        network = architectures.build(name, len(classes), stem).float()
     fill(network, tensors, folder.weights)
     return Trained(name, network.eval(), tuple(classes), mean, std, card)

@@ -31,6 +31,7 @@ from cifar_deploy.cli.options import Lasting
 from cifar_deploy.device import threads_allowed
 from cifar_deploy.errors import OwnError, UserError, plain
 
+LONGEST = 4_000  # characters of an error: a name in it may be a page
 app = typer.Typer(
     name="cifar-deploy",
     help="Train image classifiers, export them, and prove that the exported file is as good.",
@@ -109,7 +110,7 @@ def _run() -> None:
             if debug:
                 traceback.print_exception(error)
             elif said:
-                print(plain(said), file=sys.stderr)
+                print(plain(said)[:LONGEST], file=sys.stderr)
             sys.exit(2)
 
 

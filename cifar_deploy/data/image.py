@@ -32,8 +32,11 @@ def read_image(path: Path) -> Images:
     is cut short, or is so large that Pillow takes it for a decompression bomb.
     """
     # Read first: below, an OSError then speaks of the image and not of the disk.
-    with disk_errors(path, "read"):
-        file = path.open("rb")
+    try:
+        with disk_errors(path, "read"):
+            file = path.open("rb")
+    except ValueError as error:  # a null byte, or no character
+        raise UserError(f"{str(path)!r} is no file's name ({error})") from error
     with file, _decoding(str(path)), Image.open(file) as image:
         return to_array(_turned(image))
 

@@ -1,10 +1,8 @@
 """The deployment graph as an ONNX file, its manifest beside it."""
 
-import contextlib
 import datetime
-import io
 import json
-import warnings
+import tempfile
 from pathlib import Path
 
 import onnx
@@ -16,11 +14,12 @@ from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.disk import Json, atomic_path
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
 from cifar_deploy.export.fold import fold_batch_norms
 from cifar_deploy.export.mixed import infer_shapes, mixed, wide
 from cifar_deploy.export.pools import plain_pools
 from cifar_deploy.export.quantise import Calibration, layers, quantise
+from cifar_deploy.export.quiet import quiet
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.signals import held
 from cifar_deploy.store import ModelFolder, manifest_path, write_manifest
@@ -164,10 +163,12 @@ def _check_range(model: onnx.ModelProto, trained: Trained, source: Path) -> None
 def _translate(graph: DeploymentGraph) -> onnx.ModelProto:
     """`graph` as an ONNX model with a dynamic batch. Prints and warns nothing."""
     graph.eval()
-    example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)  # 1 would be taken for a constant
+    # 1 would be taken for a constant.
+    example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8, device="cpu")
+    with disk_errors(TEMPORARY, "write"):
+        tempfile.gettempdir()  # where there is none, torch tells that on a page
     # torch takes what a signal's handler raises for a failure of its own, and goes on another way.
-    with held(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet(), held():
         program = torch.onnx.export(
             graph,
             (example,),

@@ -4,9 +4,7 @@ The method is Jacob et al. 2018, arXiv:1712.05877; the work is done by ONNX Runt
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
 """
 
-import contextlib
 import difflib
-import io
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import onnx
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
 from cifar_deploy.disk import Json
 from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
+from cifar_deploy.export.quiet import quiet
 
 COUNT = 512  # images to calibrate with
 BATCH = 32  # of them at a time: what every layer gives for these is held in memory
@@ -153,7 +152,7 @@ def quantise(
     with (
         disk_errors(TEMPORARY, "write"),
         tempfile.TemporaryDirectory(prefix="cifar-deploy-") as room,
-        contextlib.redirect_stdout(io.StringIO()),
+        quiet(),
     ):
         path = Path(room) / "model.onnx"
         quantize_static(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.disk import Json
+from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, disk_errors, one_line, plain
-from cifar_deploy.runtimes.protocol import ANY
+from cifar_deploy.runtimes.protocol import ANY, MOST_CLASSES
 from cifar_deploy.store import read_manifest
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ TAKEN = f"float32 or float16, pixels as [batch, 3, {SIZE}, {SIZE}] or [batch, {S
 OURS = "cifar_deploy."  # so no names of a graph begin
 GIVEN, ANSWER = f"{OURS}images", f"{OURS}logits"
 BROADCASTS = 7  # the first opset whose Mul and Add do
+MOST_NODES = 10_000  # with functions put in where they are used
 LARGEST = (1 << 31) - 1  # bytes: protobuf, and with it ONNX, holds no more in one file
 
 
@@ -219,6 +221,11 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
             "(torch.onnx.export: external_data=False)"
         )
     onnx.checker.check_model(model)
+    if model.functions and _unfolded(model) > MOST_NODES:
+        raise UserError(
+            f"{path} unfolds to more than {MOST_NODES:,} nodes, by functions that use functions; "
+            "save it without them"
+        )
     # Before IR version 4 every initialiser was listed as an input as well.
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [_describe(value) for value in model.graph.input if value.name not in weights]
@@ -239,6 +246,29 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
         "outputs": outputs,
         "metadata": {entry.key: entry.value for entry in model.metadata_props},
     }
+
+
+def _unfolded(model: "onnx.ModelProto") -> int:
+    """How many nodes there are when functions are put in, as a runtime does, where they are used.
+
+    The checker has seen that none uses itself.
+    """
+    bodies = {(f.domain, f.name): f.node for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: "Iterable[onnx.NodeProto]") -> int:
+        total = 0
+        for node in nodes:
+            inside = [g.node for a in node.attribute for g in (a.g, *a.graphs)]
+            total += 1 + sum(map(size, inside)) + of_function((node.domain, node.op_type))
+        return total
+
+    def of_function(key: tuple[str, str]) -> int:
+        if key not in sizes:
+            sizes[key] = size(bodies[key]) if key in bodies else 0
+        return sizes[key]
+
+    return size(model.graph.node)
 
 
 def _opset(model: "onnx.ModelProto") -> int:
@@ -396,7 +426,8 @@ def _image(value: Json, dtypes: Sequence[str], channels: int) -> bool:
     shape = list(value["shape"])
     if value["dtype"] not in dtypes or len(shape) != 4 or shape.pop(channels) != 3:
         return False
-    return shape[1:] == [SIZE, SIZE]
+    batch, *plane = shape
+    return plane == [SIZE, SIZE] and (not isinstance(batch, int) or batch <= LARGEST_BATCH)
 
 
 def _image_of(value: Json, dtypes: Sequence[str]) -> bool:
@@ -405,7 +436,8 @@ def _image_of(value: Json, dtypes: Sequence[str]) -> bool:
 
 def _logits(value: Json, dtypes: Sequence[str]) -> bool:
     shape = value["shape"]
-    return value["dtype"] in dtypes and len(shape) == 2 and isinstance(shape[1], int)
+    known = len(shape) == 2 and isinstance(shape[1], int) and shape[1] <= MOST_CLASSES
+    return value["dtype"] in dtypes and known
 
 
 def _type(value: Json) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,14 @@ from cifar_deploy.runtimes.protocol import Bound, Logits, in_batches
 MILLISECOND = timedelta(milliseconds=1)
 
 
+_importing = threading.RLock()
+
+
 @functools.cache
+def _core() -> Any:
+    return library().Core()
+
+
 def core() -> Any:
     """OpenVINO's one Core of this process, which is never let go.
 
@@ -28,7 +36,8 @@ def core() -> Any:
     puts the stack before it back: of two, that may be one already freed, on which the next signal
     ends the process (seen with OpenVINO 2026.4).
     """
-    return library().Core()
+    with _importing:  # of two threads each would make one
+        return _core()
 
 
 def version() -> str:
@@ -43,17 +52,18 @@ def library() -> Any:
     that package is missing OpenVINO does without.
     """
     telemetry = "openvino_telemetry"
-    mine = sys.modules.setdefault(telemetry, None) is None  # type: ignore[arg-type]
-    try:
-        import openvino
-    except ImportError as error:
-        raise UserError(
-            f"OpenVINO does not import ({error}); run: pip install 'cifar-deploy[openvino]'"
-        ) from error
-    finally:
-        if mine:
-            del sys.modules[telemetry]
-    return openvino
+    with _importing:  # of two threads one would take away what keeps the other's import quiet
+        mine = sys.modules.setdefault(telemetry, None) is None  # type: ignore[arg-type]
+        try:
+            import openvino
+        except ImportError as error:
+            raise UserError(
+                f"OpenVINO does not import ({error}); run: pip install 'cifar-deploy[openvino]'"
+            ) from error
+        finally:
+            if mine:
+                del sys.modules[telemetry]
+        return openvino
 
 
 class OpenVino:

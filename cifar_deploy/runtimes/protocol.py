@@ -16,6 +16,7 @@ Logits = npt.NDArray[np.float32]  # [n, classes]
 
 BATCH = 512  # images a call when a whole set is run
 REMOTE = "remote"
+MOST_CLASSES = 1 << 20  # that a file or a server may claim
 ANY = (range(1, 1 << 31),)  # the batches of a model that takes all
 
 
@@ -70,6 +71,14 @@ def takes(batches: Sequence[range], batch: int) -> bool:
 def words(batches: Sequence[range]) -> str:
     """The batches that a model takes, as "1 to 8, 64"."""
     return ", ".join(f"{b[0]}" if len(b) == 1 else f"{b[0]} to {b[-1]}" for b in batches)
+
+
+def unanswered(logits: Logits) -> npt.NDArray[np.bool_]:
+    """For which images a logit is NaN or infinity, of which no top-1 can be taken.
+
+    Minus infinity is a class that is ruled out, as a log-softmax in fp16 may say.
+    """
+    return np.asarray((np.isnan(logits) | np.isposinf(logits)).any(1))
 
 
 def in_batches(

@@ -26,9 +26,10 @@ class PyTorch:
         precision: str = "fp32",
         compiled: bool = False,
     ) -> None:
-        # TF32 would make the reference less exact than the files it judges.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        # TF32, or bf16 on a CPU, would make the reference less exact than the files it judges.
+        torch.set_float32_matmul_precision("highest")
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False
         self.runtime = f"{'torch.compile' if compiled else 'PyTorch'} {torch.__version__}"
         self.provider = "CUDA" if device.type == "cuda" else "CPU"
         self.device = str(device)

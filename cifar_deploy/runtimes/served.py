@@ -14,11 +14,17 @@ import torch
 from cifar_deploy.address import Address
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.errors import UserError, one_line, plain
-from cifar_deploy.runtimes.protocol import ANY, REMOTE, Bound, Logits, in_batches
+from cifar_deploy.runtimes.protocol import (
+    ANY,
+    MOST_CLASSES,
+    REMOTE,
+    Bound,
+    Logits,
+    in_batches,
+)
 
 PATIENCE = 10  # seconds for a question
 BATCH_PATIENCE = 300  # for a batch
-MOST_CLASSES = 1 << 20  # that a server may claim
 PIXELS, LOGITS = "UINT8", "FP32"
 
 

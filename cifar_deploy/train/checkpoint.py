@@ -122,7 +122,7 @@ def restore(
             if not same and fused(optimizer):  # its counters of steps lie on the device
                 kept = value.to(parameter.device)
             optimizer.state[parameter][name.removeprefix(start)] = kept.detach()
-    if tensors["sums"].shape != sums.shape:
+    if "sums" not in tensors or tensors["sums"].shape != sums.shape:
         raise UserError(
             f"{folder.checkpoint} was written by an older version; start without --resume, with "
             f"--init {folder.checkpoint} for its weights"

@@ -23,7 +23,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.load import ONNXRUNTIME, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import REMOTE, Logits, Runtime, in_batches
+from cifar_deploy.runtimes.protocol import REMOTE, Logits, Runtime, in_batches, unanswered
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
 from cifar_deploy.store import manifest_path
@@ -371,14 +371,6 @@ def _said(file: Path) -> tuple[str | None, str | None]:
         with contextlib.suppress(UserError):
             precision = onnx_interface.inspect(file, foreign=True)["precision"]
     return runtime, str(precision) if precision else None
-
-
-def unanswered(logits: Logits) -> npt.NDArray[np.bool_]:
-    """For which images a logit is NaN or infinity, of which no top-1 can be taken.
-
-    Minus infinity is a class that is ruled out, as a log-softmax in fp16 may say.
-    """
-    return np.asarray((np.isnan(logits) | np.isposinf(logits)).any(1))
 
 
 def _row(

@@ -273,6 +273,42 @@ def test_external_data_of_a_sparse_constant(tmp_path: Path) -> None:
         inspect(written(tmp_path, model))
 
 
+def nested(levels: int) -> onnx.ModelProto:
+    """Each function uses the one below twice: 2 ** levels additions when all are put in."""
+    model = build()
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    for level in range(levels + 1):
+        kinds = ("Add", "own") if level else ("Add", "")
+        name = f"F{level - 1}" if level else "Add"
+        given = ["x"] if level else ["x", "x"]
+        nodes = [
+            helper.make_node(name, given, ["once"], domain=kinds[1]),
+            helper.make_node(name, ["once"] * len(given), ["y"], domain=kinds[1]),
+        ]
+        model.functions.append(
+            helper.make_function("own", f"F{level}", ["x"], ["y"], nodes, opsets)
+        )
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    weight = model.graph.initializer[0].name
+    model.graph.node.append(helper.make_node(f"F{levels}", [weight], ["unused"], domain="own"))
+    return model
+
+
+def test_functions_that_unfold_without_an_end_are_refused(tmp_path: Path) -> None:
+    inspect(written(tmp_path, nested(6)))
+    for levels in (14, 60):
+        with pytest.raises(UserError, match="unfolds to more than 10,000 nodes"):
+            inspect(written(tmp_path, nested(levels)))
+
+
+@pytest.mark.parametrize(("batch", "classes"), [(1 << 40, 10), ("n", 1 << 62)])
+def test_sizes_that_nothing_has_are_refused(tmp_path: Path, batch: Any, classes: int) -> None:
+    given, answer = [batch, 32, 32, 3], [batch, classes]
+    model = build((("x", TensorProto.UINT8, given),), (("y", TensorProto.FLOAT, answer),))
+    with pytest.raises(UserError, match="a deployment graph takes uint8"):
+        inspect(written(tmp_path, model))
+
+
 def test_names_that_a_terminal_would_obey_are_refused(tmp_path: Path) -> None:
     model = build()
     model.graph.node[0].name = "\x1b]0;mine\x07"

@@ -22,7 +22,7 @@ from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.disk import sha256_of
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.load import OPENVINO
-from cifar_deploy.runtimes.protocol import Logits
+from cifar_deploy.runtimes.protocol import Logits, unanswered
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder, proof_path, write_manifest
 from cifar_deploy.validate import proof, table
@@ -35,7 +35,6 @@ from cifar_deploy.validate.judge import (
     _largest_difference,
     judge,
     to_json,
-    unanswered,
 )
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, compare
 

@@ -190,10 +190,10 @@ def stopped_epoch(run: Json) -> int | None:
     `run` is its card, or what another one's `init` says of it.
     """
     where, epochs = run.get("stopped"), run.get("epochs")
-    if not (isinstance(where, dict) and isinstance(epochs, NUMBER)):
+    if not (isinstance(where, dict) and is_number(epochs)):
         return None
     step, steps = where.get("step"), where.get("steps")
-    if not (isinstance(step, NUMBER) and isinstance(steps, NUMBER) and steps > 0):
+    if not (is_number(step) and is_number(steps) and steps > 0):
         return None
     return math.ceil(step * epochs / steps)
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cifar_deploy.errors import UserError, disk_errors, plain
 
@@ -293,12 +293,20 @@ def read_json(path: Path) -> Json:
     with disk_errors(path, "read"):
         raw = path.read_bytes()
     try:
-        value = printable(json.loads(raw))
-    except (ValueError, RecursionError) as error:
+        value = parsed(raw)
+    except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); write it anew or restore it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object; write it anew or restore it")
     return value
+
+
+def parsed(raw: bytes | str) -> Any:
+    """JSON, `printable`. Raises ValueError for what is none, or is nested too deeply."""
+    try:
+        return printable(json.loads(raw))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def printable(value: Any) -> Any:
@@ -310,7 +318,7 @@ def printable(value: Any) -> Any:
     return list(map(printable, value)) if isinstance(value, list) else value
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value`, from JSON, is a number that something can have: not NaN, not 1e400."""
     return type(value) in (int, float) and bool(abs(value) <= LARGEST)  # type: ignore[arg-type]
 

@@ -30,6 +30,11 @@ def plain(text: str) -> str:
     return re.sub(CONTROL, lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name has nothing in it that a terminal would obey."""
+    return plain(name) == name
+
+
 def one_line(error: Exception) -> str:
     """The first line of what an error says, or its name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

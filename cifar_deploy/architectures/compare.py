@@ -153,12 +153,14 @@ def _welch(stds: Sequence[float], seeds: Sequence[int]) -> float | None:
 
     None where the deviations are of too few seeds, or are nothing.
     """
-    parts = [std**2 / count for std, count in zip(stds, seeds, strict=True) if count > 1]
-    if len(parts) < len(stds) or not (sum(parts) ** 2):
+    if min(seeds) < 2:
         return None
-    spread = zip(parts, seeds, strict=True)
-    freedom = sum(parts) ** 2 / sum(part**2 / (count - 1) for part, count in spread)
-    return _student(freedom) * math.sqrt(sum(parts))
+    parts = [std**2 / count for std, count in zip(stds, seeds, strict=True)]
+    variance = sum(parts)
+    if not (variance**2):
+        return None
+    weights = sum(part**2 / (count - 1) for part, count in zip(parts, seeds, strict=True))
+    return _student(variance**2 / weights) * math.sqrt(variance)
 
 
 def _student(freedom: float) -> float:

@@ -130,7 +130,7 @@ def _chain(card: disk.Json) -> list[disk.Json] | None:
     runs: list[disk.Json] = []
     for run in cards.runs_of(card):
         cost = {key: run.get(key) for key in COST}
-        if not all(isinstance(value, cards.NUMBER) for value in cost.values()):
+        if not all(map(disk.is_number, cost.values())):
             return None
         if run.get("stopped"):
             cost["stopped"] = run["stopped"]

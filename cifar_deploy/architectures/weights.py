@@ -18,7 +18,7 @@ from torch import nn
 from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.cards import read_card
-from cifar_deploy.disk import Json, is_number, printable, size_and_sha256, write_bytes
+from cifar_deploy.disk import Json, is_number, parsed, size_and_sha256, write_bytes
 from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.store import ModelFolder
 
@@ -97,7 +97,7 @@ def read_tensors(path: Path, raw: bytes | None = None) -> tuple[dict[str, torch.
         facts = _facts(metadata[HEADER])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         foreign = isinstance(error, KeyError) or path.suffix != ".safetensors"
         way = f"; another program's come in with: cifar-deploy import NETWORK {path}"
         raise UserError(
@@ -154,20 +154,19 @@ def own_facts(path: Path) -> Json:
     with safe_open(path, framework="pt") as file:
         try:
             return _facts((file.metadata() or {})[HEADER])
-        except (KeyError, ValueError, RecursionError):
+        except (KeyError, ValueError):
             return {}
 
 
 def _facts(text: str) -> Json:
     """What a header says. Raises ValueError for what cannot have been written here."""
-    facts = printable(json.loads(text))
+    facts = parsed(text)
     if not isinstance(facts, dict):
         raise ValueError("its header says nothing")
     kinds = {"network": str, "stem": str, "classes": list, "mean": list, "std": list}
-    if wrong := [
-        key for key, kind in kinds.items() if not isinstance(facts.get(key, kind()), kind)
-    ]:
-        raise ValueError(f"{wrong[0]} in its header is of another kind")
+    for key, kind in kinds.items():
+        if not isinstance(facts.get(key, kind()), kind):
+            raise ValueError(f"{key} in its header is of another kind")
     if not all(isinstance(name, str) for name in facts.get("classes", [])):
         raise ValueError("classes in its header are no names")
     if not all(is_number(value) for key in ("mean", "std") for value in facts.get(key, [])):

@@ -91,7 +91,7 @@ def data(
         return
     for key in ("name", "origin", "verified", "sha256"):
         typer.echo(f"{key:<10}{facts[key]}")
-    for part in [part for part in ("train", "test", "val") if part in facts]:
+    for part in filter(facts.get, ("train", "test", "val")):
         counts = ", ".join(f"{k} {v:,}" for k, v in facts[part]["per_class"].items())
         typer.echo(f"{part:<10}{facts[part]['images']:,} images: {counts}")
     typer.echo(f"{'mean':<10}{facts['mean']}\n{'std':<10}{facts['std']}")

@@ -150,7 +150,7 @@ def _value(what: str, value: Any) -> str:
     if isinstance(value, list):
         between = "\n" if what == "teachers" else ", "
         return between.join(_value(what, one) for one in value)
-    if isinstance(value, cards.NUMBER) and not isinstance(value, bool):
+    if disk.is_number(value):
         if what.endswith("_seconds"):
             return f"{value:,.1f} s"
         if what == "bytes":
@@ -331,7 +331,7 @@ def _begun(entry: disk.Json) -> str:
         if isinstance(sha256 := run.get("sha256"), str):
             known.append(f"sha256 {sha256[: cards.PIN]}…")
         epochs, seconds = run.get("epochs"), run.get("wall_seconds")
-        if isinstance(epochs, int) and isinstance(seconds, cards.NUMBER):
+        if isinstance(epochs, int) and disk.is_number(seconds):
             length = cards.stopped(run) or in_epochs(epochs)
             known.append(f"{length}, {seconds:,.0f} s on {run.get('device')}")
         facts = f" ({'; '.join(known)})" if known else ""

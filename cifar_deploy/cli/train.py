@@ -297,13 +297,12 @@ def _uneven(trainer: "Trainer") -> str:
 
 def _leaky(trainer: "Trainer") -> str:
     """What is told of held-out images that are trained on: of one's own there may be copies."""
-    from cifar_deploy.data.doubts import leaked
+    from cifar_deploy.data.doubts import worthless
     from cifar_deploy.data.folder import VERIFIED
 
     if not trainer.holdout or trainer.job.dataset.verified != VERIFIED:
         return ""
-    leak = leaked(trainer.train_split, trainer.holdout, "held-out images")
-    return leak and f"{leak}: an accuracy by them says little of new images"
+    return worthless(trainer.train_split, trainer.holdout, "held-out images")
 
 
 def _unknown(trainer: "Trainer") -> str:

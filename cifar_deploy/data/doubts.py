@@ -29,8 +29,8 @@ def doubts(dataset: Dataset, val: bool = False) -> list[str]:
 
 def _of_the_images(dataset: Dataset) -> list[str]:
     said = []
-    if leak := leaked(dataset.train, dataset.test, "test images"):
-        said.append(f"{leak}: an accuracy by them says little of new images")
+    if line := worthless(dataset.train, dataset.test, "test images"):
+        said.append(line)
     if len(plain := _plain(dataset.train.images)):
         said.append(
             f"{len(plain):,} of {len(dataset.train):,} training images have one colour only "
@@ -60,6 +60,12 @@ def of_val(dataset: Dataset, val: Split) -> str:
     lost = dataset.missing(val)
     missing = f"no image of {few(lost)} is in val" if lost else ""
     return "; ".join(filter(None, (missing, leaked(dataset.train, val, "images in val"))))
+
+
+def worthless(train: Split, judged: Split, what: str) -> str:
+    """What `leaked` says, and what follows for an accuracy by the images of `judged`."""
+    leak = leaked(train, judged, what)
+    return leak and f"{leak}: an accuracy by them says little of new images"
 
 
 def leaked(train: Split, judged: Split, what: str) -> str:

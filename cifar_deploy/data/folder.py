@@ -120,9 +120,10 @@ def images_in(folder: Path) -> list[Path]:
     inside = visible(folder)
     if not inside:
         raise UserError(f"{folder} holds no images; fill it or remove it")
-    if nested := [path for path in inside if path.is_dir()]:
+    others = [path for path in inside if not path.is_file()]
+    if nested := [path for path in others if path.is_dir()]:
         raise UserError(f"{nested[0]} is a folder; put its images into {folder} or move it away")
-    if strange := [path for path in inside if path.exists() and not path.is_file()]:
+    if strange := [path for path in others if path.exists()]:
         raise UserError(f"{strange[0]} is a pipe or a device; move it away")  # it may never end
     return inside
 

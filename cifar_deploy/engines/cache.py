@@ -1,11 +1,10 @@
 """What TensorRT remembers between runs: timings of a build, kernels that a first run compiled."""
 
-import json
 import os
 import tempfile
 from pathlib import Path
 
-from cifar_deploy.disk import write_bytes
+from cifar_deploy.disk import parsed, write_bytes
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import manifest_path, read_manifest, write_manifest
 
@@ -61,8 +60,8 @@ def _is_ours(path: Path) -> bool:
     with disk_errors(beside, "read"):
         raw = beside.read_bytes()
     try:
-        said = json.loads(raw)
-    except (ValueError, RecursionError):
+        said = parsed(raw)
+    except ValueError:
         return True
     return isinstance(said, dict) and said.get("kind") == KIND
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from cifar_deploy.disk import Json, read_json, sha256_of
 from cifar_deploy.engines.flavour import NAMES as FLAVOURS
 from cifar_deploy.engines.flavour import RTX
-from cifar_deploy.errors import UserError, disk_errors, plain
+from cifar_deploy.errors import UserError, disk_errors, is_plain
 
 NAME = "manifest.txt"
 OWN = "manifest.json"  # the exported file's own, as it stood among the models
@@ -54,7 +54,7 @@ def open_package(folder: Path) -> tuple[Path, tuple[str, ...], Json]:
         classes = tuple(labels.read_bytes().decode().removesuffix("\n").split("\n"))
     except UnicodeDecodeError as error:
         raise UserError(f"{labels} is no UTF-8 text; package it again") from error
-    if any(plain(name) != name for name in classes):
+    if not all(map(is_plain, classes)):
         raise UserError(f"{labels} has control characters; package it again")
     if str(len(classes)) != entries["classes"]:
         raise UserError(f"{labels} has {len(classes)} names, {NAME} says {entries['classes']}")

@@ -1,6 +1,7 @@
 """Read an ONNX file from anywhere: whether it has the deployment interface, or can be given it."""
 
 import contextlib
+import functools
 import heapq
 import json
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.disk import Json
 from cifar_deploy.engines.options import LARGEST_BATCH
-from cifar_deploy.errors import UserError, disk_errors, one_line, plain
+from cifar_deploy.errors import UserError, disk_errors, is_plain, one_line
 from cifar_deploy.runtimes.protocol import ANY, MOST_CLASSES
 from cifar_deploy.store import read_manifest
 
@@ -106,12 +107,7 @@ def class_names(facts: Json) -> list[str] | None:
         return None
     if not isinstance(names, list) or len(names) != facts["outputs"][0]["shape"][-1]:
         return None
-    return names if all(isinstance(name, str) and _is_plain(name) for name in names) else None
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name has nothing in it that a terminal would obey."""
-    return plain(name) == name
+    return names if all(isinstance(name, str) and is_plain(name) for name in names) else None
 
 
 @contextlib.contextmanager
@@ -237,7 +233,7 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
             f"it with opset {BROADCASTS} or later"
         )
     names = [name for node in model.graph.node for name in (node.name, node.op_type, *node.output)]
-    if not all(map(_is_plain, [*names, *(value["name"] for value in (*inputs, *outputs))])):
+    if not all(map(is_plain, [*names, *(value["name"] for value in (*inputs, *outputs))])):
         raise UserError(f"{path} has control characters in its names; save it without them")
     return {
         "opset": _opset(model),
@@ -254,19 +250,15 @@ def _unfolded(model: "onnx.ModelProto") -> int:
     The checker has seen that none uses itself.
     """
     bodies = {(f.domain, f.name): f.node for f in model.functions}
-    sizes: dict[tuple[str, str], int] = {}
 
     def size(nodes: "Iterable[onnx.NodeProto]") -> int:
-        total = 0
-        for node in nodes:
-            inside = [g.node for a in node.attribute for g in (a.g, *a.graphs)]
-            total += 1 + sum(map(size, inside)) + of_function((node.domain, node.op_type))
-        return total
+        return sum(
+            1 + size(_inside(node)) + of_function(node.domain, node.op_type) for node in nodes
+        )
 
-    def of_function(key: tuple[str, str]) -> int:
-        if key not in sizes:
-            sizes[key] = size(bodies[key]) if key in bodies else 0
-        return sizes[key]
+    @functools.cache
+    def of_function(domain: str, name: str) -> int:
+        return size(bodies.get((domain, name), ()))
 
     return size(model.graph.node)
 
@@ -333,8 +325,14 @@ def _in_order(graph: "onnx.GraphProto") -> None:
 
 def _needs(node: "onnx.NodeProto") -> set[str]:
     """The names that `node` and what is inside it take."""
-    graphs = [g for attribute in node.attribute for g in (attribute.g, *attribute.graphs)]
-    return set(node.input).union(*(_needs(inner) for graph in graphs for inner in graph.node))
+    return set(node.input).union(*map(_needs, _inside(node)))
+
+
+def _inside(node: "onnx.NodeProto") -> Iterator["onnx.NodeProto"]:
+    """The nodes of the graphs that `node` has for attributes."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            yield from graph.node
 
 
 def _damaged(path: Path, reason: str) -> str:

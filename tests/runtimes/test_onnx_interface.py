@@ -1,5 +1,6 @@
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,30 +239,38 @@ def test_external_data_in_a_subgraph(tmp_path: Path) -> None:
         inspect(written(tmp_path, model))
 
 
-def test_external_data_in_a_function(tmp_path: Path) -> None:
+def using(*functions: onnx.FunctionProto, given: Sequence[str] = ()) -> onnx.ModelProto:
+    """A model that has these functions and calls the last one."""
     model = build()
-    opsets = [helper.make_opsetid("", 18)]
-    model.functions.append(helper.make_function("own", "F", [], ["chosen"], [elsewhere()], opsets))
+    model.functions.extend(functions)
     model.opset_import.append(helper.make_opsetid("own", 1))
-    model.graph.node.append(helper.make_node("F", [], ["unused"], domain="own"))
+    node = helper.make_node(functions[-1].name, given, ["unused"], domain="own")
+    model.graph.node.append(node)
+    return model
+
+
+def function(
+    name: str, given: Sequence[str], made: str, nodes: Sequence[onnx.NodeProto]
+) -> onnx.FunctionProto:
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    return helper.make_function("own", name, given, [made], nodes, opsets)
+
+
+def test_external_data_in_a_function(tmp_path: Path) -> None:
+    model = using(function("F", [], "chosen", [elsewhere()]))
     with pytest.raises(UserError, match="keeps its weights in other files"):
         inspect(written(tmp_path, model))
 
 
 def test_external_data_in_a_functions_default(tmp_path: Path) -> None:
-    model = build()
     constant = helper.make_node("Constant", [], ["chosen"])
     constant.attribute.add(name="value", ref_attr_name="given", type=onnx.AttributeProto.TENSOR)
-    opsets = [helper.make_opsetid("", 18)]
-    function = helper.make_function("own", "F", [], ["chosen"], [constant], opsets)
+    own = function("F", [], "chosen", [constant])
     (value,) = elsewhere().attribute
     value.name = "given"
-    function.attribute_proto.append(value)
-    model.functions.append(function)
-    model.opset_import.append(helper.make_opsetid("own", 1))
-    model.graph.node.append(helper.make_node("F", [], ["unused"], domain="own"))
+    own.attribute_proto.append(value)
     with pytest.raises(UserError, match="keeps its weights in other files"):
-        inspect(written(tmp_path, model))
+        inspect(written(tmp_path, using(own)))
 
 
 def test_external_data_of_a_sparse_constant(tmp_path: Path) -> None:
@@ -275,23 +284,15 @@ def test_external_data_of_a_sparse_constant(tmp_path: Path) -> None:
 
 def nested(levels: int) -> onnx.ModelProto:
     """Each function uses the one below twice: 2 ** levels additions when all are put in."""
-    model = build()
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
-    for level in range(levels + 1):
-        kinds = ("Add", "own") if level else ("Add", "")
-        name = f"F{level - 1}" if level else "Add"
-        given = ["x"] if level else ["x", "x"]
-        nodes = [
-            helper.make_node(name, given, ["once"], domain=kinds[1]),
-            helper.make_node(name, ["once"] * len(given), ["y"], domain=kinds[1]),
+    twice = [helper.make_node("Add", ["x", "x"], ["y"])]
+    functions = [function("F0", ["x"], "y", twice)]
+    for level in range(levels):
+        both = [
+            helper.make_node(f"F{level}", [given], [made], domain="own")
+            for given, made in (("x", "once"), ("once", "y"))
         ]
-        model.functions.append(
-            helper.make_function("own", f"F{level}", ["x"], ["y"], nodes, opsets)
-        )
-    model.opset_import.append(helper.make_opsetid("own", 1))
-    weight = model.graph.initializer[0].name
-    model.graph.node.append(helper.make_node(f"F{levels}", [weight], ["unused"], domain="own"))
-    return model
+        functions.append(function(f"F{level + 1}", ["x"], "y", both))
+    return using(*functions, given=[build().graph.initializer[0].name])
 
 
 def test_functions_that_unfold_without_an_end_are_refused(tmp_path: Path) -> None:

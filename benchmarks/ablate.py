@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, dataset: Dataset) -> list[disk.Json]:
     basis = [f"data.holdout={options.hold_out}", "data.test=false", *options.basis]
     if options.epochs is not None:
         basis.append(f"train.epochs={options.epochs}")
-    sha256 = dataset.sha256()
+    sha256 = dataset.sha256
     device = machine.describe(machine.pick(options.device))
     as_it_is = recipe.load(found, basis)
     for variation in options.set:

@@ -89,11 +89,9 @@ def main() -> int:
             raise UserError(f"{not_there[0]} is no package; cifar-deploy package MODEL writes one")
         with tempfile.TemporaryDirectory() as room:
             records = Path(room) / "test_batch.bin"
-            source, place = "auto", given.data_dir
-            if given.model:
-                card = cards.read_card(architectures.folder(given.model))
-                source, place = find.trained_on(card, None, place)
-            write_records(find.load(source, place).test, records)
+            card = cards.read_card(architectures.folder(given.model)) if given.model else {}
+            dataset = find.of_models(None, given.data_dir)(given.model or "", card)
+            write_records(dataset.test, records)
             for package in given.packages:
                 found = measured(given, package, records)
                 report["results"].append(found)

@@ -138,10 +138,10 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[disk.Json] = []
     with tempfile.TemporaryDirectory() as room:
+        data_of = find.of_models(None, options.data_dir)
         for model in options.models:
             folder = architectures.folder(model)
-            card = cards.read_card(folder)
-            dataset = find.load(*find.trained_on(card, None, options.data_dir))
+            dataset = data_of(folder.name, cards.read_card(folder))
             rows += measure(folder, dataset, Path(room))
     print(table(rows))
     if options.json:

@@ -189,7 +189,7 @@ def usual(dataset: Dataset, network_name: str, batch: int, workers: int) -> Call
     from torch.utils.data import DataLoader
     from torchvision import transforms
 
-    mean, std = dataset.normalisation()
+    mean, std = dataset.normalisation
     change = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),

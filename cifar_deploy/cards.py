@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,29 @@ CARD_KINDS: dict[str, type | tuple[type, ...]] = {
     ),
     **dict.fromkeys(("stopped.step", "stopped.steps"), NUMBER),
     **dict.fromkeys(("data.holdout_images", "seed"), NUMBER),
-    **dict.fromkeys(("runs", "history", "teachers", "data.classes"), list),
+    **dict.fromkeys(("runs", "history", "teachers", "teachers_from", "data.classes"), list),
     **dict.fromkeys(("data.mean", "data.std"), list),
+}
+# What is in its lists, and for each of `classes`: images answered right, and all.
+ELEMENTS: dict[str, Callable[[Any], bool]] = {
+    "classes": lambda one: isinstance(one, list) and len(one) == 2 and all(map(is_number, one)),
+    **dict.fromkeys(("runs", "history"), lambda one: isinstance(one, dict)),
+    "teachers": lambda one: isinstance(one, dict) and isinstance(one.get("model"), str),
+    **dict.fromkeys(("teachers_from", "data.classes"), lambda one: isinstance(one, str)),
+    **dict.fromkeys(("data.mean", "data.std"), is_number),
 }
 
 
 def _fits(name: str, kind: type | tuple[type, ...], value: Any) -> bool:
     """Whether the value of that name can be one of a card."""
-    if kind is not NUMBER:
-        return isinstance(value, kind)
-    return is_number(value) and (not name.endswith(SHARES) or 0 <= value <= 1)
+    if kind is NUMBER:
+        return is_number(value) and (not name.endswith(SHARES) or 0 <= value <= 1)
+    if not isinstance(value, kind):
+        return False
+    if (fits := ELEMENTS.get(name)) is None:
+        return True
+    elements: Iterable[Any] = value.values() if isinstance(value, dict) else value
+    return all(map(fits, elements))
 
 
 def card_of(folder: ModelFolder) -> Json:
@@ -89,6 +102,13 @@ def card_of(folder: ModelFolder) -> Json:
     if folder.card.is_fifo():  # of all models one would be waited for
         raise UserError(f"{folder.card} is a pipe; restore the file or train again")
     card = read_json(folder.card)
+    for run in runs_of(card):
+        _check(folder.card, run)
+    return card
+
+
+def _check(file: Path, card: Json) -> None:
+    """Raise UserError where a value of a card, or of an earlier run in it, is of another kind."""
     for name, kind in CARD_KINDS.items():
         *sections, key = name.split(".")
         holder: Json = card
@@ -100,8 +120,7 @@ def card_of(folder: ModelFolder) -> Json:
                 holder.pop(key, None)
         elif not _fits(name, kind, value):
             said = f"{name} cannot be {json.dumps(value)[:40]}"
-            raise UserError(f"{folder.card}: {said}; restore it or train again")
-    return card
+            raise UserError(f"{file}: {said}; restore it or train again")
 
 
 def runs_of(card: Json) -> Iterator[Json]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+# torchrun sets all of them for each of its processes.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MIB = 1 << 20
 LIBRARIES = (
     "torch",
@@ -39,6 +41,11 @@ FULL = (
     "can't allocate memory",
     "could not create a primitive",
 )
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return all(name in os.environ for name in TORCHRUN)
 
 
 def pick(device: "str | int | torch.device" = "auto", threads: int | None = None) -> "torch.device":

@@ -19,7 +19,6 @@ from cifar_deploy.kind import Format, Precision, members
 from cifar_deploy.store import ModelFolder, manifest_path
 
 if TYPE_CHECKING:
-    from cifar_deploy.data.dataset import Dataset
     from cifar_deploy.engines.build import Watch
     from cifar_deploy.export.quantise import Calibration
 
@@ -65,17 +64,17 @@ def export_model(
     for what, given in (("format", format), ("precision", precision), ("keep_fp32", keep_fp32)):
         if not isinstance(given, Iterable):
             raise UserError(f"{what} {given!r}: it is a word or several")
-    if not all(isinstance(name, str) for name in keep_fp32):
-        raise UserError(f"keep_fp32 {keep_fp32!r}: it is names of layers")
+    keep = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32)
+    if not all(isinstance(name, str) for name in keep):
+        raise UserError(f"keep_fp32 {keep!r}: it is names of layers")
     if not isinstance(options, Options | None):
         raise UserError(f"options {options!r}: they are cifar_deploy.engines.options.Options")
-    keep = dict.fromkeys([keep_fp32] if isinstance(keep_fp32, str) else keep_fp32)
     place = Path(data_dir) if data_dir else None
     return export(
         [architectures.folder(architectures.named(model))],
         members(Format, "format", format),
         [one.value for one in members(Precision, "precision", precision)],
-        Quantising(calibration_images, place, tuple(keep), max_drop),
+        Quantising(calibration_images, place, tuple(dict.fromkeys(keep)), max_drop),
         batch,
         flavour,
         options,
@@ -190,29 +189,25 @@ def _calibrations(
 
     int8, fp16 = Precision.int8 in precisions, Precision.fp16 in precisions
     drop = quantising.max_drop
-    loaded: dict[tuple[str, Path | None], Dataset] = {}
-    calibrated: dict[tuple[str, Path | None], Calibration] = {}
+    data_of = find.of_models(None, quantising.data_dir)
+    calibrated: dict[str, Calibration] = {}  # by the data set
     found: list[dict[str, Calibration]] = []
     for folder in folders:
         made = {"fp16": Calibration.of_none(quantising.keep)} if fp16 else {}
         found.append(made)
         if not int8 and (not fp16 or drop is None):
             continue  # no image is looked at
-        trained = weights.load(folder)
-        key = find.trained_on(trained.card, None, quantising.data_dir)
-        if key not in loaded:
-            loaded[key] = find.load(*key)
-        loaded[key].expect_classes(folder.name, trained.classes)
+        dataset = data_of(folder.name, weights.load(folder).card)
         if int8:
-            if key not in calibrated:
+            if dataset.origin not in calibrated:
                 count = quantising.images or COUNT
-                calibrated[key] = Calibration.of(loaded[key], count, quantising.keep)
-            made["int8"] = calibrated[key]
+                calibrated[dataset.origin] = Calibration.of(dataset, count, quantising.keep)
+            made["int8"] = calibrated[dataset.origin]
         if drop is not None:
             from cifar_deploy.tuning import within
 
             for kind, start in made.items():
-                made[kind] = within(drop, folder, loaded[key], start, engine, told, kind)
+                made[kind] = within(drop, folder, dataset, start, engine, told, kind)
     return found
 
 

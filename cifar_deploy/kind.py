@@ -65,7 +65,8 @@ class Kind:
         return [
             file
             for file in folder.exported()
-            if file.name.endswith(suffixes) and any(part in file.name for part in parts)
+            if file.name.endswith(suffixes)
+            and any(part in file.name.removeprefix(folder.name) for part in parts)
         ]
 
     def needed(self, folder: store.ModelFolder) -> list[Path]:

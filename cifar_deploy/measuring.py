@@ -316,7 +316,7 @@ def _contestants(targets: Sequence[str], kind: Kind) -> list[Work]:
         cards.read_card(folder)
     those = kind.needed if kind.chosen else kind.files
     work: list[Work] = [(folder, list(those(folder)), True) for folder in folders]
-    work += [(store.ModelFolder(file.absolute().parent), [file], False) for file in files]
+    work += [(store.ModelFolder(file.parent), [file], False) for file in files]
     places: dict[str, Path] = {}
     for folder, *_ in work:  # in the table and in the JSON a model has its name alone
         here = folder.path.resolve()

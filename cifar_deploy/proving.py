@@ -16,7 +16,6 @@ from cifar_deploy.kind import SUFFIXES, Format, Kind, Precision, members
 if TYPE_CHECKING:
     import torch
 
-    from cifar_deploy.data.dataset import Dataset
     from cifar_deploy.validate.judge import Judged, Judgement, Unusable
 
 # What files, or served models, are judged against, and these.
@@ -279,21 +278,14 @@ def prove(
         say(f"error: {reason}")
     seconds = 1.0 if latency else 0.0
     options = Options(max_drop, seconds, trust, mean, std, onnx, mistakes or MISTAKES)
-    loaded: dict[tuple[str, Path | None], Dataset] = {}
-
-    def data_of(key: tuple[str, Path | None]) -> "Dataset":
-        if key not in loaded:
-            loaded[key] = find.load(*key)
-            for line in doubts(loaded[key]):
-                say(line)
-        return loaded[key]
-
+    data_of = find.of_models(source, data_dir)
+    doubted: set[str] = set()
     judgements = []
     with progress() as told:
         references = []
         for owner, _ in work:
             if isinstance(owner, Path):
-                dataset = data_of((source or "auto", data_dir))
+                dataset = data_of(owner.name, {})
                 reference = Reference.of_file(owner, dataset)
             else:
                 trained = weights.load(owner)
@@ -302,10 +294,13 @@ def prove(
                         f"{owner.weights} was replaced since its files were checked; export them "
                         "again"
                     )
-                dataset = data_of(find.trained_on(trained.card, source, data_dir))
+                dataset = data_of(owner.name, trained.card)
                 reference = Reference.of_model(trained, owner.name)
-            dataset.expect_classes(reference.model, reference.classes)
             references.append((reference, dataset))
+            if dataset.origin not in doubted:
+                doubted.add(dataset.origin)
+                for line in doubts(dataset):
+                    say(line)
         for (_, files), (reference, dataset) in zip(work, references, strict=True):
             judgement = judge(reference, files, dataset, where, options, images, told, unfit)
             judgements.append(judgement)

@@ -40,8 +40,8 @@ class ModelFolder:
 
     @property
     def name(self) -> str:
-        """The model's name."""
-        return self.path.name
+        """The model's name: its folder's, also where that is called "." or ".."."""
+        return (self.path if self.path.name not in ("", "..") else self.path.resolve()).name
 
     @property
     def argument(self) -> str:

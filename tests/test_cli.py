@@ -1001,7 +1001,7 @@ def test_data_describes_what_was_found(run: Run, small_data: Dataset) -> None:
     records = np.frombuffer(Path("test.bin").read_bytes(), np.uint8).reshape(-1, 3073)
     pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     written = Split(pixels, records[:, 0].astype(np.int64))
-    assert written.set_sha256() == find.load().test.set_sha256()
+    assert written.set_sha256 == find.load().test.set_sha256
     run("data", "--preview", "grid.png", "--set", "augment.policy=trivial")
     assert Path("grid.png").read_bytes() != grid
 

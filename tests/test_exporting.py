@@ -74,7 +74,7 @@ def test_int8_is_calibrated_on_as_many_images_as_asked_for(
     (file,) = export_model("simple_cnn", **asked)  # type: ignore[arg-type]
     facts = manifest(file)["calibration"]
     assert facts["images"] == 40
-    assert facts["data_sha256"] == real_data.sha256()
+    assert facts["data_sha256"] == real_data.sha256
     assert facts["drop"]["margin_points"] == 3.0
 
 

@@ -67,9 +67,7 @@ def folder(model: str) -> store.ModelFolder:
         raise UserError(f"{model} is a file; here goes a trained model, by its name or folder")
     if "/" in model or Path(model, store.CARD).is_file():
         _check_no_package(Path(model))
-        # A model has the name of its folder, also where that is called "." or "..".
-        named = Path(model).name not in ("", "..")
-        return store.ModelFolder(Path(model) if named else Path(model).resolve())
+        return store.ModelFolder(Path(model))
     second = store.ModelFolder(store.models_root() / model)
     if second.card.is_file() or (model and store.training(second)):
         return second  # custom_resnet-speed, say

@@ -38,20 +38,21 @@ def compare(models: Sequence[str]) -> disk.Json:
         if not folder.card.exists():
             way = cards.way_to_weights(folder)
             raise UserError(f"{folder.path} has no {store.CARD} to compare; {way}")
-    facts = [_facts(cards.card_of(folder)) for folder in folders]
+    read = [cards.card_of(folder) for folder in folders]
+    facts, data = [_facts(card) for card in read], [card.get("data", {}) for card in read]
     return {
         "models": list(models),
         "rows": _rows(facts),
         "judgements": [
-            {"model": model, "against": models[0], **_judge(facts[0], other)}
-            for model, other in zip(models[1:], facts[1:], strict=True)
+            {"model": model, "against": models[0], **_judge(facts[0], other, data[0], its)}
+            for model, other, its in zip(models[1:], facts[1:], data[1:], strict=True)
         ],
     }
 
 
 def _facts(card: disk.Json) -> disk.Json:
     """What is compared of a card, in the order in which it is told."""
-    runs = [run for run in card.get("runs", []) if isinstance(run, dict)]
+    runs = card.get("runs", [])
     data, weights = card.get("data", {}), card.get("weights")
     facts: disk.Json = {}
     images = (card.get("test_images"), data.get("holdout_images"))
@@ -63,7 +64,7 @@ def _facts(card: disk.Json) -> disk.Json:
         of_seeds = {"mean": mean, "std": std, "seeds": len(runs)}
         facts[measure + SEEDS] = of_seeds if several else None
     size = weights.get("bytes") if isinstance(weights, dict) else None
-    teachers = [t for t in card.get("teachers", []) if isinstance(t, dict)]
+    teachers = card.get("teachers", [])
     return {
         **facts,
         **{key: card.get(key) for key in ("network", "parameters", "epochs")},
@@ -108,22 +109,28 @@ def _rows(facts: Sequence[disk.Json]) -> dict[str, list[Any]]:
     return told
 
 
-def _judge(first: disk.Json, other: disk.Json) -> disk.Json:
+def _judge(
+    first: disk.Json, other: disk.Json, first_data: disk.Json, other_data: disk.Json
+) -> disk.Json:
     """How far `other` is from `first`, in points of accuracy, and what chance is in that.
 
-    `measure` is None where they were not judged by the same images. `spread_points` are the
-    deviations of `first`'s and `other`'s seeds; where both are known the difference is that of the
-    means, and `half_width_points` that of Welch's 95 % interval. Else it is that of Agresti and
-    Caffo's, if the images were independent, which does not shrink to nothing where all are right
-    (Agresti and Caffo 2000, The American Statistician 54:280-288).
+    The data are what their cards say of it. `measure` is None where they were not judged by the
+    same images. `spread_points` are the deviations of `first`'s and `other`'s seeds; where both are
+    known the difference is that of the means, and `half_width_points` that of Welch's 95 %
+    interval. Else it is that of Agresti and Caffo's, if the images were independent, which does not
+    shrink to nothing where all are right (Agresti and Caffo 2000, The American Statistician
+    54:280-288).
     """
     result: disk.Json = {
         **dict.fromkeys(("measure", "images", "difference_points", "half_width_points")),
         "seeds": [len(one["seeds"]) for one in (first, other)],
         "spread_points": [None, None],
     }
-    data = [(one["data"] or {}).get("sha256") for one in (first, other)]
     measure = next((m for m in MEASURES if first[m] and other[m]), None)
+    # Training images that were added in between leave the test images what they were.
+    both = "test_sha256" in first_data and "test_sha256" in other_data
+    which = "test_sha256" if measure == MEASURES[0] and both else "sha256"
+    data = [first_data.get(which), other_data.get(which)]
     if measure is None or data[0] is None or data[0] != data[1]:
         return result
     images = {one[measure]["images"] for one in (first, other)}

@@ -120,8 +120,8 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> disk.Json:
 def _command(card: disk.Json) -> str | None:
     """A card's command, with the weights that it began with and its teachers by their sha256."""
     if command := card.get("command"):
-        taught = [one for one in card.get("teachers", []) if isinstance(one, dict)]
-        command = cards.pinned(command, card.get("init", {}).get("sha256"), taught)
+        begun = card.get("init", {}).get("sha256")
+        command = cards.pinned(command, begun, card.get("teachers", []))
     return command
 
 

@@ -196,7 +196,9 @@ def contenders(
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, name, reason))
         if with_pytorch:
-            half = not files or any(".fp16." in file.name for file in files)
+            half = not files or any(
+                ".fp16." in file.name.removeprefix(folder.name) for file in files
+            )
             halves = ["fp16"] if device.type == "cuda" and half else []
             if compiled:
                 quiet_autotune()  # imports the compiler

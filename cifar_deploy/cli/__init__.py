@@ -2,7 +2,9 @@
 
 import io
 import os
+import signal
 import sys
+import time
 import traceback
 from typing import Annotated, NoReturn, TextIO, cast
 
@@ -28,9 +30,10 @@ from cifar_deploy.cli import (
     validate,
 )
 from cifar_deploy.cli.options import Lasting
-from cifar_deploy.device import threads_allowed
+from cifar_deploy.device import launched, threads_allowed
 from cifar_deploy.errors import OwnError, UserError, plain
 
+FIRST_SPEAKS = 3.0  # seconds
 LONGEST = 4_000  # characters of an error: a name in it may be a page
 app = typer.Typer(
     name="cifar-deploy",
@@ -117,12 +120,15 @@ def _run() -> None:
 def _refusal(error: Exception) -> str | None:
     """What is told of an error that a user can cause; None where it is a crash, which is ours."""
     if isinstance(error, UserError):
-        # Among torchrun's processes one speaks for all, and who alone has an error for itself.
-        local = os.environ.get("LOCAL_RANK", "0")
-        if local != "0" and not isinstance(error, OwnError):
-            return ""
-        who = "" if local == "0" else f"process {os.environ.get('RANK', local)}: "
-        return f"{who}error: {error}"
+        local = os.environ["LOCAL_RANK"] if launched() else "0"
+        if local == "0":
+            return f"error: {error}"
+        if not isinstance(error, OwnError):
+            # The first process of the machine may have the same error and tells it, and torchrun
+            # ends this one meanwhile. Who alone has it speaks for itself.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as it has SIGTERM
+            time.sleep(FIRST_SPEAKS)
+        return f"process {os.environ['RANK']}: error: {error}"
     if isinstance(error, OSError):  # of a path that was named, or of standard output
         if isinstance(error, BrokenPipeError):
             return None
@@ -156,6 +162,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -164,4 +171,10 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    pass  # --debug is taken by `main`
+    # --debug is taken by `_run`
+    several = launched() and os.environ["WORLD_SIZE"] != "1"
+    if several and context.invoked_subcommand != "train":
+        raise UserError(
+            f"`{context.invoked_subcommand}` is one process's: run it without torchrun, which is "
+            "for `train`"
+        )

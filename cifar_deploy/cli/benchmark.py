@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +19,7 @@ from cifar_deploy.cli.options import (
     Source,
     ThreadsOption,
     TrustFlag,
+    command,
     doing,
     say,
     several,
@@ -148,7 +148,6 @@ def benchmark(
     from cifar_deploy.device import describe, pick
 
     where = pick(device, threads)
-    command = " ".join(["cifar-deploy", *sys.argv[1:]])
     before = earlier.read(baseline, describe(where)) if baseline else None
     worse, over = False, list[str]()
     if scenario:
@@ -175,7 +174,7 @@ def benchmark(
             check_some(bool(ran.results or len(ran.failures) > len(failures)), ran.failures)
             ran.remarks += contest.said
             shown = table.scenario_table(ran.results)
-            said, value = table.scenario_notes(ran), mlperf.to_json(ran, command)
+            said, value = table.scenario_notes(ran), mlperf.to_json(ran, command())
             failures, ended = ran.failures, ran.ended
         else:
             result = measure(
@@ -189,7 +188,7 @@ def benchmark(
                 told=told,
             )
             shown = table.table(result.rows)
-            said, value = table.notes(result), sweep.to_json(result, command)
+            said, value = table.notes(result), sweep.to_json(result, command())
             failures, ended = result.failures, result.ended
             if before:
                 changes = earlier.changes(before, result.rows)
@@ -256,14 +255,10 @@ def _test_images(
     """For each model the test images of the data it was trained on, or of `source`."""
     from cifar_deploy.data import find
 
-    loaded: dict[tuple[str, Path | None], Split] = {}
+    data_of = find.of_models(source, data_dir)
     splits = {}
     for folder in folders:
-        key = (source or "auto", data_dir)
-        if folder.card.exists():
-            key = find.trained_on(cards.read_card(folder), source, data_dir)
-        if key not in loaded:
-            test = find.load(*key).test
-            loaded[key] = test.first(images) if images else test
-        splits[folder.name] = loaded[key]
+        card = cards.read_card(folder) if folder.card.exists() else {}
+        test = data_of(folder.name, card).test
+        splits[folder.name] = test.first(images) if images else test
     return splits

@@ -1,8 +1,9 @@
 """`cifar-deploy export`."""
 
+import dataclasses
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -111,20 +112,21 @@ def export(
     folders = [architectures.folder(m) for m in named] or store.all_trained()
     formats = format or [Format.onnx]
     precisions = [p.value for p in precision or [Precision.fp32]]
-    asked: dict[str, Any] = {
-        "workspace": workspace,
-        "timing_cache": timing_cache_file,
-        "version_compatible": version_compatible,
-        "hardware_compatibility": hardware(hardware_compatibility),
-        "compute_capabilities": capabilities([*(compute_capability or []), *versions]),
-        "level": builder_optimization_level,
-        "strip_weights": strip_weights,
-        "layer_info": export_layer_info,
-        "tf32": tf32,
-    }
-    given = batch_profile or any(value not in (None, False, ()) for value in asked.values())
+    options = Options(
+        workspace=workspace,
+        timing_cache=timing_cache_file,
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware(hardware_compatibility),
+        compute_capabilities=capabilities([*(compute_capability or []), *versions]),
+        level=builder_optimization_level,
+        strip_weights=strip_weights,
+        layer_info=export_layer_info,
+        tf32=tf32,
+    )
+    given = batch_profile or options != Options()
     if batch_profile and Format.trt in formats:
-        asked["profiles"] = tuple(map(Profile.parse, batch_profile))
+        profiles = tuple(map(Profile.parse, batch_profile))
+        options = dataclasses.replace(options, profiles=profiles)
     files = exporting.export(
         folders,
         formats,
@@ -132,7 +134,7 @@ def export(
         Quantising(calibration_images, data_dir, tuple(dict.fromkeys(keep_fp32 or ())), max_drop),
         batch,
         flavour,
-        Options(**asked) if given or Format.trt in formats else None,
+        options if given or Format.trt in formats else None,
         say,
         _bars,
     )

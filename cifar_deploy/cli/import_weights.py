@@ -1,7 +1,5 @@
 """`cifar-deploy import`."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from cifar_deploy.cli.options import (
     Source,
     SourceOption,
     StdOption,
+    command,
     per_channel,
     print_card,
     say,
@@ -46,7 +45,6 @@ def import_weights(
     from cifar_deploy.device import pick
     from cifar_deploy.train.foreign import bring, listed
 
-    command = f"cifar-deploy {shlex.join(a for a in sys.argv[1:] if a != '--json')}"
     with disk.only_writer(folder.path):
         for there in (folder.weights, folder.checkpoint, folder.card):
             if there.exists():
@@ -54,7 +52,7 @@ def import_weights(
                     f"{there} is there already; write elsewhere with --out, or remove it"
                 )
         where, dataset = pick(device), find.load(data.value, data_dir)
-        card = bring(name, file, dataset, where, folder, *given, command=command)
+        card = bring(name, file, dataset, where, folder, *given, command({"--json"}))
     right, facts = card["test_accuracy"], card["data"]
     chance = 1 / len(dataset.classes)
     if right < chance + 0.1 * (1 - chance):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ from cifar_deploy.cli.options import (
     MeanOption,
     Source,
     StdOption,
+    command,
     doing,
     per_channel,
     show,
@@ -54,7 +54,7 @@ def layers(
     from cifar_deploy.validate.layers import compare, exact_beside
 
     given = (per_channel(mean, "--mean"), per_channel(std, "--std", positive=True))
-    folder = store.ModelFolder(file.absolute().parent)
+    folder = store.ModelFolder(file.parent)
     made_from = None
     if not reference and folder.card.exists():
         made_from = cards.read_card(folder)["weights"]["sha256"]
@@ -68,7 +68,7 @@ def layers(
         told(f"{file} and {exact} over {len(chosen):,} images")
         found, count = compare(exact, file, chosen, pixels)
     value = {
-        "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
+        "command": command(),
         "file": str(file),
         "reference": str(exact),
         "data": dataset.name,
@@ -119,9 +119,8 @@ def _dataset(
 
     card = cards.card_of(folder)
     data = card.get("data", {})
-    dataset = find.load(*find.trained_on(card, source.value if source else None, data_dir))
-    dataset.expect_classes(folder.name, tuple(data.get("classes", dataset.classes)))
-    normal = dataset.normalisation()
+    dataset = find.of_models(source.value if source else None, data_dir)(folder.name, card)
+    normal = dataset.normalisation
     return dataset, (data.get("mean") or normal[0], data.get("std") or normal[1])
 
 

@@ -220,7 +220,7 @@ def _facts(path: Path) -> disk.Json:
         "model": (manifest or {}).get("model"),
         "weights_sha256": (manifest or {}).get("weights_sha256"),
         "kept_fp32": (manifest or {}).get("calibration", {}).get("kept_fp32", []),
-        "stale": cards.stale(path, cards.card_of(store.ModelFolder(path.absolute().parent))),
+        "stale": cards.stale(path, cards.card_of(store.ModelFolder(path.parent))),
         "proofs": proofs,
     }
 

@@ -8,7 +8,9 @@ import functools
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+import shlex
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -48,6 +50,11 @@ class Target(StrEnum):
 
     cpp = "cpp"
     triton = "triton"
+
+
+def command(without: Collection[str] = ()) -> str:
+    """The command that runs, as it is typed, but for the options `without`."""
+    return shlex.join(["cifar-deploy", *(word for word in sys.argv[1:] if word not in without)])
 
 
 def is_stdout(file: Path | None) -> bool:

@@ -81,7 +81,7 @@ def package(
         raise UserError(f"--format, --precision and --flavour choose a model's file, not {file}")
     if file and not file.is_file():
         raise UserError(f"{file} does not exist; run: cifar-deploy export MODEL")
-    folder = store.ModelFolder(file.parent.resolve()) if file else architectures.folder(model)
+    folder = store.ModelFolder(file.parent) if file else architectures.folder(model)
     if file and not folder.weights.exists():
         raise UserError(f"{file} has no trained model beside it; a model's own files are packaged")
     name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
@@ -116,7 +116,7 @@ def package(
         from cifar_deploy.data import find
         from cifar_deploy.package import vectors
 
-        dataset = find.load(*find.trained_on(card, None, data_dir))
+        dataset = find.of_models(None, data_dir)(folder.name, card)
         contents = cpp.contents(found, vectors.make(found, dataset))
     write.write(contents, place, name)
     if as_json:

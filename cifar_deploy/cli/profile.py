@@ -1,7 +1,6 @@
 """`cifar-deploy profile`."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 from cifar_deploy.cli.options import (
     JsonFileOption,
     OnnxBy,
+    command,
     doing,
     show,
 )
@@ -52,7 +52,7 @@ def profile(
     if found.addition:
         remarks.insert(0, f"{file.name} {found.addition}, and timed with it: layers of the table")
     value = {
-        "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
+        "command": command(),
         "file": str(file),
         "device": machine.describe(CPU),
         "versions": machine.versions(),

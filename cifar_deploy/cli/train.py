@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import os
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +24,7 @@ from cifar_deploy.cli.options import (
     TeacherOption,
     WeightsFileOption,
     by_teachers,
+    command,
     in_epochs,
     print_card,
     say,
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
 FEW_STEPS = 500  # in all; of less than FEW_AN_EPOCH, the batch is large for the images
 FEW_AN_EPOCH = 10
+# Of a job that torchrun or SLURM started again: how often.
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 PASSING = ("--resume", "--finish", "--json", "--profile")  # no part of what gives a run again
 
 
@@ -98,6 +99,9 @@ def train(
     overrides += set_ or []
     name = architectures.canonical(model)
     folder = store.ModelFolder(out) if out else home(name, recipe)
+    # A job that was started again has its first command: it goes on.
+    begun = folder.checkpoint.exists() or folder.seeds.exists()
+    resume = resume or (begun and any(os.environ.get(v, "0") != "0" for v in RESTARTS))
     with only_run(folder) as first:
         if first and not resume:
             _keep_unfinished(folder, init)
@@ -218,14 +222,15 @@ def run(
     found = recipes.load(recipes.find(recipe, folder, name), overrides)
     from cifar_deploy.data import find
     from cifar_deploy.data.progress import Reading
-    from cifar_deploy.device import pick
+    from cifar_deploy.device import launched, pick
     from cifar_deploy.train import seeds as several
     from cifar_deploy.train.interrupt import Interrupted
     from cifar_deploy.train.loop import Job, Trainer
     from cifar_deploy.train.process import prepare
     from cifar_deploy.train.progress import Bar
-    from cifar_deploy.train.ranks import launched, own_device, together
+    from cifar_deploy.train.ranks import check_launch, own_device, together
 
+    check_launch()
     where = pick(own_device(device) if launched() else device)
     prepare(where)
     with together(where) as ranks:
@@ -372,8 +377,10 @@ def _differs(trainer: "Trainer", card: disk.Json) -> bool:
 
 def _command(processes: int) -> str:
     """The command that gives this run again, from its beginning."""
-    arguments = [a for a in sys.argv[1:] if a not in PASSING]
+    alone = command(PASSING)
+    if processes == 1:
+        return alone
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # of them, on this machine
     machines = f"--nnodes {processes // here} " if processes > here else ""
     before = f"torchrun {machines}--nproc-per-node {here} -m cifar_deploy"
-    return f"{before if processes > 1 else 'cifar-deploy'} {shlex.join(arguments)}"
+    return before + alone.removeprefix("cifar-deploy")

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +22,7 @@ from cifar_deploy.cli.options import (
     StdOption,
     ThreadsOption,
     TrustFlag,
+    command,
     csv_option,
     csv_text,
     doing,
@@ -166,7 +166,7 @@ def publish(
     from cifar_deploy.validate import judge, report, table
 
     value = {
-        "command": " ".join(["cifar-deploy", *sys.argv[1:]]),
+        "command": command(),
         "models": [judge.to_json(judgement) for judgement in judgements],
     }
     notes = table.notes(judgements)

@@ -57,16 +57,13 @@ class Split:
         """The file that an image comes from, as class/name; None where it has none of its own."""
         return self.names[index] if self.names else None
 
+    @functools.cached_property
     def set_sha256(self) -> str:
         """SHA-256 of the images with their labels, the same in whatever order they are.
 
         Of the sorted SHA-256 of all of them, in hexadecimal: each of an image's pixels and then its
         label in four bytes, little-endian. The C++ library's Evaluator makes the same.
         """
-        return self._set_sha256
-
-    @functools.cached_property
-    def _set_sha256(self) -> str:
         ends = self.labels.astype("<u4")
         each = sorted(
             hashlib.sha256(image.tobytes() + end.tobytes()).hexdigest()
@@ -101,8 +98,8 @@ class Dataset:
     """Training and test images of one set of classes.
 
     `origin` says where it was read; `verified` what its checksums showed. Its arrays are not
-    changed: the checksums are computed once. `val` reads what is there to judge a run by beside the
-    test images, None where nothing is.
+    changed: checksums, mean and std are computed once. `val` reads what is there to judge a run by
+    beside the test images, None where nothing is.
     """
 
     name: str
@@ -113,29 +110,20 @@ class Dataset:
     verified: str
     val: Callable[[], Split] | None = None
 
+    @functools.cached_property
     def sha256(self) -> str:
         """SHA-256 of all pixels and labels, training first: the same for every form on disk."""
-        return self._all_sha256
-
-    def test_sha256(self) -> str:
-        """The same of the test images and their labels alone."""
-        return self._test_sha256
-
-    @functools.cached_property
-    def _all_sha256(self) -> str:
         return self._sha256(self.train, self.test)
 
     @functools.cached_property
-    def _test_sha256(self) -> str:
+    def test_sha256(self) -> str:
+        """The same of the test images and their labels alone."""
         return self._sha256(self.test)
 
     @functools.cached_property
-    def _val_sha256(self) -> str | None:
-        return self._sha256(self.val()) if self.val else None
-
     def val_sha256(self) -> str | None:
         """The same of the images of `val`; None where there are none."""
-        return self._val_sha256
+        return self._sha256(self.val()) if self.val else None
 
     def same_test(self, seen: Json) -> bool | None:
         """Whether the test images are those of `seen`, a card's `data`; None where it says nothing.
@@ -143,8 +131,8 @@ class Dataset:
         A card from before it had `test_sha256` speaks of all images together.
         """
         if "test_sha256" in seen:
-            return bool(self.test_sha256() == seen["test_sha256"])
-        return bool(self.sha256() == seen["sha256"]) if "sha256" in seen else None
+            return bool(self.test_sha256 == seen["test_sha256"])
+        return bool(self.sha256 == seen["sha256"]) if "sha256" in seen else None
 
     def changed(self, model: str, seen: Json) -> str:
         """What to tell where this folder had other test images when `model` was trained on it.
@@ -168,6 +156,7 @@ class Dataset:
             digest.update(split.labels.astype(np.uint8 if few else np.int64).tobytes())
         return digest.hexdigest()
 
+    @functools.cached_property
     def normalisation(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the training pixels per channel, scaled to 0..1.
 
@@ -208,7 +197,7 @@ class Dataset:
 
         `val` is there where images are to judge a run by beside the test images.
         """
-        mean, std = self.normalisation()
+        mean, std = self.normalisation
         splits = {"train": self.train, "test": self.test} | (
             {"val": self.val()} if self.val else {}
         )
@@ -216,7 +205,7 @@ class Dataset:
             "name": self.name,
             "origin": self.origin,
             "verified": self.verified,
-            "sha256": self.sha256(),
+            "sha256": self.sha256,
             "classes": list(self.classes),
             **{
                 name: {"images": len(split), "per_class": self._balance(split)}

@@ -1,12 +1,13 @@
 """Find a data set, whichever of its forms is there."""
 
 import contextlib
+import functools
 import os
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cifar_deploy.data import cifar10, folder, synthetic
@@ -75,18 +76,18 @@ def trained_on(
 ) -> tuple[str, Path | None]:
     """Where to `load` the data set that a model was trained on, by its card.
 
-    A model of one's own images finds them where they were, unless `data_dir` names another folder;
-    one of the generated set has it generated again; `source` asks for another set. Raises UserError
-    where the images are not there any more and no other folder is named.
+    A model of one's own images finds them where they were, one of the generated set has it
+    generated again; `source` or `data_dir` asks for another set. Raises UserError where the images
+    are not there any more and no other folder is named.
     """
     data = card.get("data", {})
-    if source:
-        return source, data_dir
+    if source or data_dir:
+        return source or "auto", data_dir
     if data.get("verified") == synthetic.VERIFIED:
         return "synthetic", None
     origin = data.get("origin")
-    if not origin or data_dir:
-        return "auto", data_dir
+    if not origin:
+        return "auto", None
     if not Path(origin).is_dir():
         if named():
             return "auto", None
@@ -95,6 +96,24 @@ def trained_on(
             "folder with --data-dir"
         )
     return "auto", Path(origin)
+
+
+def of_models(
+    source: str | None = None, data_dir: Path | None = None
+) -> Callable[[str, Json], Dataset]:
+    """What gives each model, by its name and card, the data set it was trained on; each read once.
+
+    `source` and `data_dir` are as in `trained_on`. What comes of it raises UserError as that does,
+    as `load` does, and where the card names other classes; a card that is empty names none.
+    """
+    read = functools.cache(load)
+
+    def of(model: str, card: Json) -> Dataset:
+        dataset = read(*trained_on(card, source, data_dir))
+        dataset.expect_classes(model, tuple(card.get("data", {}).get("classes", dataset.classes)))
+        return dataset
+
+    return of
 
 
 def _read(place: Path, watch: folder.Watch | None) -> Dataset | None:

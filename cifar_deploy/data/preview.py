@@ -37,9 +37,7 @@ def preview(
         torch.manual_seed(seed)
         originals = _one_of_each(dataset, len(classes))
         rows = [originals] + [
-            augment(
-                torch.from_numpy(originals), augment_options, dataset.normalisation()[0]
-            ).numpy()
+            augment(torch.from_numpy(originals), augment_options, dataset.normalisation[0]).numpy()
             for _ in range(ROWS)
         ]
     step = CELL + GAP

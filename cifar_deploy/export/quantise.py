@@ -50,7 +50,7 @@ class Calibration:
             "images": len(chosen),
             "method": f"percentile {PERCENTILE:g}",
             "data": dataset.name,
-            "data_sha256": dataset.sha256(),
+            "data_sha256": dataset.sha256,
         }
         return cls(chosen, facts).keeping(keep)
 

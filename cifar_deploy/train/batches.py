@@ -59,7 +59,7 @@ def check_unseen(model: str, data: Json, dataset: Dataset, sha256: str, wanted: 
         kept_back = 0 if "val_sha256" in data else data.get("holdout_images") or 0
         seen = kept_back < holdout
         if wanted.val and not data.get("whole"):
-            seen = data.get("val_sha256") != dataset.val_sha256()
+            seen = data.get("val_sha256") != dataset.val_sha256
         if seen:
             raise UserError(
                 f"{model} may have seen the images that are held out, and would tell of them; it "

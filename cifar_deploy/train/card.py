@@ -115,7 +115,7 @@ def imported(
         "command": command,
         "device": machine.describe(device),
         "weights": _weights(folder, written, "fp32"),
-        "data": _data(dataset, dataset.sha256(), trained.mean, trained.std),
+        "data": _data(dataset, dataset.sha256, trained.mean, trained.std),
         **_made(),
     }
 
@@ -153,7 +153,7 @@ def _data(dataset: Dataset, sha256: str, mean: list[float], std: list[float]) ->
         "name": dataset.name,
         "verified": dataset.verified,
         "sha256": sha256,
-        "test_sha256": dataset.test_sha256(),
+        "test_sha256": dataset.test_sha256,
         "mean": mean,
         "std": std,
         "classes": list(dataset.classes),

@@ -58,7 +58,7 @@ def bring(
     """
     state, facts = weights.read_state(source), weights.own_facts(source)
     dataset.expect_classes(str(source), tuple(facts.get("classes", dataset.classes)))
-    own_mean, own_std = dataset.normalisation()
+    own_mean, own_std = dataset.normalisation
     stem = _stem(name, state)
     network = architectures.build(name, len(dataset.classes), stem)
     wanted = network.state_dict()

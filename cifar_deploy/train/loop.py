@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cifar_deploy import architectures
+from cifar_deploy import __version__, architectures
 from cifar_deploy import device as machine
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
@@ -99,18 +99,29 @@ class Trainer:
         self.job = job
         recipe, device = job.recipe, job.device
         self.ranks = job.ranks
-        self.mean, self.std = job.dataset.normalisation()
+        self.mean, self.std = job.dataset.normalisation
         self.train_split, self.holdout = split_holdout(job.dataset, recipe.data)
-        self.val_sha256 = job.dataset.val_sha256() if recipe.data.val else None
+        self.val_sha256 = job.dataset.val_sha256 if recipe.data.val else None
         self.batches = Batches(self.train_split, recipe, device, self.ranks, self.mean)
         self.steps_per_epoch = self.batches.per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
-        self.data_sha256 = job.dataset.sha256()
+        self.data_sha256 = job.dataset.sha256
         self.teachers = teachers.load(recipe, job.dataset, self.data_sha256)
         self.data_seconds = self.warmup_seconds = 0.0
         self.state = State()
         self.saved: int | None = None  # the step of the last checkpoint
         self._there = self._read_checkpoint() if job.resume else None
+        self.ranks.same(
+            {
+                "version": __version__,
+                "network and recipe": [job.network, recipe.to_dict()],
+                "images": [self.data_sha256, self.val_sha256],
+                "teachers": [teacher.sha256 for teacher in self.teachers],
+                "--init": bool(job.init),
+                "checkpoint": self._there and self._there[1]["step"],
+                "--finish": job.finish,
+            }
+        )
         started = time.perf_counter()
         self.network, self.start = self._build()
         self.init_seconds = time.perf_counter() - started
@@ -137,6 +148,12 @@ class Trainer:
         if self._there:
             self._restore(*self._there)
             self._there = None  # it is as large as the run's memory
+        self.ranks.same(
+            {
+                "the weights that they begin with": self.start and self.start.sha256,
+                "train.precision": self.bf16,  # by "auto", each one's own
+            }
+        )
         # Rounded as the deployment graph rounds it: one multiplication and one addition a pixel.
         graph = DeploymentGraph(nn.Identity(), self.mean, self.std)
         self.judge = Judge(device, self.ranks, self.mean, self.std)
@@ -567,6 +584,7 @@ class Trainer:
                 "seconds": self.state.seconds,
                 "bookkeeping": self.state.bookkeeping,
                 "history": self.state.history,
+                "bf16": self.bf16,
                 "start": self.start.to_dict() if self.start else None,
                 "teachers": [teacher.to_dict() for teacher in self.teachers],
                 "command": self.command,
@@ -593,6 +611,8 @@ class Trainer:
             self.sums.zero_()
         spent = facts.get("bookkeeping", 0.0)
         self.state = State(facts["step"], facts["seconds"], spent, facts["history"])
+        if self.job.recipe.train.precision == "auto":  # not this machine's, but that it began with
+            self.bf16 = bool(facts.get("bf16", self.bf16))
         self.command = facts.get("command") or self.command  # what began it may have said more
         self.saved = self.state.step
 

@@ -4,6 +4,9 @@ Without torchrun there is one process, and nothing here does anything.
 """
 
 import contextlib
+import datetime
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import distributed, nn
 
-from cifar_deploy.errors import OwnError, UserError, one_line
+from cifar_deploy.device import TORCHRUN, launched
+from cifar_deploy.disk import Json
+from cifar_deploy.errors import OwnError, UserError, few, one_line
 
-# torchrun sets all of them for each of its processes.
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# A process may wait so long for the first of its machine to have read the images.
+READING = datetime.timedelta(days=7)
 # In what gloo and NCCL say: of a peer that is gone, and of anything else between processes.
 GONE = ("connection closed", "connection reset", "broken pipe", "remote process exited")
 BETWEEN = ("gloo", "nccl")
@@ -59,27 +64,59 @@ class Ranks:
         """Until every process is here."""
         self.agree([0])
 
+    def same(self, facts: Json) -> None:
+        """Raise UserError where the processes differ in one of `facts`, values of JSON by names.
+
+        In all of them: each finds out. A value that lies elsewhere or is large is named by its
+        sha256.
+        """
+        if self.world == 1:
+            return
+        texts = [json.dumps(value, sort_keys=True) for value in facts.values()]
+        numbers = [int(hashlib.sha256(t.encode()).hexdigest()[:15], 16) for t in texts]
+        largest = self.agree([*numbers, *(-number for number in numbers)])
+        pairs = zip(largest[: len(facts)], largest[len(facts) :], strict=True)
+        ours = [name for name, (most, least) in zip(facts, pairs, strict=True) if most != -least]
+        if ours:
+            raise UserError(
+                f"the processes of this run differ in {few(ours)}; give all of them the same "
+                "command, files and versions"
+            )
+
     @contextlib.contextmanager
     def one_after_the_other(self) -> Iterator[None]:
         """Let the first process of every machine do something, then the others."""
+        if self.world == 1:
+            yield
+            return
+        patient = distributed.new_group(backend="gloo", timeout=READING)
+        assert not isinstance(patient, int)  # a number for those outside of it
         if self.local:
-            self.wait()
+            distributed.barrier(patient)
         yield
         if not self.local:
-            self.wait()
+            distributed.barrier(patient)
 
 
 ALONE = Ranks()
 
 
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return all(name in os.environ for name in VARIABLES)
-
-
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks: asked before all have joined."""
     return not launched() or os.environ["RANK"] == "0"
+
+
+def check_launch() -> None:
+    """Raise UserError where a job's launcher numbered this process as torchrun does, but not whole.
+
+    It would train alone, and so would all the others.
+    """
+    if not launched() and "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        missing = [name for name in TORCHRUN if name not in os.environ]
+        raise UserError(
+            f"$WORLD_SIZE is {os.environ['WORLD_SIZE']}, and ${missing[0]} is not set: start the "
+            "processes of a run with torchrun, or unset $WORLD_SIZE and $RANK to train alone"
+        )
 
 
 def own_device(wish: str) -> str:
@@ -132,7 +169,8 @@ def _between(error: RuntimeError) -> str:
     if any(word in words for word in GONE):
         return (
             "another process of this run has ended, so this one ends too; what it said, or what "
-            "killed it, comes first. The same command with --resume goes on from the checkpoint"
+            "killed it, comes first. The same command with --resume goes on from the checkpoint "
+            "that is there"
         )
     if not (isinstance(error, distributed.DistError) or any(word in words for word in BETWEEN)):
         return ""

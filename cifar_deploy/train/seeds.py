@@ -23,6 +23,7 @@ def run(job: Job, count: int, watching: Watching) -> Json:
     until all are done; with `job.resume`, those that are done are not done again. Raises UserError
     for initial weights that the first of them would write over.
     """
+    job.ranks.same({"--seeds": count, "--resume": job.resume})
     if count == 1:
         return _train(job, watching)
     if job.init and initial.within(job.folder.path, job.init):
@@ -67,7 +68,7 @@ def _complete(job: Job, done: Json | None, count: int) -> Json | None:
     there is nothing left to do for `count` seeds.
     """
     if done and len(done.get("runs", ())) >= count:
-        counted = {str(run["seed"]) for run in done["runs"]}
+        counted = {str(run.get("seed")) for run in done["runs"]}
         left = [*job.folder.seeds.glob("*")]
         # Of a run with more seeds they are to be gone on with.
         begun = any(ModelFolder(seed).checkpoint.exists() for seed in left)
@@ -98,9 +99,9 @@ def _done(job: Job) -> Json | None:
         begun = initial.Start(str(init.get("from")), [], [], sha256=init.get("sha256"))
         same = same and not initial.differs(begun, job.init, job.weights_file, job.folder.path)
     images = there.get("data", {})
-    same = same and images.get("sha256") == job.dataset.sha256()
+    same = same and images.get("sha256") == job.dataset.sha256
     if same and job.recipe.data.val:
-        same = images.get("val_sha256") == job.dataset.val_sha256()
+        same = images.get("val_sha256") == job.dataset.val_sha256
     return there if same else None
 
 

@@ -114,7 +114,7 @@ class Reference:
                 f"{path} answers with {count} classes, and {dataset.origin} has "
                 f"{len(dataset.classes)}; name its images with --data-dir"
             )
-        mean, std = dataset.normalisation()
+        mean, std = dataset.normalisation
         return cls(
             model=path.name,
             file=str(path),
@@ -301,7 +301,7 @@ def judge(
                 rows.append(_row(str(file), opened, size, split, first, options, watch))
             except UserError as error:
                 unusable.append(_unusable(file, error, opened))
-    sha256, seen = dataset.sha256(), reference.data
+    sha256, seen = dataset.sha256, reference.data
     same = sha256 == seen["sha256"] if "sha256" in seen else None
     # Of the images, those that judge: who adds a training image has them still.
     tested = dataset.same_test(seen)
@@ -319,8 +319,8 @@ def judge(
                 "name": dataset.name,
                 "verified": dataset.verified,
                 "sha256": sha256,
-                "test_sha256": dataset.test_sha256(),
-                "test_set_sha256": dataset.test.set_sha256(),
+                "test_sha256": dataset.test_sha256,
+                "test_set_sha256": dataset.test.set_sha256,
                 "same_as_training": same,
                 "test_set_of_training": of_training,
                 "images": len(split),

@@ -43,7 +43,7 @@ class Layer:
 
 def exact_beside(file: Path) -> Path:
     """The fp32 file of the model beside `file`. Raises UserError where there is none."""
-    folder = ModelFolder(file.absolute().parent)  # a model has the name of its folder
+    folder = ModelFolder(file.parent)
     exact = folder.onnx("fp32")
     if not folder.card.exists():
         raise UserError(
@@ -53,7 +53,7 @@ def exact_beside(file: Path) -> Path:
         raise UserError(f"{file} is what the others are compared with; name one in int8 or fp16")
     if not exact.exists():
         raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.argument}")
-    return file.with_name(exact.name)
+    return exact
 
 
 def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tuple[list[Layer], int]:
@@ -71,11 +71,9 @@ def compare(reference: Path, file: Path, images: Images, pixels: Pixels) -> tupl
     (facts, first, _), (other_facts, second, _) = (
         onnx_interface.adapted_model(path, pixels) for path in (reference, file)
     )
-    fixed = _fixed_batch({reference: facts, file: other_facts})
-    batch = fixed or BATCH
-    count = len(images) // fixed * fixed if fixed else len(images)
+    batch, count = _batches({reference: facts, file: other_facts}, len(images))
     if not count:
-        raise UserError(f"{len(images)} images do not fill a batch of {fixed}; --images {fixed} do")
+        raise UserError(f"{len(images)} images do not fill a batch of {batch}; --images {batch} do")
     made = {name for node in second.graph.node for name in node.output}
     nodes = [node for node in first.graph.node if not _added(node)]
     shared = [name for node in nodes for name in node.output if name and name in made]
@@ -114,24 +112,29 @@ def in_half(file: Path, images: Images, pixels: Pixels) -> Logits | None:
     in fp16, and where the images do not fill its batch. Raises UserError for one that cannot run.
     """
     facts, model, _ = onnx_interface.adapted_model(file, pixels)
-    batch = _fixed_batch({file: facts}) or BATCH
-    whole = images[: len(images) // batch * batch] if batch != BATCH else images
+    batch, count = _batches({file: facts}, len(images))
     wide = rounded(model)
-    if wide is model or not len(whole):
+    if wide is model or not count:
         return None
     name = facts["outputs"][0]["name"]
-    answers = [answer for (answer,) in _run(file, wide, facts, [name], whole, batch)]
+    answers = [answer for (answer,) in _run(file, wide, facts, [name], images[:count], batch)]
     return np.concatenate(answers)
 
 
-def _fixed_batch(facts: dict[Path, Json]) -> int | None:
-    """The only batch that a file takes, if one does. Raises UserError where two want others."""
+def _batches(facts: dict[Path, Json], images: int) -> tuple[int, int]:
+    """The images of a batch, and how many of `images` go in: whole batches where one is fixed.
+
+    Raises UserError where two files want batches of other sizes.
+    """
     sizes = {path: one["inputs"][0]["shape"][0] for path, one in facts.items()}
     fixed = {path: size for path, size in sizes.items() if isinstance(size, int)}
     if len(set(fixed.values())) > 1:
         said = ", ".join(f"{path} takes batches of {size}" for path, size in fixed.items())
         raise UserError(f"{said}: export one of them with an open batch")
-    return next(iter(fixed.values()), None)
+    if not fixed:
+        return BATCH, images
+    batch = next(iter(fixed.values()))
+    return batch, images // batch * batch
 
 
 def _added(node: "onnx.NodeProto") -> bool:

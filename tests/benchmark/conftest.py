@@ -31,7 +31,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, small_data: Dataset) -> M
         {
             "network": "simple_cnn",
             "weights": {"sha256": sha256_of(made.weights), "bytes": made.weights.stat().st_size},
-            "data": {"name": "synthetic", "sha256": small_data.sha256()},
+            "data": {"name": "synthetic", "sha256": small_data.sha256},
         },
     )
     for precision in ("fp32", "fp16"):

@@ -327,7 +327,7 @@ def test_the_accuracy_on_a_test_set_is_what_it_was(
     (images / ".git").mkdir()
     right = int((packed("fp32").logits(test.images).argmax(1) == test.labels).sum())
     assert 540 < right < 600
-    said = {"right": right, "margin": 0, "from": "ONNX Runtime", "sha256": test.set_sha256()}
+    said = {"right": right, "margin": 0, "from": "ONNX Runtime", "sha256": test.set_sha256}
 
     def evaluate(where: Path, status: int = 0) -> str:
         done = run(built / "classify", package, "--evaluate", where, status=status)

@@ -137,7 +137,7 @@ def test_official_checksums_are_torchvisions() -> None:
 def test_both_forms_give_the_same_data_set(forms: Path) -> None:
     binary = cifar10.read_binary(forms / "cifar-10-batches-bin")
     python = cifar10.read_python(forms / "cifar-10-batches-py")
-    assert binary.sha256() == python.sha256()
+    assert binary.sha256 == python.sha256
     assert binary.verified == python.verified == cifar10.UNVERIFIED
     for i in range(6):
         data, labels = batch(i)

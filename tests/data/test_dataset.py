@@ -14,7 +14,7 @@ from cifar_deploy.errors import UserError
 
 
 def test_real_statistics(real_data: Dataset) -> None:
-    assert real_data.normalisation() == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
+    assert real_data.normalisation == ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
 
 
 def test_describe_real_data(real_data: Dataset) -> None:
@@ -48,7 +48,7 @@ def test_describe_counts_every_class_and_is_json() -> None:
 
 def test_normalisation_is_numpys(small_data: Dataset) -> None:
     pixels = small_data.train.images.astype(np.float64) / 255
-    mean, std = small_data.normalisation()
+    mean, std = small_data.normalisation
     assert np.allclose(mean, pixels.mean((0, 1, 2)), atol=6e-5, rtol=0)
     assert np.allclose(std, pixels.std((0, 1, 2)), atol=6e-5, rtol=0)
 
@@ -76,20 +76,20 @@ def test_the_checksum_sees_every_pixel_and_label(small_data: Dataset) -> None:
             images[-1, 31, 31, 2] ^= 1
         else:
             labels[-1] = (labels[-1] + 1) % 10
-        return dataclasses.replace(small_data, **{part: Split(images, labels)}).sha256()
+        return dataclasses.replace(small_data, **{part: Split(images, labels)}).sha256
 
     sums = {changed(part, pixel) for part in ("train", "test") for pixel in (True, False)}
-    assert len(sums | {small_data.sha256()}) == 5
+    assert len(sums | {small_data.sha256}) == 5
     fortran = Split(np.asfortranarray(small_data.train.images), small_data.train.labels)
-    assert dataclasses.replace(small_data, train=fortran).sha256() == small_data.sha256()
+    assert dataclasses.replace(small_data, train=fortran).sha256 == small_data.sha256
 
 
 def test_the_images_are_hashed_once(small_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = dataclasses.replace(small_data)
-    seen = {"sha256": dataset.sha256(), "origin": str(Path(dataset.origin).resolve())}
-    test = dataset.test_sha256()
+    seen = {"sha256": dataset.sha256, "origin": str(Path(dataset.origin).resolve())}
+    test = dataset.test_sha256
     monkeypatch.delattr(Dataset, "_sha256")
-    assert (dataset.sha256(), dataset.test_sha256()) == (seen["sha256"], test)
+    assert (dataset.sha256, dataset.test_sha256) == (seen["sha256"], test)
     # As `validate` does: by all images where a card is from before `test_sha256`.
     assert dataset.same_test(seen)
     assert dataset.same_test({"test_sha256": test})
@@ -137,16 +137,16 @@ def test_the_digest_of_a_set_knows_images_and_labels_and_no_order() -> None:
     labels = np.array([0, 1, 2, 299, 0])
     split = Split(images, labels)
     turned = Split(images[::-1], labels[::-1])
-    assert split.set_sha256() == turned.set_sha256()
+    assert split.set_sha256 == turned.set_sha256
     others = [
         Split(images, labels[::-1]),
         split.first(4),
         Split(images, np.array([0, 1, 2, 43, 0])),
     ]
-    assert len({split.set_sha256(), *(other.set_sha256() for other in others)}) == 4
+    assert len({split.set_sha256, *(other.set_sha256 for other in others)}) == 4
     each = [images[i].tobytes() + int(labels[i]).to_bytes(4, "little") for i in range(5)]
     text = "".join(sorted(hashlib.sha256(one).hexdigest() for one in each))
-    assert split.set_sha256() == hashlib.sha256(text.encode()).hexdigest()
+    assert split.set_sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_classes_are_the_same_in_the_same_order(small_data: Dataset) -> None:
@@ -159,14 +159,14 @@ def test_classes_are_the_same_in_the_same_order(small_data: Dataset) -> None:
 def test_the_checksum_sees_labels_beyond_a_byte() -> None:
     def checksum(label: int) -> str:
         split = Split(np.zeros((1, 32, 32, 3), np.uint8), np.array([label]))
-        return Dataset("d", "o", tuple(map(str, range(300))), split, split, "v").sha256()
+        return Dataset("d", "o", tuple(map(str, range(300))), split, split, "v").sha256
 
     assert checksum(43) != checksum(299)
 
 
 def test_the_test_images_are_known_again(small_data: Dataset) -> None:
     seen = {
-        "test_sha256": small_data.test_sha256(),
+        "test_sha256": small_data.test_sha256,
         "origin": str(Path(small_data.origin).resolve()),
     }
     less = dataclasses.replace(small_data, test=small_data.test.first(499))

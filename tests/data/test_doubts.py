@@ -68,7 +68,7 @@ def test_a_class_is_the_same_however_its_name_is_composed(
         (place / split / unicodedata.normalize("NFC", "Äpfel")).rename(place / split / apart)
     dataset = folder.read(place)
     assert dataset.classes == before.classes == ("bee", unicodedata.normalize("NFC", "Äpfel"))
-    assert dataset.sha256() == before.sha256()
+    assert dataset.sha256 == before.sha256
     assert dataset.test.names == before.test.names
     shutil.copytree(place / "train" / apart, place / "train" / dataset.classes[1])
     with pytest.raises(UserError, match="has two folders of the class Äpfel"):

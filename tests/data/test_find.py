@@ -145,7 +145,7 @@ def test_download(
     assert [path.name for path in Path("data").iterdir()] == ["cifar-10-batches-py"]
     assert capsys.readouterr().out == ""
     assert socket.getdefaulttimeout() is None
-    assert find.load(download=False).sha256() == dataset.sha256()
+    assert find.load(download=False).sha256 == dataset.sha256
 
 
 def test_what_a_killed_download_left_is_removed_by_the_next(

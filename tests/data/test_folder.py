@@ -76,21 +76,21 @@ def test_warnings_stay_as_they_were(picture_folder: Callable[..., Path]) -> None
 
 def test_val_does_where_there_is_no_test(picture_folder: Callable[..., Path]) -> None:
     place = picture_folder("pets", train=3, test=2)
-    wanted = folder.read(place).sha256()
+    wanted = folder.read(place).sha256
     shutil.copytree(place / "train", place / "val")
-    assert folder.read(place).sha256() == wanted  # not looked at beside test
+    assert folder.read(place).sha256 == wanted  # not looked at beside test
     shutil.rmtree(place / "val")
     (place / "test").rename(place / "val")
-    assert folder.read(place).sha256() == wanted
+    assert folder.read(place).sha256 == wanted
 
 
 def test_hidden_files_are_skipped(picture_folder: Callable[..., Path]) -> None:
     place = picture_folder("pets")
-    before = folder.read(place).sha256()
+    before = folder.read(place).sha256
     for name in ("train/.DS_Store", "train/ant/.DS_Store", "test/bee/.0.png", "train/labels.txt"):
         (place / name).write_bytes(b"x")
     (place / "test/.cache").mkdir()
-    assert folder.read(place).sha256() == before
+    assert folder.read(place).sha256 == before
 
 
 def test_ctrl_c_ends_the_reading(

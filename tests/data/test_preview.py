@@ -44,7 +44,7 @@ def test_a_column_is_an_image_of_its_class(small_data: Dataset, tmp_path: Path) 
 
 def test_rows_are_augmented(small_data: Dataset, tmp_path: Path) -> None:
     page = draw(small_data, Augment(cutout=12), tmp_path / "grid.png")
-    colour = [round(255 * m) for m in small_data.normalisation()[0]]
+    colour = [round(255 * m) for m in small_data.normalisation[0]]
     for column in range(10):
         rows = [cell(page, row, column) for row in range(ROWS + 1)]
         assert (rows[0] == colour).all(-1).sum() < 20

@@ -14,8 +14,8 @@ def dataset() -> Dataset:
 def test_the_same_seed_gives_the_same_bytes_everywhere() -> None:
     # Pinned: another machine or numpy must make the very same images.
     dataset = synthetic.generate(seed=0, train=700, test=300)
-    assert dataset.sha256() == "ad6b0fe613a03e86189c509f1ca956849c127fb744355f7ac4ec4bd3244af082"
-    assert synthetic.generate(seed=1, train=700, test=300).sha256() != dataset.sha256()
+    assert dataset.sha256 == "ad6b0fe613a03e86189c509f1ca956849c127fb744355f7ac4ec4bd3244af082"
+    assert synthetic.generate(seed=1, train=700, test=300).sha256 != dataset.sha256
     assert dataset.origin == "generated from seed 0"
 
 
@@ -48,7 +48,7 @@ def test_shapes_are_mirror_images_of_themselves() -> None:
 
 def ridge(dataset: Dataset, penalty: float) -> float:
     """Test accuracy of a linear classifier on the normalised pixels (ridge regression)."""
-    mean, std = (torch.tensor(values) for values in dataset.normalisation())
+    mean, std = (torch.tensor(values) for values in dataset.normalisation)
 
     def flat(images: np.ndarray) -> torch.Tensor:
         x = ((torch.from_numpy(images) / 255 - mean) / std).flatten(1)

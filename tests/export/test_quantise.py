@@ -206,7 +206,7 @@ def test_no_test_image_calibrates(small_data: Dataset) -> None:
     calibration = Calibration.of(small_data, 100)
     assert calibration.images.shape == (100, 32, 32, 3)
     assert calibration.facts["images"] == 100
-    assert calibration.facts["data_sha256"] == small_data.sha256()
+    assert calibration.facts["data_sha256"] == small_data.sha256
     training = {image.tobytes() for image in small_data.train.images}
     test = {image.tobytes() for image in small_data.test.images}
     chosen = {image.tobytes() for image in calibration.images}

@@ -115,7 +115,7 @@ def test_the_cpp_package(run: Run, model: ModelFolder, dataset: Dataset) -> None
         ("test_right", str(round(proof_of(model.onnx("fp32"))["accuracy"] * len(dataset.test)))),
         ("test_margin", str(len(dataset.test) // 100)),  # --max-drop 1
         ("test_from", f"ONNX Runtime {onnxruntime.__version__} CPUExecutionProvider"),
-        ("test_sha256", dataset.test.set_sha256()),
+        ("test_sha256", dataset.test.set_sha256),
     ]
     assert b"\r" not in found["manifest.txt"]
 

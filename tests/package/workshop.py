@@ -29,9 +29,9 @@ def write_pictures(place: Path) -> Dataset:
 def write_model(folder: ModelFolder, dataset: Dataset, seed: int) -> None:
     """Weights as they are initialised, and the card that training would write for them."""
     torch.manual_seed(seed)
-    mean, std = dataset.normalisation()
+    mean, std = dataset.normalisation
     facts = weights.header(NAME, "cifar", dataset.classes, mean, std)
     weights.save(folder.weights, architectures.build(NAME).state_dict(), facts)
     stored = {"sha256": sha256_of(folder.weights), "bytes": folder.weights.stat().st_size}
-    data = {"name": dataset.name, "sha256": dataset.sha256()}
+    data = {"name": dataset.name, "sha256": dataset.sha256}
     write_json(folder.card, {"network": NAME, "weights": stored, "data": data})

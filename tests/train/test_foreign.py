@@ -210,7 +210,7 @@ def test_another_normalisation_is_noticed(
     assert said(halves, mean=[0.4] * 3)[0] == ""
     assert "with pixels from 0 to 1; " in said(made_for(state, published, 0.0, 1.0))[0]
     # A file that says itself how its pixels were normalised, be it wrongly.
-    facts = weights.header("simple_cnn", "cifar", data.classes, *data.normalisation())
+    facts = weights.header("simple_cnn", "cifar", data.classes, *data.normalisation)
     weights.save(tmp_path / "told", halves, facts)
     bring("simple_cnn", tmp_path / "told", data, CPU, folder)
     assert capsys.readouterr().err == ""

@@ -606,7 +606,7 @@ def test_zero_gamma_is_refused_where_no_block_has_one(make_job: MakeJob) -> None
 
 
 def test_whitened_patches_are_uncorrelated(small_data: Dataset) -> None:
-    mean, std = small_data.normalisation()
+    mean, std = small_data.normalisation
     network = architectures.build("custom_resnet")
     usual = network.get_parameter("features.0.0.weight").flatten(1).norm(dim=1).mean().item()
     initial.whiten(network, small_data.train.images, mean, std, torch.device("cpu"))

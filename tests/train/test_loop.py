@@ -139,10 +139,10 @@ def test_the_card_tells_all(learnt: tuple[Job, Json, list[Json]], small_data: Da
     assert card["weights"]["bytes"] == job.folder.weights.stat().st_size
     assert card["weights"]["storage"] == "fp16"
     data = card["data"]
-    assert data["sha256"] == small_data.sha256()
+    assert data["sha256"] == small_data.sha256
     assert (data["name"], data["verified"]) == ("synthetic", "generated")
     assert (data["train_images"], data["holdout_images"]) == (1800, 200)
-    assert (data["mean"], data["std"]) == small_data.normalisation()
+    assert (data["mean"], data["std"]) == small_data.normalisation
     assert data["classes"] == list(small_data.classes)
     assert card["versions"]["torch"] == metadata.version("torch")
     assert card["cifar_deploy"] == __version__

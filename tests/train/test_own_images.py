@@ -298,7 +298,7 @@ def test_what_proves_are_the_test_images(
     facts = json.loads(Path("v.json").read_text())["models"][0]["data"]
     assert (facts["same_as_training"], facts["test_set_of_training"]) == (False, True)
     assert facts["test_sha256"] == read_card(folder)["data"]["test_sha256"]
-    assert facts["test_sha256"] == find.load(data_dir=Path("before")).test_sha256()
+    assert facts["test_sha256"] == find.load(data_dir=Path("before")).test_sha256
     assert answer(*package)[0] == 0
     proof.unlink()
 

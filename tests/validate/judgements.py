@@ -60,7 +60,7 @@ def judgement_of(
             "data": {
                 "name": "synthetic",
                 "verified": "generated",
-                "sha256": data.sha256(),
+                "sha256": data.sha256,
                 "same_as_training": True,
                 "test_set_of_training": True,
                 "images": len(data.test),

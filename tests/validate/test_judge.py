@@ -199,7 +199,7 @@ def test_json(
     value = to_json(judgement)
     assert strict(value) == value
     assert (value["model"], value["passed"]) == ("simple_cnn", False)
-    assert value["data"]["sha256"] == judged_data.sha256()
+    assert value["data"]["sha256"] == judged_data.sha256
     assert value["data"]["same_as_training"] is True
     assert value["data"]["images"] == 600
     assert value["weights_sha256"] == trained.card["weights"]["sha256"]

@@ -147,7 +147,7 @@ def test_the_conditions(judgement: Judgement, small_data: Dataset) -> None:
     text = Page(rendered([judgement])).text
     for said in (
         "synthetic, 500 test images (generated)",
-        small_data.sha256(),
+        small_data.sha256,
         "Some CPU, 2 threads",
         "onnxruntime-gpu 1.31.1",
         "2026-01-02 03:04 UTC",

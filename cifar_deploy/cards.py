@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,14 @@ def _fits(name: str, kind: type | tuple[type, ...], value: Any) -> bool:
     """Whether the value of that name can be one of a card."""
     if kind is NUMBER:
         return is_number(value) and (not name.endswith(SHARES) or 0 <= value <= 1)
-    if not isinstance(value, kind):
-        return False
-    if (fits := ELEMENTS.get(name)) is None:
-        return True
-    elements: Iterable[Any] = value.values() if isinstance(value, dict) else value
-    return all(map(fits, elements))
+    return isinstance(value, kind) and all(map(ELEMENTS.get(name, lambda _: True), _in(value)))
+
+
+def _in(value: Any) -> list[Any]:
+    """What is in a list or a section."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def card_of(folder: ModelFolder) -> Json:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,16 @@ from cifar_deploy.store import EXPORTED
 if TYPE_CHECKING:
     import torch
 
+
+class Array(Protocol):
+    """What is an array to NumPy, as a tensor on the CPU."""
+
+    def __array__(self, dtype: Any = None) -> Any:
+        """The array."""
+
+
 # A path, a Pillow image, an array, or any number of them, mixed.
-Picture: TypeAlias = "str | PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
+Picture: TypeAlias = "str | PathLike[str] | Image.Image | npt.NDArray[np.uint8] | Array"
 Pictures: TypeAlias = "Picture | Iterable[Picture]"
 
 ARRAYS = "arrays are uint8, RGB, [height, width, 3] or [n, height, width, 3]"

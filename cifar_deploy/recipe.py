@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_deploy.disk import Json, read_json
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import UserError, disk_errors, is_plain
 from cifar_deploy.store import ModelFolder, models_root, packaged_recipe
 
 
@@ -253,7 +253,7 @@ def _value(spec: dataclasses.Field[Any], where: str, value: Any) -> Any:
             raise UserError(f"{where} is {value!r}; it is one of {_range(spec)}")
         return value
     if words := spec.metadata.get("either"):
-        listed = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
+        listed = isinstance(value, list) and value and all(map(_is_name, value))
         if not listed and value not in words:
             raise UserError(f"{where} is {value!r}; it is {_range(spec)}")
         return tuple(value) if listed else value
@@ -264,6 +264,10 @@ def _value(spec: dataclasses.Field[Any], where: str, value: Any) -> Any:
     if not low <= value <= high:  # also refuses nan
         raise UserError(f"{where} is {value}; it lies between {low:g} and {high:g}")
     return value if whole else float(value)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and is_plain(value)
 
 
 def _range(spec: dataclasses.Field[Any]) -> str:

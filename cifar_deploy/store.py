@@ -227,7 +227,7 @@ def _whole(proof: Any) -> bool:
     if not isinstance(proof, dict) or not isinstance(data := proof.get("data"), dict):
         return False
     return (
-        all(isinstance(proof.get(key), str) for key in PROOF_TEXTS)
+        all(isinstance(t := proof.get(key), str) and t.isprintable() for key in PROOF_TEXTS)
         and all(is_number(proof.get(key)) for key in PROOF_NUMBERS)
         and isinstance(data.get("images"), int)
         and is_number(data["images"])

@@ -33,6 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cifar_deploy import cards, cli, disk
+from cifar_deploy.cli import options as shared
 from cifar_deploy.cli.models import TRAINING
 from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset, Split
@@ -895,6 +896,12 @@ def test_what_a_card_does_not_say_is_not_needed(run: Run, change: dict[str, obje
         ('{"data": 3}', "card.json: data cannot be 3; restore it"),
         ('{"data": {"classes": "cat"}}', 'card.json: data.classes cannot be "cat"; restore it'),
         ('{"runs": {"seed": 1}}', 'card.json: runs cannot be {"seed": 1}; restore it'),
+        ('{"runs": [5]}', "card.json: runs cannot be [5]; restore it"),
+        ('{"teachers": [{}]}', "card.json: teachers cannot be [{}]; restore it"),
+        ('{"teachers_from": 3}', "card.json: teachers_from cannot be 3; restore it"),
+        ('{"init": {"init": {"teachers": [1]}}}', "card.json: teachers cannot be [1]; restore"),
+        ('{"classes": {"cat": 5}}', 'card.json: classes cannot be {"cat": 5}; restore it'),
+        ('{"data": {"mean": ["a"]}}', 'card.json: data.mean cannot be ["a"]; restore it'),
         ('{"recipe": {"model": 3}}', "card.json: recipe.model cannot be 3; restore it"),
         ('{"data": {"origin": [1]}}', "card.json: data.origin cannot be [1]; restore it"),
         ('{"test_images": "all"}', 'card.json: test_images cannot be "all"; restore it'),
@@ -1382,6 +1389,8 @@ def test_builds_that_cannot_be(
 def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None:
     assert "go with --format trt" in refused("export", "simple_cnn", "--workspace", "64")
     assert "go with --format trt" in refused("export", "--compute-capability", "8.6", "8.9")
+    nothing = ("--builder-optimization-level", "0")
+    assert "go with --format trt" in refused("export", "simple_cnn", *nothing)
     assert "8.6 is no model" in refused("export", "simple_cnn", "8.6")
 
 
@@ -1767,3 +1776,9 @@ def test_debug_shows_where_it_was_raised(run: Run) -> None:
     assert "Traceback" not in told
     assert shown.err.startswith("Traceback (most recent call last):\n")
     assert shown.err.endswith(told.replace("error: ", "cifar_deploy.errors.UserError: ", 1))
+
+
+def test_the_command_is_told_as_it_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "validate", "a b", "--json", "-"])
+    assert shared.command() == "cifar-deploy validate 'a b' --json -"
+    assert shared.command({"--json"}) == "cifar-deploy validate 'a b' -"

@@ -63,6 +63,9 @@ def test_a_layer_stays_in_fp32(folder: ModelFolder) -> None:
     name = layers(onnx.load(exact).graph, ())[0]
     (file,) = export_model(folder.path, precision="fp16", keep_fp32=name)
     assert manifest(file)["calibration"] == {"kept_fp32": [name]}
+    file.unlink()
+    export_model(folder.path, precision="fp16", keep_fp32=(one for one in [name]))
+    assert manifest(file)["calibration"] == {"kept_fp32": [name]}
 
 
 def test_int8_is_calibrated_on_as_many_images_as_asked_for(

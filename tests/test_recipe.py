@@ -417,3 +417,8 @@ def test_a_folders_own_recipe_comes_before_the_packaged_one(
     folder.recipe.unlink()  # as with --out
     assert recipe.recipe_path(folder, "vgg19") == edited
     assert recipe.recipe_path(ModelFolder(tmp_path), "no_such_network") is None
+
+
+def test_a_name_with_what_a_terminal_obeys_is_none() -> None:
+    with pytest.raises(UserError, match=r"distill\.teachers is \['a\\x00b'\]; it is"):
+        load(None, ['distill.teachers=["a\\u0000b"]'])

@@ -4,7 +4,8 @@ import pytest
 
 from cifar_deploy import disk, store
 from cifar_deploy.errors import UserError
-from cifar_deploy.store import ModelFolder
+from cifar_deploy.kind import Kind, Precision
+from cifar_deploy.store import PROOF_NUMBERS, PROOF_TEXTS, ModelFolder
 
 
 def test_a_manifest_says_what_the_file_is(tmp_path: Path) -> None:
@@ -71,3 +72,32 @@ def test_exported_files_are_those_with_their_final_name(tmp_path: Path) -> None:
     for name in ("m.fp32.onnx", "m.fp16.onnx", "m.fp16.onnx.json", ".m.fp32.onnx.12.part"):
         (folder.path / name).touch()
     assert folder.exported() == [folder.onnx("fp16"), folder.onnx("fp32")]
+
+
+def test_a_model_has_the_name_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "mine" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "models" / "mine" / "sub")
+    for path, name in ((".", "sub"), ("..", "mine"), ("../../mine", "mine"), ("../x", "x")):
+        assert ModelFolder(Path(path)).name == name
+    assert ModelFolder(Path("..")).onnx("fp32") == Path("../mine.fp32.onnx")
+
+
+def test_the_precision_of_a_file_is_not_its_models_name(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path / "net.int8.v2")
+    folder.path.mkdir()
+    folder.onnx("fp32").touch()
+    assert Kind(precisions=(Precision.int8,)).files(folder) == []
+    assert Kind(precisions=(Precision.fp32,)).files(folder) == [folder.onnx("fp32")]
+
+
+def test_a_proof_of_several_lines_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    facts = {**dict.fromkeys(PROOF_TEXTS, "x"), **dict.fromkeys(PROOF_NUMBERS, 0.5)}
+    facts["data"] = {"images": 10, "name": "x"}
+    disk.write_json(store.proof_path(file), {"proofs": [facts]})
+    assert store.read_proofs(file, "x") == [facts]
+    disk.write_json(store.proof_path(file), {"proofs": [facts | {"verdict": "PASS\nx"}]})
+    with pytest.raises(UserError, match="is no whole proof"):
+        store.read_proofs(file, "x")

@@ -198,7 +198,9 @@ def _strange(tensor: torch.Tensor) -> str:
         return "without data"
     if tensor.layout != torch.strided:
         return "sparse"
-    return "" if tensor.is_floating_point() or not tensor.ndim else f"of {tensor.dtype}"
+    packed = tensor.dtype == torch.float4_e2m1fn_x2  # two to a byte, which torch does not widen
+    number = tensor.is_floating_point() and not packed
+    return "" if number or not tensor.ndim else f"of {tensor.dtype}"
 
 
 def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:

@@ -113,22 +113,14 @@ def _run() -> None:
             if debug:
                 traceback.print_exception(error)
             elif said:
-                print(plain(said)[:LONGEST], file=sys.stderr)
+                print(plain(_in_turn(said, error))[:LONGEST], file=sys.stderr)
             sys.exit(2)
 
 
 def _refusal(error: Exception) -> str | None:
     """What is told of an error that a user can cause; None where it is a crash, which is ours."""
     if isinstance(error, UserError):
-        local = os.environ["LOCAL_RANK"] if launched() else "0"
-        if local == "0":
-            return f"error: {error}"
-        if not isinstance(error, OwnError):
-            # The first process of the machine may have the same error and tells it, and torchrun
-            # ends this one meanwhile. Who alone has it speaks for itself.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as it has SIGTERM
-            time.sleep(FIRST_SPEAKS)
-        return f"process {os.environ['RANK']}: error: {error}"
+        return f"error: {error}"
     if isinstance(error, OSError):  # of a path that was named, or of standard output
         if isinstance(error, BrokenPipeError):
             return None
@@ -143,6 +135,18 @@ def _refusal(error: Exception) -> str | None:
         return str(wrong())
     said = " ".join(str(wrong()).replace("Value error, ", "").split()).rstrip(".")
     return f"error: {said}; see --help"
+
+
+def _in_turn(said: str, error: Exception) -> str:
+    """The same, when it is this process's turn to say it: torchrun may have started several."""
+    if not launched() or os.environ["LOCAL_RANK"] == "0":
+        return said
+    if not isinstance(error, OwnError):
+        # The first process of the machine may have the same error and tells it, and torchrun ends
+        # this one meanwhile. Who alone has it speaks for itself.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as it has SIGTERM
+        time.sleep(FIRST_SPEAKS)
+    return f"process {os.environ['RANK']}: {said}"
 
 
 def _of_the_gpu(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """One image file, of any size and format that Pillow reads, as the networks take it."""
 
 import contextlib
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -103,7 +104,7 @@ def to_array(image: Image.Image) -> Images:
     """`image` in RGB, resized to 32x32 (bilinear, antialiased) where it has another size.
 
     Returns uint8 [32, 32, 3]. 16-bit grey is scaled to 8 bits; transparency is dropped. Raises
-    UserError for floats.
+    UserError for floats, and for millions of rows.
     """
     if image.mode == "F":
         raise UserError("its pixels are floats, whose white is not known; save it with 8 bits")
@@ -111,6 +112,9 @@ def to_array(image: Image.Image) -> Images:
         values = np.asarray(image, np.int64)
         deep = image.mode != "I" or values.max(initial=0) > 255
         image = Image.fromarray((values >> 8 if deep else values).clip(0, 255).astype(np.uint8))
+    # What Pillow takes for no image, a bomb, this would be when it is wider and as tall as before.
+    if SIZE * image.height > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise UserError(f"{image.width} x {image.height} pixels are too tall; cut it in pieces")
     # In this order, rows first, as the C++ library does: Pillow from 13 on would begin with the
     # columns of tall images.
     image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

@@ -15,7 +15,7 @@ import onnx
 
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
 from cifar_deploy.disk import Json
-from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
+from cifar_deploy.errors import TEMPORARY, UserError, disk_errors, one_line
 from cifar_deploy.export.quiet import quiet
 
 COUNT = 512  # images to calibrate with
@@ -93,8 +93,13 @@ def kept(graph: onnx.GraphProto) -> list[str]:
     taken = {name for node in graph.node if node.op_type == "Relu" for name in node.input}
     pools = [n for n in graph.node if n.op_type == "MaxPool" and n.output[0] in taken]
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    grouped = [n for n in convolutions if any(a.name == "group" and a.i > 1 for a in n.attribute)]
-    return [node.name for node in (*convolutions[:1], *grouped, *pools)]
+    single = {one.name for one in graph.initializer if len(one.dims) > 1 and one.dims[1] == 1}
+    depthwise = [
+        node
+        for node in convolutions
+        if node.input[1] in single and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]
+    return [node.name for node in (*convolutions[:1], *depthwise, *pools)]
 
 
 def layers(graph: onnx.GraphProto, in_fp32: Sequence[str]) -> list[str]:
@@ -132,7 +137,8 @@ def quantise(
     calibration name, and all that is no layer, stay in fp32; `benchmarks/int8.py` shows what they
     and `percentile` do.
 
-    Raises UserError for a node that would not be in 8 bits anyway, and where the disk refuses.
+    Raises UserError for a node that would not be in 8 bits anyway, for activations that have no
+    range, and where the disk refuses.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -155,18 +161,24 @@ def quantise(
         quiet(),
     ):
         path = Path(room) / "model.onnx"
-        quantize_static(
-            model,
-            path,
-            _Reader(calibration.images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=LAYERS + between,
-            nodes_to_exclude=[*in_fp32, *calibration.keep],
-            per_channel=True,
-            reduce_range=not symmetric,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-            extra_options=extra,
-        )
+        try:
+            quantize_static(
+                model,
+                path,
+                _Reader(calibration.images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=LAYERS + between,
+                nodes_to_exclude=[*in_fp32, *calibration.keep],
+                per_channel=True,
+                reduce_range=not symmetric,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options=extra,
+            )
+        except ValueError as error:  # NumPy's, of a histogram that cannot be
+            raise UserError(
+                "8 bits have no range for what a layer gives for the calibration images, NaN, "
+                f"infinity or numbers far apart ({one_line(error)}); its weights are too large"
+            ) from error
         return onnx.load(path)

@@ -1,5 +1,6 @@
 """The texts of a package, from the templates in this room; what every kind of package carries."""
 
+import ast
 import importlib
 import json
 from pathlib import Path
@@ -68,7 +69,7 @@ def facts(source: Source) -> dict[str, Any]:
 
 def _notice(source: Source, vectors: Vectors | None) -> bytes:
     home = architectures.NETWORKS.get(source.network)
-    origin = (importlib.import_module(home).__doc__ or "") if home else ""
+    origin = _docstring(home) if home else ""
     card = read_card(source.folder)
     trained_on = card.get("data", {}).get("name")
     if not trained_on:
@@ -87,6 +88,12 @@ def _notice(source: Source, vectors: Vectors | None) -> bytes:
         vectors=vectors,
         **facts(source),
     )
+
+
+def _docstring(module: str) -> str:
+    """What a module's source says of it: `python -OO` forgets it."""
+    file = importlib.import_module(module).__file__
+    return ast.get_docstring(ast.parse(Path(file or "").read_text(encoding="utf-8"))) or ""
 
 
 def _teachers(card: Json) -> list[str]:

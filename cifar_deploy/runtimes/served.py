@@ -39,9 +39,9 @@ class Served:
     def __init__(self, address: Address) -> None:
         try:
             from tritonclient import grpc
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # the latter where it came without gRPC
             raise UserError(
-                f"{address}: tritonclient does not import ({error}); run: "
+                f"{address}: tritonclient does not import ({one_line(error)}); run: "
                 "pip install 'cifar-deploy[served]'"
             ) from error
         self.address = address

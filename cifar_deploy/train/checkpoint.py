@@ -7,11 +7,14 @@ from torch import nn
 
 from cifar_deploy import recipe
 from cifar_deploy.architectures import weights
-from cifar_deploy.disk import Json
+from cifar_deploy.disk import Json, is_number
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
+from cifar_deploy.train import initial
 
 Tensors = dict[str, torch.Tensor]
+CURVES = ("epoch", "loss", "train_accuracy", "lr")  # what an epoch's record has for the curves
+OF_ONE = ("step", "norm")  # what an optimizer keeps as one number of a parameter
 
 
 class NotFinite(Exception):
@@ -49,7 +52,33 @@ def read(folder: ModelFolder) -> tuple[Tensors, Json]:
     if not folder.checkpoint.exists():
         way = "give --seeds as before" if folder.seeds.exists() else "start without --resume"
         raise UserError(f"--resume: there is no checkpoint in {folder.path}; {way}")
-    return weights.read_tensors(folder.checkpoint)
+    tensors, facts = weights.read_tensors(folder.checkpoint)
+    if not _whole(facts):
+        raise UserError(f"--resume: {folder.checkpoint} is no checkpoint; start without")
+    if lost := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+        raise UserError(f"--resume: {lost[0]} in {folder.checkpoint} is not finite; start without")
+    return tensors, facts
+
+
+def _whole(facts: Json) -> bool:
+    """Whether `facts` are those that a run wrote: some came later, and are not in older ones."""
+    history, taught = facts.get("history", []), facts.get("teachers", [])
+    step, start, made = facts.get("step"), facts.get("start"), facts.get("recipe")
+    return (
+        (type(step) is int and step >= 0)
+        and (start is None or initial.is_start(start))
+        and (_sections(history) and _sections(taught))
+        and all(is_number(record.get(key)) for record in history for key in CURVES)
+        and all(isinstance(teacher.get("sha256"), str) for teacher in taught)
+        and (isinstance(made, dict) and _sections(list(made.values())))
+        and all(is_number(facts.get(key, 0.0)) for key in ("seconds", "bookkeeping"))
+        and isinstance(facts.get("command", ""), str)
+    )
+
+
+def _sections(value: object) -> bool:
+    """Whether this is a list of JSON's objects."""
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def told(
@@ -73,10 +102,10 @@ def told(
     }
 
 
-def check(folder: ModelFolder, facts: Json, run: Json, images: str) -> None:
+def check(folder: ModelFolder, facts: Json, run: Json, images: str, steps: int) -> None:
     """Raise UserError where the checkpoint with `facts` is not of `run`, which `told` tells.
 
-    `images` says where the run's are.
+    `images` says where the run's are, `steps` how many it has.
     """
     made = recipe.completed(facts.get("recipe", {}))
     taught = [teacher["sha256"] for teacher in facts.get("teachers", [])]
@@ -95,8 +124,11 @@ def check(folder: ModelFolder, facts: Json, run: Json, images: str) -> None:
             f"--resume: the checkpoint in {folder.path} was made with {key} = "
             f"{there.get(key)}, not {value}; resume with the same, or start anew"
         )
-    if "step" not in facts:
-        raise UserError(f"--resume: {folder.checkpoint} is no checkpoint; start without")
+    if facts["step"] > steps:
+        raise UserError(
+            f"--resume: the checkpoint in {folder.path} is of step {facts['step']:,}, and the run "
+            f"has {steps:,}; start without"
+        )
 
 
 def restore(
@@ -116,12 +148,15 @@ def restore(
         for name, value in tensors.items():
             if not name.startswith(start):
                 continue
-            same = value.shape == parameter.shape
+            key = name.removeprefix(start)
+            same = value.shape == parameter.shape and value.is_floating_point()
+            if not same and (key not in OF_ONE or value.ndim):
+                raise UserError(f"{folder.checkpoint} has no {key} of this network; start without")
             # The parameter's strides (channels-last) and device, so that nothing is slower after.
             kept = torch.empty_like(parameter).copy_(value) if same else value
             if not same and fused(optimizer):  # its counters of steps lie on the device
                 kept = value.to(parameter.device)
-            optimizer.state[parameter][name.removeprefix(start)] = kept.detach()
+            optimizer.state[parameter][key] = kept.detach()
     if "sums" not in tensors or tensors["sums"].shape != sums.shape:
         raise UserError(
             f"{folder.checkpoint} was written by an older version; start without --resume, with "

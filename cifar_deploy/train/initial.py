@@ -15,7 +15,7 @@ from cifar_deploy.architectures.stages import classifier, stages
 from cifar_deploy.cards import LEAST_PIN, PIN, card_of, named_weights, split_pin
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.data.find import patience
-from cifar_deploy.disk import Json, sha256_of
+from cifar_deploy.disk import Json, is_number, sha256_of
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.recipe import Finetune
 from cifar_deploy.store import ModelFolder, models_root
@@ -54,6 +54,16 @@ class Start:
     def to_dict(self) -> Json:
         """Plain values for a checkpoint's header."""
         return {key: value for key, value in vars(self).items() if key != "data"}
+
+
+def is_start(facts: object) -> bool:
+    """Whether these, of a checkpoint, are what `Start.to_dict` gives."""
+    kinds = {"origin": str, "mean": list, "std": list, "pretrained": list, "run": dict}
+    if not isinstance(facts, dict) or not {"origin", "mean", "std"} <= facts.keys():
+        return False
+    of_kind = all(isinstance(value, kinds.get(key, str)) for key, value in facts.items() if value)
+    known = facts.keys() <= kinds.keys() | {"sha256"}
+    return known and of_kind and all(map(is_number, [*facts["mean"], *facts["std"]]))
 
 
 # --- chance with structure ----------------------------------------------------------------------

@@ -601,7 +601,7 @@ class Trainer:
         taught = [teacher.sha256 for teacher in self.teachers]
         made = self.job.recipe.to_dict()
         run = checkpoint.told(self.job.network, self.data_sha256, self.val_sha256, made, taught)
-        checkpoint.check(self.job.folder, facts, run, self.job.dataset.origin)
+        checkpoint.check(self.job.folder, facts, run, self.job.dataset.origin, self.steps)
         return tensors, facts
 
     def _restore(self, tensors: checkpoint.Tensors, facts: Json) -> None:
@@ -610,7 +610,9 @@ class Trainer:
         if not self.ranks.main:  # they are all processes' together
             self.sums.zero_()
         spent = facts.get("bookkeeping", 0.0)
-        self.state = State(facts["step"], facts["seconds"], spent, facts["history"])
+        self.state = State(
+            facts["step"], facts.get("seconds", 0.0), spent, facts.get("history", [])
+        )
         if self.job.recipe.train.precision == "auto":  # not this machine's, but that it began with
             self.bf16 = bool(facts.get("bf16", self.bf16))
         self.command = facts.get("command") or self.command  # what began it may have said more

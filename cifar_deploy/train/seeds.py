@@ -1,6 +1,7 @@
 """The same run with several seeds: how far the accuracy is chance."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -33,6 +34,8 @@ def run(job: Job, count: int, watching: Watching) -> Json:
         )
     if not job.resume and job.ranks.main:
         shutil.rmtree(job.folder.seeds, ignore_errors=True)
+        if os.path.lexists(job.folder.seeds):  # a file, a link, or of somebody else
+            raise UserError(f"{job.folder.seeds} cannot be removed, and other seeds go there")
     job.ranks.wait()
     jobs = [job] + [_with_seed(job, job.recipe.train.seed + more) for more in range(1, count)]
     if job.resume:
@@ -69,7 +72,7 @@ def _complete(job: Job, done: Json | None, count: int) -> Json | None:
     """
     if done and len(done.get("runs", ())) >= count:
         counted = {str(run.get("seed")) for run in done["runs"]}
-        left = [*job.folder.seeds.glob("*")]
+        left = [*job.folder.seeds.glob("*/")]
         # Of a run with more seeds they are to be gone on with.
         begun = any(ModelFolder(seed).checkpoint.exists() for seed in left)
         if left and not begun and {seed.name for seed in left} <= counted:

@@ -15,7 +15,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.address import Address
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.cifar10 import is_release
-from cifar_deploy.data.dataset import Dataset, Images, Split, balance, tally
+from cifar_deploy.data.dataset import Dataset, Labels, Split, balance, tally
 from cifar_deploy.disk import Json, read_json, sha256_of
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
@@ -29,7 +29,7 @@ from cifar_deploy.runtimes.served import Served
 from cifar_deploy.store import manifest_path
 from cifar_deploy.validate.latency import Speed, measure
 from cifar_deploy.validate.layers import in_half
-from cifar_deploy.validate.noninferiority import PASS, Comparison, compare
+from cifar_deploy.validate.noninferiority import FAIL, PASS, Comparison, compare
 from cifar_deploy.watch import Watch, describe, summary
 
 # Percentage points of accuracy that a file of this precision may lose.
@@ -38,6 +38,7 @@ REFERENCE = "REFERENCE"
 PYTORCH = "PyTorch (reference)"  # stands for a file where a model is the reference
 UNUSABLE = "UNUSABLE"
 HALF = 128  # images on which a CPU computes fp16 as a GPU does
+HALF_LOSS = 2.0  # points: so few images do not tell what is less
 ALONE = 32  # images that are also run in the smallest batches that a file takes
 # Of the largest logit: kernels for another batch round otherwise, by less.
 OTHERWISE = 0.05
@@ -297,7 +298,7 @@ def judge(
                     opened.expect(reference.classes, reference.facts.get("weights_sha256"))
                 size = None if isinstance(file, Address) else file.stat().st_size
                 if isinstance(file, Path) and opened.precision == "fp16" and opened.device == "cpu":
-                    _check_half(file, split.images[:HALF], pixels)
+                    _check_half(file, split.first(HALF), first.predictions, options, pixels)
                 rows.append(_row(str(file), opened, size, split, first, options, watch))
             except UserError as error:
                 unusable.append(_unusable(file, error, opened))
@@ -441,14 +442,33 @@ def _largest_difference(logits: Logits, others: Logits) -> float:
         return float(np.where(logits == others, 0, np.abs(logits - others)).max())
 
 
-def _check_half(file: Path, images: Images, pixels: Pixels) -> None:
-    """Raise NoAnswer where fp16 does not hold what a file computes: a CPU does not show it."""
-    logits = in_half(file, images, pixels)
-    if logits is not None and (lost := int(unanswered(logits).sum())):
+def _check_half(
+    file: Path, split: Split, reference: Labels, options: Options, pixels: Pixels
+) -> None:
+    """Raise NoAnswer where fp16 does not hold what a file computes: a CPU does not show it.
+
+    Numbers beyond its range are infinite, those below it nothing. `reference` are its answers.
+    """
+    logits = in_half(file, split.images, pixels)
+    if logits is None:
+        return
+    on_a_gpu = (
+        "where fp16 is computed as such, on a GPU; here it is not, which hides it. `export "
+        "--precision fp16 --max-drop 0.1` keeps layers in fp32 that need it"
+    )
+    count = len(logits)
+    if lost := int(unanswered(logits).sum()):
         raise NoAnswer(
-            f"{file} has no number for an answer to {lost:,} of {len(logits):,} images where fp16 "
-            "is computed as such, on a GPU; here it is not, which hides it. `export --precision "
-            "fp16 --max-drop 0.1` keeps layers in fp32 that need it"
+            f"{file} has no number for an answer to {lost:,} of {count:,} images {on_a_gpu}"
+        )
+    labels = split.labels[:count]
+    right = logits.argmax(1) == labels
+    margin = max(HALF_LOSS, options.max_drop or 0) / 100
+    found = compare(reference[:count] == labels, right, margin)
+    if found.verdict == FAIL:
+        raise NoAnswer(
+            f"{file} gets {right.sum():,} of {count:,} images right, and the reference "
+            f"{right.sum() + found.lost - found.gained:,}, {on_a_gpu}"
         )
 
 

@@ -160,3 +160,14 @@ def test_what_was_held_out_is_not_compared_with_the_test(put: Put, run: Run) -> 
 
     put("other", CARDS / "custom_resnet_speed_held_out.json", fewer)
     assert compare(["held", "other"])["judgements"][0]["measure"] is None
+
+
+def test_images_that_were_added_for_training_leave_the_test_images(put: Put) -> None:
+    def other(card: disk.Json, **changed: str) -> None:
+        card["data"] |= {"sha256": "1" * 64, "test_sha256": "2" * 64} | changed
+
+    put("a", SEEDS, other)
+    put("b", SEEDS, lambda card: other(card, sha256="3" * 64))
+    put("c", SEEDS, lambda card: other(card, test_sha256="3" * 64))
+    measures = [one["measure"] for one in compare(["a", "b", "c"])["judgements"]]
+    assert measures == ["test_accuracy", None]

@@ -142,3 +142,12 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         read_image(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match="Is a directory"):
         read_image(tmp_path)
+
+
+def test_what_is_too_tall_is_told_before_it_is_made_wider(tmp_path: Path) -> None:
+    tall = tmp_path / "tall.png"
+    Image.new("L", (1, 6_000_000)).save(tall)
+    with pytest.raises(UserError, match=r"tall\.png .* 1 x 6000000 pixels are too tall"):
+        read_image(tall)
+    Image.new("L", (6_000_000, 1)).save(tall)
+    assert read_image(tall).shape == (32, 32, 3)

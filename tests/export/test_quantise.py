@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from processes import python
 
 from cifar_deploy import architectures
@@ -21,7 +22,7 @@ from cifar_deploy.engines.options import Options
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.engine import export_engine
 from cifar_deploy.export.onnx_file import export_onnx
-from cifar_deploy.export.quantise import Calibration, kept
+from cifar_deploy.export.quantise import Calibration, kept, quantise
 from cifar_deploy.store import manifest_path, read_manifest
 
 if TYPE_CHECKING:
@@ -192,13 +193,16 @@ def test_what_stays_in_fp32() -> None:
     make = onnx.helper.make_node
     nodes = [
         make("Conv", ["images", "w"], ["a"], name="pixels"),
-        make("Conv", ["a", "w"], ["b"], name="depthwise", group=8),
-        make("Conv", ["b", "w"], ["c"], name="plain", group=1),
+        make("Conv", ["a", "one"], ["b"], name="depthwise", group=8),
+        make("Conv", ["b", "two"], ["c0"], name="grouped", group=4),
+        make("Conv", ["c0", "w"], ["c"], name="plain", group=1),
         make("MaxPool", ["c"], ["d"], name="before", kernel_shape=[2, 2]),
         make("Relu", ["d"], ["e"], name="relu"),
         make("MaxPool", ["e"], ["f"], name="behind", kernel_shape=[2, 2]),
     ]
-    graph = onnx.helper.make_graph(nodes, "graph", [], [])
+    filters = {"one": (8, 1, 3, 3), "two": (8, 2, 3, 3), "w": (8, 8, 3, 3)}
+    tensors = [numpy_helper.from_array(np.zeros(s, "f"), name) for name, s in filters.items()]
+    graph = onnx.helper.make_graph(nodes, "graph", [], [], tensors)
     assert kept(graph) == ["pixels", "depthwise", "before"]
 
 
@@ -238,3 +242,12 @@ def test_another_calibration_makes_the_engines_graph_anew(
     assert graph(few) == first
     assert manifest_path(folder.onnx("int8", engine=True)).stat().st_mtime_ns == written
     assert graph(many) != first
+
+
+def test_what_has_no_range_is_told(exported_cnn: Path, small_data: Dataset) -> None:
+    calibration = Calibration.of(small_data, 32)
+    model = onnx.load(exported_cnn / "simple_cnn.fp32.onnx")
+    (bias,) = (t for t in model.graph.initializer if t.name == "network.7.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(120, np.inf, np.float32), bias.name))
+    with pytest.raises(UserError, match="8 bits have no range for what a layer gives for the cal"):
+        quantise(model, calibration, symmetric=False)

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from gpus import supported
-from processes import Answer, Refused, Run
+from processes import Answer, Refused, Run, python
 from workshop import NAME, write_model
 
 from cifar_deploy import load
@@ -868,3 +868,14 @@ def test_an_engine_takes_the_batches_of_all_its_profiles(
     told = dict(entries(Path("all")))
     assert (told["min_batch"], told["max_batch"]) == ("1", "64")
     assert told["profiles"] == "8:8:16 1:1:1 2:32:64"
+
+
+def test_where_a_network_comes_from_is_known_without_docstrings() -> None:
+    script = (
+        "from cifar_deploy.architectures import NETWORKS\n"
+        "from cifar_deploy.package.texts import _docstring\n"
+        "for name in sorted(NETWORKS): print(_docstring(NETWORKS[name]).splitlines()[0])"
+    )
+    said = python("-c", script).stdout
+    assert said.count("torchvision's") == 4
+    assert python("-OO", "-c", script).stdout == said

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from building import need
-from processes import Refused, Run, call
+from processes import Refused, Run, call, python
 from workshop import NAME
 
 from cifar_deploy import load
@@ -373,3 +373,18 @@ def test_a_server_without_tritons_extensions(dataset: Dataset) -> None:
         assert load(f"grpc://{place}/any").classes == tuple(map(str, range(10)))
     with pytest.raises(UserError, match="is the server up"):
         served.logits(dataset.test.images[:2])
+
+
+def test_a_client_that_came_without_grpc_is_told() -> None:
+    script = (
+        "import sys; sys.modules['grpc'] = None\n"
+        "from cifar_deploy.cli import app, main\n"
+        "from cifar_deploy.address import read\n"
+        "from cifar_deploy.runtimes.served import Served\n"
+        "app.command('ask')(lambda: Served(read('grpc://h:1/m')))\n"
+        "sys.argv[1:] = ['ask']; main()"
+    )
+    done = python("-c", script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "tritonclient does not import (" in done.stderr
+    assert "run: pip install 'cifar-deploy[served]'" in done.stderr

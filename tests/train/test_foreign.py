@@ -159,6 +159,7 @@ def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_p
         (torch.quantize_per_tensor(first, 0.1, 0, torch.qint8), "quantised"),
         (first.to(torch.complex64), r"of torch\.complex64"),
         (first.to(torch.int8), r"of torch\.int8"),
+        (first.to(torch.uint8).view(torch.float4_e2m1fn_x2), r"of torch\.float4_e2m1fn_x2"),
     ):
         refused("resnet18", {**cifar_resnet18, "conv1.weight": strange}, f"conv1.weight is {said}")
     huge = {

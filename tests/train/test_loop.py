@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -671,8 +672,72 @@ def test_weights_are_no_checkpoint(make_job: MakeJob, recorder: Watching) -> Non
     job = make_job("train.epochs=1")
     Trainer(job).run(recorder)
     job.folder.weights.rename(job.folder.checkpoint)
-    with pytest.raises(UserError, match=r"--resume: the checkpoint in .* was made with"):
+    with pytest.raises(UserError, match=r"--resume: .*/checkpoint\.safetensors is no checkpoint"):
         Trainer(resumed(job))
+
+
+RECORD = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"step": step} for step in (None, "3", [3], True, 1.5, -1, 10**30)),
+        *({"recipe": made} for made in (None, [], {"train": 3})),
+        *({"teachers": taught} for taught in (None, [{}], [3])),
+        *({"history": told} for told in (None, [{}], [RECORD | {"loss": "low"}])),
+        *({"start": start} for start in (3, {}, {"origin": "x"}, {"other": 1})),
+        *({key: value} for key in ("seconds", "bookkeeping") for value in (None, "1", math.nan)),
+        {"command": 3},
+    ],
+)
+def test_what_a_checkpoint_says_is_looked_at(
+    make_job: MakeJob, recorder: Watching, facts: dict[str, Any]
+) -> None:
+    job = make_job()
+    interrupt(job, 3, recorder)
+    tensors, there = weights.read_tensors(job.folder.checkpoint)
+    weights.save(job.folder.checkpoint, tensors, there | facts)
+    before = job.folder.checkpoint.read_bytes()
+    said = r"checkpoint\.safetensors is (no checkpoint|damaged)|the checkpoint in .* is of step 1,0"
+    with pytest.raises(UserError, match=said):
+        Trainer(resumed(job))
+    assert job.folder.checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensor: tensor[:1], "has no momentum_buffer of this network"),
+        (lambda tensor: torch.tensor(1), "has no momentum_buffer of this network"),
+        (lambda tensor: tensor.int(), "has no momentum_buffer of this network"),
+        (lambda tensor: tensor * math.nan, "is not finite; start without"),
+    ],
+)
+def test_the_tensors_of_a_checkpoint_are_looked_at(
+    make_job: MakeJob,
+    recorder: Watching,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    said: str,
+) -> None:
+    job = make_job("optimizer.name=sgd")
+    interrupt(job, 3, recorder)
+    tensors, facts = weights.read_tensors(job.folder.checkpoint)
+    name = next(key for key in tensors if key.endswith(".momentum_buffer"))
+    tensors[name] = change(tensors[name])
+    weights.save(job.folder.checkpoint, tensors, facts)
+    with pytest.raises(UserError, match=said):
+        Trainer(resumed(job))
+
+
+def test_a_run_goes_on_in_the_precision_in_which_it_began(
+    make_job: MakeJob, recorder: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("train.precision=auto")
+    monkeypatch.setattr(loop.machine, "has_bf16", lambda device: True)
+    interrupt(job, 3, recorder)
+    monkeypatch.setattr(loop.machine, "has_bf16", lambda device: False)
+    assert Trainer(resumed(job)).run(recorder)["precision"] == "bf16"
 
 
 # --- what is held out ---------------------------------------------------------------------------

@@ -60,6 +60,14 @@ def test_a_model_of_ones_own_images_finds_them_again(
     monkeypatch.setenv("CIFAR_DEPLOY_DATA", str(tmp_path))
     assert find.trained_on(card("synthetic")) == ("auto", Path("garden"))
     assert find.trained_on(card(), data_dir=tmp_path) == ("auto", tmp_path)
+    generated = {"data": {"verified": "generated"}}
+    assert find.trained_on(generated) == ("synthetic", None)
+    assert find.trained_on(generated, data_dir=tmp_path) == ("auto", tmp_path)
+    data_of = find.of_models(data_dir=garden)
+    dataset = data_of("mine", {})
+    assert data_of("other", {"data": {"classes": [*dataset.classes]}}) is dataset
+    with pytest.raises(UserError, match=r"^mine was trained on the classes cat, dog; .*garden has"):
+        data_of("mine", {"data": {"classes": ["cat", "dog"]}})
     garden.rename(tmp_path / "moved")
     assert find.trained_on(card()) == ("auto", None)
     monkeypatch.delenv("CIFAR_DEPLOY_DATA")

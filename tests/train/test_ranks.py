@@ -24,7 +24,7 @@ from cifar_deploy.errors import OwnError, UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import checkpoint
 from cifar_deploy.train.loop import Job, Trainer
-from cifar_deploy.train.ranks import Ranks, own_device, together
+from cifar_deploy.train.ranks import Ranks, check_launch, own_device, together
 
 MakeJob = Callable[..., Job]
 
@@ -318,3 +318,72 @@ def test_alone_there_is_nothing_to_agree_on() -> None:
     assert alone.total(numbers) is numbers
     with alone.one_after_the_other():
         alone.wait()
+
+
+DIFFERENT = """
+import os, sys
+from cifar_deploy.cli import main
+if os.environ["RANK"] == "1":
+    sys.argv[1:] = [word.replace("=0.05", "=0.06") for word in sys.argv[1:]]
+    sys.argv[1:] = [word.replace("--here", "--no-such-option") for word in sys.argv[1:]]
+sys.argv[1:] = [word for word in sys.argv[1:] if word != "--here"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--lr=0.05"], "error: the processes of this run differ in network and recipe; give all"),
+        (["--here"], "process 1: error: No such option: --no-such-option"),
+    ],
+)
+def test_processes_that_differ_train_nothing(
+    options: list[str], said: str, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "different.py").write_text(DIFFERENT)
+    quick = ("train", "simple_cnn", "--data-dir", pictures, "--device", "cpu", "--epochs", "1")
+    out = tmp_path / "m"
+    ended = torchrun(
+        *(tmp_path / "different.py", *quick, "--batch-size", "60", "--out", out, *options)
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count(said) == 1, ended.stderr
+    assert not ModelFolder(out).weights.exists()
+
+
+def test_other_commands_are_for_one_process() -> None:
+    ended = torchrun("-m", "cifar_deploy", "models")
+    assert ended.returncode == 1
+    assert ended.stderr.count("error: `models` is one process's: run it without torchrun") == 1
+
+
+def test_a_job_that_is_started_again_goes_on(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ModelFolder(tmp_path / "m")
+    options = ("train", "simple_cnn", "--data-dir", pictures, "--device", "cpu", "--epochs", "2")
+    command = [*map(str, (*options, "--batch-size", "60", "--out", folder.path))]
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "stored", None)
+        with pytest.raises(TypeError):
+            CliRunner().invoke(app, command, catch_exceptions=False)
+    assert folder.checkpoint.exists()
+    with pytest.raises(UserError, match="go on with --resume"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "from step 8 on" in done.stderr
+    assert read_card(folder)["test_images"] == 60
+
+
+def test_processes_that_are_numbered_otherwise_do_not_train_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_launch()
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "here")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"\$WORLD_SIZE is 2, and \$LOCAL_RANK is not set: start"):
+        check_launch()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_launch()

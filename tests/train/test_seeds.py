@@ -298,3 +298,28 @@ def test_one_run_becomes_the_first_of_several(pictures: Path, models: Path) -> N
     card = cards.read_card(folder)
     assert card["finished"] == first["finished"]
     assert [entry["seed"] for entry in card["runs"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_what_stands_where_other_seeds_go_is_told_before_the_first(
+    pictures: Path, models: Path, tmp_path: Path, link: bool
+) -> None:
+    folder = ModelFolder(models / "simple_cnn")
+    folder.path.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    folder.seeds.symlink_to(tmp_path / "elsewhere") if link else folder.seeds.touch()
+    with pytest.raises(UserError, match=r"simple_cnn/seeds (cannot be removed|and|is of a run)"):
+        run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--seeds", "2")
+    assert not folder.weights.exists()
+
+
+def test_a_file_of_the_system_among_the_seeds_keeps_no_run_from_its_end(
+    pictures: Path, models: Path
+) -> None:
+    command = ("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--seeds", "2")
+    run(*command)
+    folder = ModelFolder(models / "simple_cnn")
+    (folder.seeds / "1").mkdir(parents=True)  # killed while they were removed
+    (folder.seeds / ".DS_Store").touch()
+    assert run(*command, "--resume").exit_code == 0
+    assert not folder.seeds.exists()

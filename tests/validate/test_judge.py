@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +288,32 @@ def bent(source: Path, target: Path, value: float) -> Path:
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     onnx.save(model, target)
     return target
+
+
+def test_what_is_too_small_for_fp16_never_passes_on_a_cpu(
+    exported_cnn: Path, small_data: Dataset, tmp_path: Path
+) -> None:
+    """Its numbers sink in the middle, and the CPU, which computes it in fp32, has them again."""
+    trained = weights.load(ModelFolder(exported_cnn))
+    logits = PyTorch(trained, CPU).logits(small_data.test.images)
+    known = dataclasses.replace(small_data.test, labels=logits.argmax(1))
+    data = dataclasses.replace(small_data, test=known, classes=trained.classes)
+    model = onnx.load(exported_cnn / "simple_cnn.fp16.onnx")
+    factors = {"0": (-12, -12), "3": (-12, -24), "7": (12, -12), "9": (12, 0)}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for layer, (weight, bias) in factors.items():
+        for part, power in (("weight", weight), ("bias", bias)):
+            tensor = tensors[f"network.{layer}.{part}"]
+            array = (numpy_helper.to_array(tensor) * 2.0**power).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    sunken = tmp_path / "sunken.onnx"
+    onnx.save(model, sunken)
+    sound = exported_cnn / "simple_cnn.fp16.onnx"
+    judgement = judged(trained, [sound, sunken], data)
+    assert [row.file for row in judgement.rows[1:]] == [str(sound)]
+    (row,) = judgement.unusable
+    assert re.search(r"gets \d+ of 128 images right, and the reference 128, where fp16", row.reason)
+    assert "--max-drop 0.1` keeps layers in fp32" in row.reason
 
 
 def test_what_answers_with_no_number_never_passes(

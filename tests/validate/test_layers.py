@@ -1,6 +1,7 @@
 """The noise in every layer of a file."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,3 +249,14 @@ def test_a_file_of_float_pixels_is_given_them(
     )
     ratio = 10 * math.log10((mine**2).sum() / ((mine - theirs) ** 2).sum())
     assert layers[-1].snr == pytest.approx(ratio, abs=1e-3)
+
+
+def test_images_that_do_not_fill_the_only_batch_are_not_computed_in_half(
+    folder: ModelFolder, images: Images, tmp_path: Path
+) -> None:
+    own = ModelFolder(tmp_path / folder.name)
+    shutil.copytree(folder.path, own.path)
+    for batch, count in ((32, 12), (16, 12), (12, 12), (5, 10)):
+        file = export_onnx(own, "fp16", batch=batch)
+        answers = compared.in_half(file, images[:12], Pixels())
+        assert (0 if answers is None else len(answers)) == (0 if batch > 12 else count)

@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# `make -j train export validate` means one after the other, too.
+.NOTPARALLEL:
 .PHONY: setup demo train export validate test gpu lint clean
 
 setup: $(READY)
@@ -24,7 +26,7 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(BIN)/cifar-deploy demo
+	$(BIN)/cifar-deploy demo $(ARGS)
 
 # make train MODEL=resnet50 ARGS="--epochs 3"
 train: $(READY)

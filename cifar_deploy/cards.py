@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,16 @@ def card_of(folder: ModelFolder) -> Json:
     if folder.card.is_fifo():  # of all models one would be waited for
         raise UserError(f"{folder.card} is a pipe; restore the file or train again")
     card = read_json(folder.card)
+    _check(folder.card, card, CARD_KINDS)
     for run in runs_of(card):
-        _check(folder.card, run)
+        _check(folder.card, run, ("teachers", "teachers_from"))
     return card
 
 
-def _check(file: Path, card: Json) -> None:
-    """Raise UserError where a value of a card, or of an earlier run in it, is of another kind."""
-    for name, kind in CARD_KINDS.items():
+def _check(file: Path, card: Json, names: Iterable[str]) -> None:
+    """Raise UserError where a value of those names, of a card or a run in it, is of another kind."""
+    for name in names:
+        kind = CARD_KINDS[name]
         *sections, key = name.split(".")
         holder: Json = card
         for section in sections:

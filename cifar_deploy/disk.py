@@ -1,6 +1,7 @@
 """How files are written and read: whole or not at all, by one run at a time; JSON, checksums."""
 
 import contextlib
+import datetime
 import errno
 import functools
 import glob
@@ -316,6 +317,25 @@ def printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {plain(key): printable(one) for key, one in value.items()}
     return list(map(printable, value)) if isinstance(value, list) else value
+
+
+def now() -> datetime.datetime:
+    """The time that files are told to be of, UTC: $SOURCE_DATE_EPOCH, in seconds, or else now.
+
+    Who exports the same again then has the same bytes, dates and all
+    (https://reproducible-builds.org/docs/source-date-epoch). Raises UserError for no time.
+    """
+    if not (epoch := os.environ.get("SOURCE_DATE_EPOCH")):
+        return datetime.datetime.now(datetime.UTC)
+    try:
+        return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UserError(f"$SOURCE_DATE_EPOCH is {epoch}: it is seconds since 1970") from error
+
+
+def stamp() -> str:
+    """The same as text, to the second."""
+    return now().isoformat(timespec="seconds")
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -32,13 +32,14 @@ from processes import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifar_deploy import cards, cli, disk
+from cifar_deploy import cards, cli, disk, export_model
 from cifar_deploy.cli import options as shared
 from cifar_deploy.cli.models import TRAINING
 from cifar_deploy.data import find, synthetic
 from cifar_deploy.data.dataset import Dataset, Split
 from cifar_deploy.device import threads_allowed
 from cifar_deploy.disk import sha256_of
+from cifar_deploy.errors import UserError
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.tuning import within
@@ -1782,3 +1783,18 @@ def test_the_command_is_told_as_it_is_typed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "argv", ["x", "validate", "a b", "--json", "-"])
     assert shared.command() == "cifar-deploy validate 'a b' --json -"
     assert shared.command({"--json"}) == "cifar-deploy validate 'a b' -"
+
+
+def test_a_log_is_no_terminal_whatever_is_coloured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with shared.doing("reading") as told:
+        told("one")
+    assert capsys.readouterr().err == "one\n"
+
+
+def test_a_folder_whose_name_is_no_utf8_is_told(own_cnn: ModelFolder) -> None:
+    strange = own_cnn.path.rename(os.fsdecode(b"models/b\xff"))
+    with pytest.raises(UserError, match="ONNX has names in UTF-8 only; rename the folder"):
+        export_model(strange)

@@ -1,4 +1,5 @@
 import contextlib
+import datetime
 import errno
 import fcntl
 import json
@@ -456,3 +457,15 @@ def test_the_checksum_is_sha256(tmp_path: Path) -> None:
     # FIPS 180-4's example.
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert disk.sha256_of(file) == known
+
+
+def test_the_time_of_files_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    before = datetime.datetime.now(datetime.UTC)
+    assert before <= disk.now() <= datetime.datetime.now(datetime.UTC)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    assert disk.stamp() == "1970-01-02T00:00:00+00:00"
+    for wrong in ("yesterday", "1" + "0" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
+        with pytest.raises(UserError, match=r"\$SOURCE_DATE_EPOCH is .*: it is seconds since 1970"):
+            disk.stamp()

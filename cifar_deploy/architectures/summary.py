@@ -101,7 +101,7 @@ def _entry(folder: store.ModelFolder, name: str | None = None) -> disk.Json:
         "parameters": card.get("parameters") or (_parameters(known, classes) if known else None),
         "data": data.get("name"),
         **{f"{m}{of}": card.get(f"{m}{of}") for m in MEASURES for of in ("", "_mean", "_std")},
-        "seeds": len(card.get("runs", [None])),
+        "seeds": len(card.get("runs", [None])) if card else None,
         "epochs": card.get("epochs"),
         "stopped": card.get("stopped"),
         "training": store.training(folder),

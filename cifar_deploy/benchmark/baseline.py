@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cifar_deploy.benchmark.sweep import Row
 from cifar_deploy.disk import Json, is_number, read_json
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, few
 from cifar_deploy.runtimes.protocol import unversioned
 
 FEW_CALLS = 10  # fewer have a median that the next measurement need not have
@@ -96,13 +96,33 @@ def _key(model: str, name: str, runtime: str, batch: int) -> Key:
     return model, name.partition(", ")[0], unversioned(runtime), batch
 
 
+def missing(before: Baseline, rows: Sequence[Row]) -> list[Key]:
+    """What was measured then, and is not now."""
+    keys = (_key(r.who.model, r.who.name, r.who.runtime, r.timing.batch) for r in rows)
+    return sorted(before.medians.keys() - set(keys))
+
+
 def slower(found: Sequence[Change], percent: float) -> list[Change]:
     """Those that take longer by more than `percent`."""
     return [change for change in found if change.slower > percent]
 
 
-def notes(before: Baseline, found: Sequence[Change], late: Sequence[Change]) -> list[str]:
-    """What stands under the table of it; `late` are the `slower` ones of `found`."""
+def told(late: Sequence[Change]) -> list[str]:
+    """What is said of each of those that are `slower`."""
+    lines = []
+    for change in late:
+        percent = math.ceil(round(10 * change.slower, 6)) / 10  # never what is allowed
+        lines.append(
+            f"{change.model}, {change.name}, batch {change.batch}: SLOWER by {percent:,g} %: "
+            f"{_ms(change.now)} ms at the median, {_ms(change.before)} then"
+        )
+    return lines
+
+
+def notes(
+    before: Baseline, found: Sequence[Change], late: Sequence[Change], lost: Sequence[Key] = ()
+) -> list[str]:
+    """What stands under the table; `late` are those that are `slower`, `lost` the `missing`."""
     if not found:
         return [f"Nothing of {before.path} was measured here."]
     ratios = [change.now / change.before for change in found]
@@ -110,12 +130,10 @@ def notes(before: Baseline, found: Sequence[Change], late: Sequence[Change]) -> 
         f"Against {before.path}: {len(found)} of {len(before.medians)} rows, their medians "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as long."
     ]
-    for change in late:
-        percent = math.ceil(round(10 * change.slower, 6)) / 10  # never what is allowed
-        lines.append(
-            f"{change.model}, {change.name}, batch {change.batch}: SLOWER by {percent:,g} %: "
-            f"{_ms(change.now)} ms at the median, {_ms(change.before)} then"
-        )
+    lines += told(late)
+    if lost:
+        names = [f"{model}, {name}, batch {batch}" for model, name, _, batch in lost]
+        lines.append(f"Measured then, and not now: {few(names)}.")
     if before.disturbed:
         lines.append(f"When {before.path} was measured, {'; '.join(before.disturbed)}.")
     if doubtful := sum(change.doubtful for change in found):
@@ -131,7 +149,9 @@ def _ms(value: float) -> str:
     return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
 
 
-def to_json(before: Baseline, found: Sequence[Change], percent: float) -> Json:
+def to_json(
+    before: Baseline, found: Sequence[Change], percent: float, lost: Sequence[Key] = ()
+) -> Json:
     """What a program reads of it: times in milliseconds."""
     return {
         "file": str(before.path),
@@ -146,5 +166,8 @@ def to_json(before: Baseline, found: Sequence[Change], percent: float) -> Json:
                 "slower_percent": change.slower,
             }
             for change in found
+        ],
+        "missing": [
+            dict(zip(("model", "name", "runtime", "batch"), key, strict=True)) for key in lost
         ],
     }

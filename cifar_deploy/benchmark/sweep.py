@@ -5,7 +5,6 @@ They take turns in short slices, so that a drift of the clocks hits all alike.
 
 import contextlib
 import copy
-import datetime
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,12 +22,12 @@ from cifar_deploy.benchmark.flight import Flight, Flown, flight
 from cifar_deploy.benchmark.memory import Memory
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.device import quiet_autotune
-from cifar_deploy.disk import Json
+from cifar_deploy.disk import Json, stamp
 from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import failed, needed, refusal, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, import_library, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, words
+from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, unversioned, words
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import (
@@ -335,7 +334,7 @@ def conditions(device: torch.device, watch: Watch) -> Json:
     """Under what a measurement is made, ready for JSON."""
     return {
         **describe(device, watch),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "time": stamp(),
         "versions": machine.versions(),
         "threads": torch.get_num_threads(),
     }
@@ -517,6 +516,12 @@ def failure(who: Contender, batch: int, error: UserError | RuntimeError) -> Fail
         said = f" (tried to allocate {need})" if need else ""
         reason = f"{whose(error)} is exhausted{said}; try a smaller batch or --in-flight 1"
     return Failure(who.model, who.name, reason, batch)
+
+
+def judged(rows: Sequence[Row]) -> list[Row]:
+    """Those that a bound is for: the files', or PyTorch's where no file was measured."""
+    files = [row for row in rows if unversioned(row.who.runtime) != "PyTorch"]
+    return files or list(rows)
 
 
 def slower_than(rows: Sequence[Row], bound: float) -> list[str]:

@@ -21,6 +21,7 @@ from cifar_deploy.cli.options import (
     TrustFlag,
     command,
     doing,
+    is_stdout,
     say,
     several,
     show,
@@ -139,6 +140,11 @@ def benchmark(
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
         raise UserError("--max-slowdown goes with --baseline")
+    if baseline and json_file and baseline.resolve() == json_file.resolve():
+        raise UserError(f"--json {json_file} would replace the baseline; name another file")
+    for option, value_given in (("--max-slowdown", max_slowdown), ("--seconds", seconds)):
+        if value_given is not None and not math.isfinite(value_given):
+            raise UserError(f"{option} {value_given}: a number that ends")
     if max_latency is not None and scenario:
         raise UserError("--max-latency judges what is measured without --scenario")
     if max_latency is not None and not 0 < max_latency < math.inf:
@@ -149,7 +155,7 @@ def benchmark(
 
     where = pick(device, threads)
     before = earlier.read(baseline, describe(where)) if baseline else None
-    worse, over = False, list[str]()
+    worse, over, under = False, list[str](), list[str]()  # what --baseline says
     if scenario:
         if len(runtime or []) > 1:
             raise UserError("--scenario takes one --runtime; run it once for each")
@@ -193,17 +199,22 @@ def benchmark(
             if before:
                 changes = earlier.changes(before, result.rows)
                 limit = MAX_SLOWDOWN if max_slowdown is None else max_slowdown
-                late = earlier.slower(changes, limit)
-                said += earlier.notes(before, changes, late)
-                value["baseline"] = earlier.to_json(before, changes, limit)
+                lost = earlier.missing(before, result.rows)
+                decisive = earlier.changes(before, sweep.judged(result.rows))
+                late = earlier.slower(decisive, limit)
+                under += earlier.notes(before, changes, late, lost)
+                value["baseline"] = earlier.to_json(before, changes, limit, lost)
                 # A comparison with nothing is none that went well.
-                worse = not changes or bool(late)
+                worse = not decisive or bool(late)
             if max_latency is not None:
                 value["max_latency_ms"] = max_latency
-                over = sweep.slower_than(result.rows, max_latency)
-    show(shown, said, value, json_file, SCENARIO_WIDTH if scenario else WIDTH)
+                over += sweep.slower_than(sweep.judged(result.rows), max_latency)
+    show(shown, said + under, value, json_file, SCENARIO_WIDTH if scenario else WIDTH)
     for line in over:
         say(line)
+    if is_stdout(json_file):  # else it stands under the table
+        for line in (*under, *(f"{lost.model}, {lost.name}: {lost.reason}" for lost in failures)):
+            say(line)
     if ended:
         raise ended
     # Engines that come with a model are told where there is no GPU, and are no failure.

@@ -312,7 +312,7 @@ def _show(entries: list[disk.Json]) -> None:
             of = "" if known else f"; its accuracy is of {entry['data']}'s images"
             said = f"{entry['command']}, on {entry['device']}{_begun(entry)}{of}{gone}"
             accuracy = entry[_measure(entry)]
-            if entry["seeds"] > 1 and accuracy is not None:
+            if (entry["seeds"] or 0) > 1 and accuracy is not None:
                 said += f"; the weights are the first seed's, {100 * accuracy:.2f} %"
             typer.echo(f"{entry['model']}: {said}")
         if state := entry["training"]:

@@ -270,7 +270,7 @@ def wide(width: int, table: "Table") -> "Console":
     from rich.console import Console
 
     console = Console()
-    console.width = max(console.width if console.is_terminal else width, _least_width(table))
+    console.width = max(console.width if console.file.isatty() else width, _least_width(table))
     return console
 
 
@@ -345,7 +345,7 @@ def doing(what: str) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.file.isatty():
         yield functools.cache(say)
         return
     with console.status(what) as status:

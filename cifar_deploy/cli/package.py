@@ -12,6 +12,7 @@ from cifar_deploy.cli.options import (
     Target,
     print_json,
     say,
+    say_doubtful,
 )
 from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.engines.options import LARGEST_BATCH
@@ -119,6 +120,7 @@ def package(
         dataset = find.of_models(None, data_dir)(folder.name, card)
         contents = cpp.contents(found, vectors.make(found, dataset))
     write.write(contents, place, name)
+    say_doubtful(folder.name, card)
     if as_json:
         print_json(
             {

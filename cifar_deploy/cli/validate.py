@@ -140,6 +140,14 @@ def validate(
         progress=functools.partial(doing, "validating"),
     )
     publish(judgements, json_file, pages, answers)
+    if is_stdout(json_file):  # else the table tells
+        for judgement in judgements:
+            for row in judgement.rows[1:]:
+                if row.verdict != "PASS":
+                    say(f"{row.file}: {row.verdict}")
+            for lost in judgement.unusable:
+                if not lost.unfit:  # that was said
+                    say(f"{lost.file}: {lost.reason}")
     if any(lost.unfit for judgement in judgements for lost in judgement.unusable):
         raise typer.Exit(2)
     if not all(judgement.passed for judgement in judgements):

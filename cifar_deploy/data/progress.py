@@ -34,7 +34,7 @@ class Reading:
         """Tell that `done` of all `images` in `root` are read."""
         if self.clock() < self.due:
             return
-        if not self.console.is_terminal:
+        if not self.console.file.isatty():
             line = f"reading {root}: {done:,} of {images:,} images"
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             self.due = self.clock() + NEXT_SECONDS

@@ -14,7 +14,7 @@ class Bars:
             BarColumn(),
             MofNCompleteColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.file.isatty(),
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}

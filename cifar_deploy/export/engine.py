@@ -1,6 +1,5 @@
 """A TensorRT engine from this project's own ONNX file, its manifest beside it."""
 
-import datetime
 import functools
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 
 from cifar_deploy import __version__, device
 from cifar_deploy.cards import read_card
-from cifar_deploy.disk import Json, write_bytes, write_json
+from cifar_deploy.disk import Json, stamp, write_bytes, write_json
 from cifar_deploy.engines import build as builder
 from cifar_deploy.engines import cache
 from cifar_deploy.engines.flavour import TENSORRT, Flavour
@@ -91,7 +90,7 @@ def export_engine(
         "build_seconds": round(built.seconds, 3),
         "cifar_deploy": __version__,
         "versions": device.versions() | {"torch_cuda": torch.version.cuda},
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": stamp(),
     }
     layers = None
     if options.layer_info:

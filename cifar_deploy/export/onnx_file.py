@@ -1,6 +1,5 @@
 """The deployment graph as an ONNX file, its manifest beside it."""
 
-import datetime
 import json
 import tempfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import SIZE
-from cifar_deploy.disk import Json, atomic_path
+from cifar_deploy.disk import Json, atomic_path, stamp
 from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
 from cifar_deploy.export.fold import fold_batch_norms
 from cifar_deploy.export.mixed import infer_shapes, mixed, wide
@@ -84,12 +83,14 @@ def export_onnx(
         "weights_sha256": trained.card["weights"]["sha256"],
         "cifar_deploy": __version__,
     }
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in folder.name):  # no UTF-8
+        raise UserError(f"{folder.path}: ONNX has names in UTF-8 only; rename the folder")
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     onnx.helper.set_model_props(model, texts)
     raw = model.SerializeToString(deterministic=True)
     with atomic_path(path) as part:
         part.write_bytes(raw)
-        onnx.checker.check_model(part, full_check=True)
+        onnx.checker.check_model(raw, full_check=True)
         found = onnx_interface.inspect(part)
     manifest: Json = {
         "format": "onnx",
@@ -99,7 +100,7 @@ def export_onnx(
         **facts,
         **recorded(precision, calibration),
         "versions": device.versions(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": stamp(),
     }
     write_manifest(path, manifest, raw)
     return path

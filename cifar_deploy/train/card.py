@@ -1,6 +1,5 @@
 """The card: what a reader needs to trust a trained model."""
 
-import datetime
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from cifar_deploy import device as machine
 from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.folder import VERIFIED as OWN_FOLDER
-from cifar_deploy.disk import Json, sha256_of
+from cifar_deploy.disk import Json, sha256_of, stamp
 from cifar_deploy.store import ModelFolder
 
 if TYPE_CHECKING:
@@ -168,5 +167,5 @@ def _made() -> Json:
     return {
         "versions": machine.versions(),
         "cifar_deploy": __version__,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "finished": stamp(),
     }

@@ -39,7 +39,7 @@ class Bar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not self.console.file.isatty(),
         )
         self.task = self.progress.add_task("training", total=steps, completed=done, figures="")
 
@@ -58,7 +58,7 @@ class Bar:
         now = self.clock()
         if self.begun is None:  # a first step is slow, and what came before it was none
             self.begun, self.due = (now, done), now + FIRST_SECONDS
-        if now >= self.due and not self.console.is_terminal:
+        if now >= self.due and not self.console.file.isatty():
             at = f"step {done:,}/{self.steps:,}, {name}"
             self._say(f"{at}  {figures}{self._left(done, ' at this rate')}")
 
@@ -71,7 +71,7 @@ class Bar:
         if "holdout_accuracy" in record:
             line += f"  held out {100 * record['holdout_accuracy']:.2f} %"
         line += f"  {record['seconds']:.0f} s"
-        if self.console.is_terminal:
+        if self.console.file.isatty():
             self.console.print(line, highlight=False)
         else:
             self._say(line + self._left(record["epoch"] * self.steps // self.epochs))

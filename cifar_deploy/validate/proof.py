@@ -1,12 +1,11 @@
 """The proofs that stand beside an exported file: what was judged, on what, with which verdict."""
 
 import contextlib
-import datetime
 import math
 from pathlib import Path
 
 from cifar_deploy.device import any_threads
-from cifar_deploy.disk import Json, in_turn, sha256_of, write_json
+from cifar_deploy.disk import Json, in_turn, sha256_of, stamp, write_json
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.store import proof_path, read_proofs
@@ -83,5 +82,5 @@ def _proof(judgement: Judgement, row: Judged, sha256: str) -> Json:
         "provider": row.provider,
         "device": judgement.facts["device"],
         "versions": judgement.facts["versions"],
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": stamp(),
     }

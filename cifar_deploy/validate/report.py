@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cifar_deploy.data.dataset import Images, Split, tally
-from cifar_deploy.disk import write_text
+from cifar_deploy.disk import now, write_text
 from cifar_deploy.validate import svg, table
 from cifar_deploy.validate.judge import Counts, Judged, Judgement
 
@@ -78,7 +78,7 @@ def write(path: Path, judgements: Sequence[Judgement]) -> None:
 
     Raises UserError where the disk refuses.
     """
-    write_text(path, render(judgements, datetime.datetime.now(datetime.UTC)))
+    write_text(path, render(judgements, now()))
 
 
 def render(judgements: Sequence[Judgement], time: datetime.datetime) -> str:

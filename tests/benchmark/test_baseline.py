@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_deploy.benchmark import baseline
+from cifar_deploy.benchmark import baseline, sweep
 from cifar_deploy.benchmark.sweep import Row, Who
 from cifar_deploy.disk import write_json
 from cifar_deploy.errors import UserError
@@ -84,3 +84,30 @@ def test_what_a_comparison_rests_on_is_told(tmp_path: Path) -> None:
         (line,) = told(remarks=[], now=now, **then)
         assert line.startswith(little)
     assert told(remarks=[], now=row(2.0), calls=10, steady=True) == []
+
+
+def test_what_is_not_measured_any_more_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    known = {"model": "m", "batch": 8, "latency": {"p50": 2.0}}
+    rows = [
+        known | {"name": "m.onnx", "runtime": "ONNX Runtime 1.30.0"},
+        known | {"name": "m.onnx, OpenVINO", "runtime": "OpenVINO 2026.4.1"},
+        known | {"name": "n.onnx", "runtime": "ONNX Runtime 1.30.0"},
+    ]
+    write_json(path, {"device": "this", "rows": rows})
+    before, now = baseline.read(path, "this"), [row(2.0)]
+    lost = baseline.missing(before, now)
+    found = baseline.changes(before, now)
+    assert baseline.notes(before, found, [], lost)[-1] == (
+        "Measured then, and not now: m, m.onnx, batch 8, m, n.onnx, batch 8."
+    )
+    assert baseline.to_json(before, found, 10, lost)["missing"] == [
+        {"model": "m", "name": "m.onnx", "runtime": "OpenVINO", "batch": 8},
+        {"model": "m", "name": "n.onnx", "runtime": "ONNX Runtime", "batch": 8},
+    ]
+
+
+def test_pytorch_beside_files_decides_nothing() -> None:
+    file, torch = row(2.0), row(9.0, "PyTorch 2.14.1", "PyTorch eager fp32")
+    assert sweep.judged([torch, file]) == [file]
+    assert sweep.judged([torch]) == [torch]

@@ -292,6 +292,11 @@ def test_a_scenario_keeps_loadgens_logs(
             "--baseline compares what is measured without --scenario",
         ),
         (("simple_cnn", "--baseline", "b.json"), "b.json"),
+        (
+            ("simple_cnn", "--baseline", "b.json", "--json", "./b.json"),
+            "--json b.json would replace the baseline; name another file",
+        ),
+        (("simple_cnn", "--seconds", "inf"), "--seconds inf: a number that ends"),
         (("simple_cnn", "--max-slowdown", "5"), "--max-slowdown goes with --baseline"),
         (("simple_cnn", "--max-latency", "0"), "--max-latency 0: milliseconds, more than 0"),
         (("simple_cnn", "--max-latency", "nan"), "--max-latency nan: milliseconds"),

@@ -111,7 +111,7 @@ def card_of(folder: ModelFolder) -> Json:
 
 
 def _check(file: Path, card: Json, names: Iterable[str]) -> None:
-    """Raise UserError where a value of those names, of a card or a run in it, is of another kind."""
+    """Raise UserError where one of these values, of a card or a run in it, is of another kind."""
     for name in names:
         kind = CARD_KINDS[name]
         *sections, key = name.split(".")

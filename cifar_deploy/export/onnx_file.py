@@ -90,7 +90,7 @@ def export_onnx(
     raw = model.SerializeToString(deterministic=True)
     with atomic_path(path) as part:
         part.write_bytes(raw)
-        onnx.checker.check_model(raw, full_check=True)
+        onnx.checker.check_model(part, full_check=True)
         found = onnx_interface.inspect(part)
     manifest: Json = {
         "format": "onnx",

@@ -164,6 +164,14 @@ void test_manifest() {
     EXPECT(refused(with(lines, "format", "2"), "this library reads format 1"));
     EXPECT(refused(with(lines, "input", "\x1b[31mimages"), "holds a control character"));
     EXPECT(refused(with(lines, "backend", "tflite"), "backend 'tflite'"));
+    for (const char* precision : {"fp16", "int8"}) {
+        const Lines other = with(lines, "precision", precision);
+        EXPECT(cifar_deploy::parse_manifest(joined(other)).precision == precision);
+    }
+    for (const char* precision : {"bf16", "FP32", "fp32 "}) {
+        EXPECT(refused(with(lines, "precision", precision),
+                       "precision '" + std::string(precision) + "' is none that this library knows"));
+    }
     for (const char* name : {"../model.onnx", "/etc/passwd", "a\\b", "..", ".", "c:x"}) {
         EXPECT(refused(with(lines, "file", name), "no plain file name"));
         EXPECT(refused(with(lines, "labels", name), "no plain file name"));

@@ -591,6 +591,11 @@ void test_load(const fs::path& home) {
     options.backend = cifar_deploy::Backend::tensorrt;
     EXPECT(refuses(bad_argument, "is an ONNX file",
                    [&] { Classifier::load(home.string(), options); }));
+    options = {};
+    options.threads = 1025;
+    EXPECT(refuses(bad_argument, "threads 1025: give a number from 1 to 1024",
+                   [&] { Classifier::load(home.string(), options); }));
+    options = {};
 #if !defined(CIFAR_DEPLOY_HAS_OPENVINO) && !defined(CIFAR_DEPLOY_HAS_ONNXRUNTIME)
     EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_OPENVINO=ON"));
 #endif

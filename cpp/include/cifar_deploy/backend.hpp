@@ -28,10 +28,12 @@ struct LoadOptions {
     // "cpu"; "cuda" or "cuda:1" (ONNX Runtime, TensorRT); a device's name as OpenVINO has it.
     // "auto" is the GPU for engines and the CPU for everything else.
     std::string device = "auto";
-    unsigned threads = 0;  // of a CPU; 0: as many as the runtime thinks right
+    unsigned threads = 0;  // of a CPU, up to 1024; 0: as many as the runtime thinks right
 };
 
 namespace detail {
+
+constexpr unsigned most_threads = 1024;
 
 // A model in a runtime, with buffers of its own. Not for two threads at once.
 class Runtime {

@@ -325,6 +325,12 @@ namespace detail {
 inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std::string& model,
                                              const LoadOptions& options) {
     static_cast<void>(model);  // unused without backends
+    if (options.threads > most_threads) {
+        fail(ErrorCode::bad_argument, "threads " + std::to_string(options.threads) +
+                                          ": give a number from 1 to " +
+                                          std::to_string(most_threads) +
+                                          ", or 0 for as many as the runtime thinks right");
+    }
     Backend backend = options.backend;
     if (manifest.backend == "tensorrt" || manifest.backend == "tensorrt-rtx") {
         const Backend own =

@@ -413,8 +413,13 @@ void test_pixels() {
     EXPECT(classifier.try_classify(image, quiet) && quiet.logits == straight.logits);
     EXPECT(refuses(bad_argument, "its rows have 96 bytes, and its stride is 95",
                    [&] { classifier.classify({bgr.data(), 32, 32, Pixels::bgr, 95}); }));
+    for (const std::size_t height : {std::size_t{1}, std::size_t{32}}) {
+        EXPECT(refuses(bad_argument, "its stride is negative, and its rows go downwards", [&] {
+            classifier.classify({bgr.data(), 32, height, Pixels::bgr, static_cast<std::size_t>(-96)});
+        }));
+    }
     EXPECT(refuses(bad_argument, "overflow", [&] {
-        classifier.classify({bgr.data(), 32, 32, Pixels::bgr, static_cast<std::size_t>(-96)});
+        classifier.classify({bgr.data(), 32, 32, Pixels::bgr, static_cast<std::size_t>(-1) / 4});
     }));
 }
 

@@ -83,6 +83,9 @@ inline void check_image(const Image& image, std::size_t number) {
                std::to_string(largest_image_side) + " pixels; make it smaller");
     }
     const std::size_t row = image.width * layout(image.pixels).bytes;
+    if (image.stride > (std::numeric_limits<std::size_t>::max)() / 2) {
+        refuse("its stride is negative, and its rows go downwards; give bytes from row to row, or 0");
+    }
     if (image.stride != 0 && image.stride < row) {
         refuse("its rows have " + std::to_string(row) + " bytes, and its stride is " +
                std::to_string(image.stride) + "; give bytes from row to row, or 0");
@@ -141,8 +144,8 @@ public:
     }
 
     // Images of any sizes, up to max_batch(); `predictions` has as many places. Once each batch size
-    // in use was run, the largest first, and with the largest images, it takes no memory from the
-    // heap; only the runtime may, and OpenVINO keeps some megabytes for each batch size, of which it
+    // in use was run, the largest first, and with the widest and the tallest images, it takes no memory
+    // from the heap; only the runtime may, and OpenVINO keeps some megabytes for each batch size, of which it
     // is given few (detail::rounded_batch). The predictions are unchanged where it throws Error.
     void classify_batch(Span<const Image> images, Span<Prediction> predictions) {
         detail::in_memory([&] { run(images, predictions); });

@@ -10,9 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <new>
 #include <optional>
 #include <string>
 #include <thread>
@@ -21,6 +23,19 @@
 #include <vector>
 
 #include "fake_runtime.hpp"
+
+// Of this thread's next wishes for memory the one that is not granted; 0: none.
+thread_local std::size_t refused_wish = 0;
+
+// Not inlined, or GCC takes the one for malloc's and the other for another's (mismatched-new-delete).
+[[gnu::noinline]] void* operator new(std::size_t size) {
+    if (refused_wish != 0 && --refused_wish == 0) throw std::bad_alloc();
+    void* const memory = std::malloc(size == 0 ? 1 : size);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -53,6 +68,25 @@ bool refuses(ErrorCode code, const std::string& said, Work&& work) {
         std::fprintf(stderr, "code %d: %s\n", static_cast<int>(error.code()), error.what());
     }
     return false;
+}
+
+// Does `work` with its first wish for memory refused, then the second, and so on, until it has them all;
+// how often it was refused, each of which must be an Error of that code.
+template <class Work>
+std::size_t refusals_of_memory(Work&& work) {
+    for (std::size_t wish = 1;; ++wish) {
+        refused_wish = wish;
+        try {
+            work();
+        } catch (const Error& error) {
+            expect(error.code() == ErrorCode::out_of_memory, error.what(), __LINE__);
+        } catch (const std::exception& error) {
+            expect(false, error.what(), __LINE__);
+        }
+        const bool whole = refused_wish != 0;
+        refused_wish = 0;
+        if (whole) return wish - 1;
+    }
 }
 
 constexpr ErrorCode bad_argument = ErrorCode::bad_argument;
@@ -303,6 +337,21 @@ void test_status() {
     EXPECT(guarded([] { throw std::bad_alloc(); }).code() == ErrorCode::out_of_memory);
     EXPECT(guarded([] { throw std::out_of_range("x"); }).code() == ErrorCode::runtime);
     EXPECT(guarded([] { throw 7; }).code() == ErrorCode::runtime);
+
+    // What runtimes say.
+    using cifar_deploy::detail::fail_runtime;
+    for (const char* full : {"bfc_arena.cc:360 AllocateRawInternal Failed to allocate memory for "
+                             "requested buffer of size 737280000",
+                             "std::bad_alloc", "CUDA failure 2: out of memory ; GPU=0",
+                             "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED"}) {
+        EXPECT(refuses(ErrorCode::out_of_memory, "it: " + std::string(full) + "; use less",
+                       [&] { fail_runtime("it", full, "use less"); }));
+    }
+    for (const char* other : {"CUDA failure 700: an illegal memory access was encountered",
+                              "allocation_planner.cc:42: no such node"}) {
+        EXPECT(refuses(ErrorCode::runtime, "it: " + std::string(other),
+                       [&] { fail_runtime("it", other, "use less"); }));
+    }
 }
 
 // --- the classifier -----------------------------------------------------------------------------
@@ -667,6 +716,21 @@ void test_self_test(const fs::path& home) {
     };
     auto result = test(logits, "fp32");
     EXPECT(result.passed && result.images == 3 && result.text.find("PASS: 3 images") == 0);
+    {
+        // Loaded from a relative folder, by a program that goes elsewhere then, and has little memory.
+        const fs::path before = fs::current_path();
+        fs::current_path(home.parent_path());
+        auto runtime = std::make_unique<FakeRuntime>(12, 4);
+        runtime->ran.reserve(64);
+        Classifier classifier(home.filename().string(), manifest, {"cat", "dog", "bird", "frog"},
+                              std::move(runtime));
+        fs::current_path(before);
+        EXPECT(classifier.folder() == home.filename().string());
+        const std::size_t refusals = refusals_of_memory([&] {
+            EXPECT(cifar_deploy::self_test(classifier).passed);
+        });
+        EXPECT(refusals > 5);
+    }
     EXPECT(test(changed(6, 0.0009F), "fp32").passed);
     result = test(changed(6, 0.0011F), "fp32");
     EXPECT(!result.passed && result.text.find("image 1 differs: the logit of bird") !=
@@ -774,6 +838,18 @@ void test_evaluation() {
     }
     result = resized.result();
     EXPECT(result.images == 6 && result.right == 2);
+
+    // Without memory nothing is half added, and what was not is added by the next try.
+    classifier = fake_classifier(&runtime, fake_manifest(2, 4));
+    EXPECT(refusals_of_memory([&] { const cifar_deploy::Evaluator none(classifier); }) > 2);
+    cifar_deploy::Evaluator short_of(classifier);
+    std::size_t refusals = 0;
+    for (std::size_t i = 0; i < 3; ++i) {
+        refusals += refusals_of_memory([&] { short_of.add({large.data(), 4, 4}, 0); });
+    }
+    EXPECT(refusals > 5);
+    refusals = refusals_of_memory([&] { result = short_of.result(); });
+    EXPECT(refusals > 0 && result.images == 3);
 
     // Of more than 256 classes a label has more than a byte.
     Manifest many = fake_manifest(16, 4);

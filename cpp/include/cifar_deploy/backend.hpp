@@ -113,6 +113,26 @@ inline std::string trimmed(std::string_view text) {
     return std::string(text.substr(0, end == std::string_view::npos ? 0 : end + 1));
 }
 
+// Whether what a foreign library said is that the memory, a CPU's or a GPU's, is full; "an illegal memory
+// access" is another failure.
+inline bool says_memory_full(std::string_view said) {
+    for (const char* words : {"ut of memory", "utOfMemory", "ut of Memory", "UT_OF_MEMORY",
+                              "ailed to allocate memory", "bad_alloc", "ALLOC_FAILED"}) {
+        if (said.find(words) != std::string_view::npos) return true;
+    }
+    return false;
+}
+
+// Throws what a runtime refused, `what`, and the reason that it gave; where that is the memory, as such
+// and with the way out.
+[[noreturn]] inline void fail_runtime(const std::string& what, const std::string& said,
+                                      const char* way_out) {
+    if (says_memory_full(said)) {
+        fail(ErrorCode::out_of_memory, what + ": " + said + "; " + way_out);
+    }
+    fail(ErrorCode::runtime, what + ": " + said);
+}
+
 // "uint8 [batch, 32, 32, 3]", what a model must take.
 inline std::string wanted_interface(const Manifest& manifest) {
     return "uint8 [batch, " + std::to_string(manifest.height) + ", " +

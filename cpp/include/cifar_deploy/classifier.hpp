@@ -96,7 +96,18 @@ inline void check_image(const Image& image, std::size_t number) {
 inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std::string& model,
                                              const LoadOptions& options);
 
+// `path` from the root; as it is where the working directory is not known.
+inline std::filesystem::path absolute(const std::filesystem::path& path) {
+    std::error_code failure;
+    auto whole = std::filesystem::absolute(path, failure);
+    return failure ? path : whole;
+}
+
 }  // namespace detail
+
+class Classifier;
+struct SelfTest;
+inline SelfTest self_test(Classifier& classifier);  // self_test.hpp
 
 // Calls from several threads run one after another; for work side by side, load one a thread, each
 // with LoadOptions::threads the cores divided by the classifiers.
@@ -183,10 +194,13 @@ public:
     std::string runtime() const { return valid().runtime->describe(); }
 
 private:
+    friend SelfTest self_test(Classifier& classifier);
+
     struct State {
-        State(std::string home, Manifest facts, std::vector<std::string> names,
+        State(std::string home_folder, Manifest facts, std::vector<std::string> names,
               std::unique_ptr<detail::Runtime> engine)
-            : folder(std::move(home)),
+            : folder(std::move(home_folder)),
+              home(detail::absolute(detail::path_of(folder))),
               manifest(std::move(facts)),
               labels(std::move(names)),
               runtime(std::move(engine)),
@@ -215,7 +229,8 @@ private:
             prediction.label.assign(labels[top]);
         }
 
-        std::string folder;
+        std::string folder;          // as it was given
+        std::filesystem::path home;  // the same, wherever the program goes
         Manifest manifest;
         std::vector<std::string> labels;
         std::unique_ptr<detail::Runtime> runtime;

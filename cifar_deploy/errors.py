@@ -46,6 +46,11 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def points(share: float, digits: int) -> str:
+    """An upper bound in points, rounded up: what is over a margin never looks like it."""
+    return f"{math.ceil(round(share * 10 ** (digits + 2), 6)) / 10**digits:.{digits}f}"
+
+
 def check_range(
     what: str, value: object, low: float, high: float = math.inf, whole: bool = False
 ) -> None:

@@ -10,7 +10,7 @@ from cifar_deploy import __version__, architectures
 from cifar_deploy.cards import begun, read_card, runs_of, taught_from
 from cifar_deploy.disk import Json
 from cifar_deploy.engines import flavour
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, points
 from cifar_deploy.package.manifest import OWN, PROOF
 from cifar_deploy.package.source import Source
 from cifar_deploy.package.vectors import Vectors
@@ -31,6 +31,7 @@ def render(template: str, **values: Any) -> bytes:
     )
     # pbtxt takes the same escapes as JSON, but no \\u for what UTF-8 can say.
     environment.filters["quoted"] = lambda text: json.dumps(text, ensure_ascii=False)
+    environment.filters["bound"] = lambda loss: points(loss / 100, 3)
     return environment.get_template(template).render(**values).encode(errors="backslashreplace")
 
 

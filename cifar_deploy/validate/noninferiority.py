@@ -15,6 +15,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from cifar_deploy.errors import points as points
+
 Z95 = 1.6448536269514722  # one-sided 95 %
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
@@ -57,11 +59,6 @@ def score_bound(lost: float, gained: float, images: float, z: float = Z95) -> fl
         else:
             high = middle
     return (low + high) / 2
-
-
-def points(share: float, digits: int) -> str:
-    """An upper bound in points, rounded up: what is over a margin never looks like it."""
-    return f"{math.ceil(round(share * 10 ** (digits + 2), 6)) / 10**digits:.{digits}f}"
 
 
 def _score(lost: float, gained: float, images: float, loss: float) -> float:

@@ -35,6 +35,15 @@ endif()
 foreach(_cd_name OPENVINO ONNXRUNTIME TENSORRT TENSORRT_RTX)
   set(CIFAR_DEPLOY_WITH_${_cd_name} AUTO CACHE STRING "Runtime ${_cd_name}: AUTO, ON or OFF")
   set_property(CACHE CIFAR_DEPLOY_WITH_${_cd_name} PROPERTY STRINGS AUTO ON OFF)
+  string(TOUPPER "${CIFAR_DEPLOY_WITH_${_cd_name}}" CIFAR_DEPLOY_WITH_${_cd_name})
+endforeach()
+
+# A relative path that was given with -D begins where cmake was called; without a type it would be taken
+# to begin in the source folder, as one of another type and of the environment is (`_cd_now` says so).
+foreach(_cd_name OpenVINO_DIR ONNXRUNTIME_ROOT TENSORRT_ROOT TENSORRT_RTX_ROOT CUDAToolkit_ROOT)
+  if(DEFINED CACHE{${_cd_name}})
+    set(${_cd_name} "$CACHE{${_cd_name}}" CACHE PATH "where a runtime of cifar_deploy is")
+  endif()
 endforeach()
 
 add_library(cifar_deploy::cifar_deploy INTERFACE IMPORTED GLOBAL)
@@ -52,6 +61,19 @@ function(_cd_missing name option hint)
   else()
     message(FATAL_ERROR "cifar_deploy: ${option} is ON, and ${name} was not found. ${hint}")
   endif()
+endfunction()
+
+# Which folder `root` names, for a message; nothing where it is not set.
+function(_cd_now result root)
+  set(where "${${root}}")
+  if("${where}" STREQUAL "")
+    set(where "$ENV{${root}}")
+  endif()
+  if(NOT "${where}" STREQUAL "")
+    get_filename_component(where "${where}" ABSOLUTE)
+    set(where " It is ${where} now.")
+  endif()
+  set(${result} "${where}" PARENT_SCOPE)
 endfunction()
 
 macro(_cd_use name definition)
@@ -74,12 +96,19 @@ macro(_cd_find)
   endforeach()
 endmacro()
 
-# Looks anew where another path is set than the last time.
+# Looks anew where another path is set than the last time. What the environment had is kept where it has
+# nothing: cmake may be called again by a build, from another shell.
 macro(_cd_forget variable root)
-  if(DEFINED ${variable}_FROM AND NOT "${${variable}_FROM}" STREQUAL "${${root}}")
+  set(_cd_env "$ENV{${root}}")
+  if("${_cd_env}" STREQUAL "")
+    set(_cd_env "${${variable}_ENV}")
+  endif()
+  if(DEFINED ${variable}_FROM AND NOT ("${${variable}_FROM}" STREQUAL "${${root}}"
+     AND "${${variable}_ENV}" STREQUAL "${_cd_env}"))
     unset(${variable} CACHE)
   endif()
   set(${variable}_FROM "${${root}}" CACHE INTERNAL "the ${root} that ${variable} is of")
+  set(${variable}_ENV "${_cd_env}" CACHE INTERNAL "the same of the environment")
 endmacro()
 
 # A header, a library: where the path that was set says, as it stands also where a toolchain file has
@@ -134,8 +163,9 @@ if(CIFAR_DEPLOY_WITH_ONNXRUNTIME)
       "${CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY}" "${CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE}")
     _cd_use("ONNX Runtime" CIFAR_DEPLOY_HAS_ONNXRUNTIME)
   else()
+    _cd_now(_cd_where ONNXRUNTIME_ROOT)
     _cd_missing("ONNX Runtime" CIFAR_DEPLOY_WITH_ONNXRUNTIME
-      "Set ONNXRUNTIME_ROOT to the folder of an ONNX Runtime release (with include/onnxruntime_cxx_api.h and lib/).")
+      "Set ONNXRUNTIME_ROOT to the folder of an ONNX Runtime release (with include/onnxruntime_cxx_api.h and lib/).${_cd_where}")
   endif()
 endif()
 
@@ -179,8 +209,9 @@ macro(_cd_tensorrt name upper header_root)
     _cd_missing("the CUDA toolkit, which ${name} needs," CIFAR_DEPLOY_WITH_${upper}
       "Set CUDAToolkit_ROOT to the toolkit's folder, as /usr/local/cuda.")
   else()
+    _cd_now(_cd_where ${header_root})
     _cd_missing("${name}" CIFAR_DEPLOY_WITH_${upper}
-      "Set ${header_root} to the folder of a ${name} release (with include/NvInferRuntime.h and lib/).")
+      "Set ${header_root} to the folder of a ${name} release (with include/NvInferRuntime.h and lib/).${_cd_where}")
   endif()
 endmacro()
 

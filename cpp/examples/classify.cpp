@@ -410,12 +410,15 @@ struct Arguments {
     bool help = false;
 };
 
-std::size_t natural(const std::string& option, const std::string& text) {
-    if (text.empty() || text.size() > 6 ||
-        text.find_first_not_of("0123456789") != std::string::npos || std::stoul(text) == 0) {
-        refuse(option + " " + text + ": give a number from 1 to 999999");
+std::size_t natural(const std::string& option, const std::string& text,
+                    std::size_t most = 999'999) {
+    const bool digits = !text.empty() && text.size() <= 6 &&
+                        text.find_first_not_of("0123456789") == std::string::npos;
+    const std::size_t number = digits ? std::stoul(text) : 0;
+    if (number == 0 || number > most) {
+        refuse(option + " " + text + ": give a number from 1 to " + std::to_string(most));
     }
-    return std::stoul(text);
+    return number;
 }
 
 cifar_deploy::Backend backend_named(const std::string& name) {
@@ -452,7 +455,8 @@ Arguments parse(int count, char** words) {
         } else if (word == "--top") {
             arguments.top = natural(word, value());
         } else if (word == "--threads") {
-            arguments.options.threads = static_cast<unsigned>(natural(word, value()));
+            arguments.options.threads = static_cast<unsigned>(
+                natural(word, value(), cifar_deploy::detail::most_threads));
         } else if (word == "--backend") {
             arguments.options.backend = backend_named(value());
         } else if (word == "--device") {

@@ -30,6 +30,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         require(m.file.find('/') == m.file.npos && m.labels.find('/') == m.labels.npos);
         require(m.sha256.size() == 64 && m.labels_sha256.size() == 64);
         require(m.is_engine() == !m.profiles.empty());
+        require(m.precision == "fp32" || m.precision == "fp16" || m.precision == "int8");
         for (const auto& shown : {m.model, m.network, m.precision, m.backend, m.file, m.input,
                                   m.output, m.labels, m.tensorrt, m.gpu, m.system, m.vectors_from}) {
             require_plain(shown);

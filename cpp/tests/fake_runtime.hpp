@@ -22,8 +22,8 @@ public:
     }
     std::uint8_t* input(std::size_t batch) override {
         if (images.size() < batch * pixels_) {
-            images.resize(batch * pixels_);
             logits_.resize(batch * classes_);
+            images.resize(batch * pixels_);  // the last, should there be no memory
         }
         return images.data();
     }

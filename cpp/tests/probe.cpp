@@ -4,16 +4,20 @@
 //   probe decode FILE...              images as classify reads them, to RGB
 //   probe logits FOLDER BACKEND N     images of 32 x 32, N at a time, to float32 logits
 //   probe allocations FOLDER BACKEND  heap allocations of classify_batch once warm
+//   probe memory FOLDER BACKEND       the statuses of a batch that memory does not hold, and of one image
 //   probe signal FOLDER BACKEND       whether a signal is survived when two classifiers are gone
 #include <cifar_deploy/classifier.hpp>
 
 #include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <string>
@@ -129,6 +133,29 @@ int report_allocations(const std::string& folder, const std::string& backend) {
     return 0;
 }
 
+// With an address space that holds the images of a large batch, but not what becomes of them.
+int fill_memory(const std::string& folder, const std::string& backend) {
+    LoadOptions options = options_for(backend);
+    options.threads = 1;
+    Classifier classifier = Classifier::load(folder, options);
+    const std::vector<std::uint8_t> rgb(pixels, 7);
+    const std::vector<Image> images(classifier.max_batch(), Image{rgb.data(), side, side});
+    std::vector<Prediction> predictions(images.size());
+    classifier.classify(images[0], predictions[0]);
+    std::size_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    rlimit limit = {};
+    limit.rlim_cur = limit.rlim_max =
+        pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) + 2 * images.size() * pixels;
+    if (setrlimit(RLIMIT_AS, &limit) != 0) return 2;
+    const auto print_status = [](const cifar_deploy::Status& status) {
+        std::printf("%d %s\n", static_cast<int>(status.code()), status.message());
+    };
+    print_status(classifier.try_classify_batch(images, predictions));
+    print_status(classifier.try_classify(rgb.data(), side, side, predictions[0]));
+    return 0;
+}
+
 void wake(int) {}
 
 // Of two classifiers the older goes first; then a handler runs on the thread's stack for signals.
@@ -164,6 +191,9 @@ int main(int count, char** words) {
         }
         if (what == "allocations" && count == 4) {
             return report_allocations(arguments[1], arguments[2]);
+        }
+        if (what == "memory" && count == 4) {
+            return fill_memory(arguments[1], arguments[2]);
         }
         if (what == "signal" && count == 4) {
             return survive(arguments[1], arguments[2]);

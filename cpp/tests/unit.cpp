@@ -10,9 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <new>
 #include <optional>
 #include <string>
 #include <thread>
@@ -21,6 +23,19 @@
 #include <vector>
 
 #include "fake_runtime.hpp"
+
+// Of this thread's next wishes for memory the one that is not granted; 0: none.
+thread_local std::size_t refused_wish = 0;
+
+// Not inlined, or GCC takes the one for malloc's and the other for another's (mismatched-new-delete).
+[[gnu::noinline]] void* operator new(std::size_t size) {
+    if (refused_wish != 0 && --refused_wish == 0) throw std::bad_alloc();
+    void* const memory = std::malloc(size == 0 ? 1 : size);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -53,6 +68,25 @@ bool refuses(ErrorCode code, const std::string& said, Work&& work) {
         std::fprintf(stderr, "code %d: %s\n", static_cast<int>(error.code()), error.what());
     }
     return false;
+}
+
+// Does `work` with its first wish for memory refused, then the second, and so on, until it has them all;
+// how often it was refused, each of which must be an Error of that code.
+template <class Work>
+std::size_t refusals_of_memory(Work&& work) {
+    for (std::size_t wish = 1;; ++wish) {
+        refused_wish = wish;
+        try {
+            work();
+        } catch (const Error& error) {
+            expect(error.code() == ErrorCode::out_of_memory, error.what(), __LINE__);
+        } catch (const std::exception& error) {
+            expect(false, error.what(), __LINE__);
+        }
+        const bool whole = refused_wish != 0;
+        refused_wish = 0;
+        if (whole) return wish - 1;
+    }
 }
 
 constexpr ErrorCode bad_argument = ErrorCode::bad_argument;
@@ -164,6 +198,14 @@ void test_manifest() {
     EXPECT(refused(with(lines, "format", "2"), "this library reads format 1"));
     EXPECT(refused(with(lines, "input", "\x1b[31mimages"), "holds a control character"));
     EXPECT(refused(with(lines, "backend", "tflite"), "backend 'tflite'"));
+    for (const char* precision : {"fp16", "int8"}) {
+        const Lines other = with(lines, "precision", precision);
+        EXPECT(cifar_deploy::parse_manifest(joined(other)).precision == precision);
+    }
+    for (const char* precision : {"bf16", "FP32", "fp32 "}) {
+        EXPECT(refused(with(lines, "precision", precision),
+                       "precision '" + std::string(precision) + "' is none that this library knows"));
+    }
     for (const char* name : {"../model.onnx", "/etc/passwd", "a\\b", "..", ".", "c:x"}) {
         EXPECT(refused(with(lines, "file", name), "no plain file name"));
         EXPECT(refused(with(lines, "labels", name), "no plain file name"));
@@ -295,6 +337,21 @@ void test_status() {
     EXPECT(guarded([] { throw std::bad_alloc(); }).code() == ErrorCode::out_of_memory);
     EXPECT(guarded([] { throw std::out_of_range("x"); }).code() == ErrorCode::runtime);
     EXPECT(guarded([] { throw 7; }).code() == ErrorCode::runtime);
+
+    // What runtimes say.
+    using cifar_deploy::detail::fail_runtime;
+    for (const char* full : {"bfc_arena.cc:360 AllocateRawInternal Failed to allocate memory for "
+                             "requested buffer of size 737280000",
+                             "std::bad_alloc", "CUDA failure 2: out of memory ; GPU=0",
+                             "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED"}) {
+        EXPECT(refuses(ErrorCode::out_of_memory, "it: " + std::string(full) + "; use less",
+                       [&] { fail_runtime("it", full, "use less"); }));
+    }
+    for (const char* other : {"CUDA failure 700: an illegal memory access was encountered",
+                              "allocation_planner.cc:42: no such node"}) {
+        EXPECT(refuses(ErrorCode::runtime, "it: " + std::string(other),
+                       [&] { fail_runtime("it", other, "use less"); }));
+    }
 }
 
 // --- the classifier -----------------------------------------------------------------------------
@@ -405,8 +462,13 @@ void test_pixels() {
     EXPECT(classifier.try_classify(image, quiet) && quiet.logits == straight.logits);
     EXPECT(refuses(bad_argument, "its rows have 96 bytes, and its stride is 95",
                    [&] { classifier.classify({bgr.data(), 32, 32, Pixels::bgr, 95}); }));
+    for (const std::size_t height : {std::size_t{1}, std::size_t{32}}) {
+        EXPECT(refuses(bad_argument, "its stride is negative, and its rows go downwards", [&] {
+            classifier.classify({bgr.data(), 32, height, Pixels::bgr, static_cast<std::size_t>(-96)});
+        }));
+    }
     EXPECT(refuses(bad_argument, "overflow", [&] {
-        classifier.classify({bgr.data(), 32, 32, Pixels::bgr, static_cast<std::size_t>(-96)});
+        classifier.classify({bgr.data(), 32, 32, Pixels::bgr, static_cast<std::size_t>(-1) / 4});
     }));
 }
 
@@ -583,6 +645,11 @@ void test_load(const fs::path& home) {
     options.backend = cifar_deploy::Backend::tensorrt;
     EXPECT(refuses(bad_argument, "is an ONNX file",
                    [&] { Classifier::load(home.string(), options); }));
+    options = {};
+    options.threads = 1025;
+    EXPECT(refuses(bad_argument, "threads 1025: give a number from 1 to 1024",
+                   [&] { Classifier::load(home.string(), options); }));
+    options = {};
 #if !defined(CIFAR_DEPLOY_HAS_OPENVINO) && !defined(CIFAR_DEPLOY_HAS_ONNXRUNTIME)
     EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_OPENVINO=ON"));
 #endif
@@ -649,6 +716,21 @@ void test_self_test(const fs::path& home) {
     };
     auto result = test(logits, "fp32");
     EXPECT(result.passed && result.images == 3 && result.text.find("PASS: 3 images") == 0);
+    {
+        // Loaded from a relative folder, by a program that goes elsewhere then, and has little memory.
+        const fs::path before = fs::current_path();
+        fs::current_path(home.parent_path());
+        auto runtime = std::make_unique<FakeRuntime>(12, 4);
+        runtime->ran.reserve(64);
+        Classifier classifier(home.filename().string(), manifest, {"cat", "dog", "bird", "frog"},
+                              std::move(runtime));
+        fs::current_path(before);
+        EXPECT(classifier.folder() == home.filename().string());
+        const std::size_t refusals = refusals_of_memory([&] {
+            EXPECT(cifar_deploy::self_test(classifier).passed);
+        });
+        EXPECT(refusals > 5);
+    }
     EXPECT(test(changed(6, 0.0009F), "fp32").passed);
     result = test(changed(6, 0.0011F), "fp32");
     EXPECT(!result.passed && result.text.find("image 1 differs: the logit of bird") !=
@@ -756,6 +838,18 @@ void test_evaluation() {
     }
     result = resized.result();
     EXPECT(result.images == 6 && result.right == 2);
+
+    // Without memory nothing is half added, and what was not is added by the next try.
+    classifier = fake_classifier(&runtime, fake_manifest(2, 4));
+    EXPECT(refusals_of_memory([&] { const cifar_deploy::Evaluator none(classifier); }) > 2);
+    cifar_deploy::Evaluator short_of(classifier);
+    std::size_t refusals = 0;
+    for (std::size_t i = 0; i < 3; ++i) {
+        refusals += refusals_of_memory([&] { short_of.add({large.data(), 4, 4}, 0); });
+    }
+    EXPECT(refusals > 5);
+    refusals = refusals_of_memory([&] { result = short_of.result(); });
+    EXPECT(refusals > 0 && result.images == 3);
 
     // Of more than 256 classes a label has more than a byte.
     Manifest many = fake_manifest(16, 4);

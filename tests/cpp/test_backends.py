@@ -70,6 +70,14 @@ def test_onnx_runtime_allocates_nothing_of_ours(
     assert counted["batches"]["program"] == counted["batches_resized"]["program"] == 0
 
 
+def test_full_memory_is_told_and_survived(
+    onnxruntime: Path, packed: Callable[[str], Packed]
+) -> None:
+    done = run(onnxruntime / "probe", "memory", packed("fp32").folder, "onnxruntime")
+    told = r"8 ONNX Runtime cannot run a batch of \d+: .*; use smaller batches\n0 \n"
+    assert re.fullmatch(told, done.stdout.decode())
+
+
 def test_onnx_runtimes_refusals(onnxruntime: Path, packed: Callable[[str], Packed]) -> None:
     command = (onnxruntime / "classify", packed("fp32").folder, "--self-test")
     said = run(*command, "--device", "gpu", status=2).stderr

@@ -64,6 +64,13 @@ def test_a_project_takes_the_library(
     assert b"no folder" in run(tmp_path / "build" / "minimal", "none", picture, status=2).stderr
 
 
+@pytest.fixture(autouse=True)
+def no_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the paths that other tests take from the environment."""
+    for name in ("ONNXRUNTIME_ROOT", "TENSORRT_ROOT", "TENSORRT_RTX_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def configured(tmp_path: Path, *options: str) -> str:
     need("cmake", "ninja", "c++")
     # As on a machine without any of them.
@@ -104,11 +111,16 @@ set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
 """
 
 
-def test_a_path_that_was_set_is_meant_also_with_a_toolchain_file(tmp_path: Path) -> None:
-    release = tmp_path / "release"
+def onnxruntime(root: Path) -> Path:
+    """As a release of ONNX Runtime lies there, as far as CMake looks."""
     for file in ("include/onnxruntime_cxx_api.h", "lib/libonnxruntime.so"):
-        (release / file).parent.mkdir(parents=True, exist_ok=True)
-        (release / file).touch()
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def test_a_path_that_was_set_is_meant_also_with_a_toolchain_file(tmp_path: Path) -> None:
+    release = onnxruntime(tmp_path / "release")
     (tmp_path / "cross.cmake").write_text(CROSS)
     cross = f"-DCMAKE_TOOLCHAIN_FILE={tmp_path / 'cross.cmake'}"
     assert "with ONNX Runtime" in configured(tmp_path, cross, f"-DONNXRUNTIME_ROOT={release}")
@@ -116,9 +128,7 @@ def test_a_path_that_was_set_is_meant_also_with_a_toolchain_file(tmp_path: Path)
 
 def test_another_path_is_meant_also_in_a_build_folder_that_knew_one(tmp_path: Path) -> None:
     for version in ("old", "new"):
-        for file in ("include/onnxruntime_cxx_api.h", "lib/libonnxruntime.so"):
-            (tmp_path / version / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / version / file).touch()
+        onnxruntime(tmp_path / version)
     configured(tmp_path, f"-DONNXRUNTIME_ROOT={tmp_path / 'old'}")
     for options in ([f"-DONNXRUNTIME_ROOT={tmp_path / 'new'}"], []):
         assert "with ONNX Runtime" in configured(tmp_path, *options)
@@ -126,6 +136,48 @@ def test_another_path_is_meant_also_in_a_build_folder_that_knew_one(tmp_path: Pa
         assert f"CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE:PATH={tmp_path / 'new'}/include\n" in cache
         library = tmp_path / "new/lib/libonnxruntime.so"
         assert f"CIFAR_DEPLOY_ONNXRUNTIME_LIBRARY:FILEPATH={library}\n" in cache
+
+
+def test_another_path_in_the_environment_is_meant_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("old", "new"):
+        onnxruntime(tmp_path / version)
+    # The last as a build calls it, from a shell that has no such variable.
+    for version, known in (("old", "old"), ("new", "new"), ("", "new")):
+        monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path / version) if version else "")
+        assert "with ONNX Runtime" in configured(tmp_path)
+        cache = (tmp_path / "build" / "CMakeCache.txt").read_text()
+        assert f"CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE:PATH={tmp_path / known}/include\n" in cache
+
+
+def test_a_relative_path_begins_where_cmake_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime(tmp_path / "release")
+    tensorrt(tmp_path / "rtx", "", "libtensorrt_rtx.so")
+    (tmp_path / "within").mkdir()
+    monkeypatch.chdir(tmp_path / "within")
+    roots = ["-DONNXRUNTIME_ROOT=../release", "-DTENSORRT_RTX_ROOT=../rtx"]
+    for _ in range(2):
+        said = configured(tmp_path, *roots, *without("TENSORRT"))
+        assert "with ONNX Runtime" in said
+        assert "Set TENSORRT_RTX_ROOT" not in said
+
+
+def test_the_folder_that_was_looked_in_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # These begin in the source folder.
+    monkeypatch.setenv("TENSORRT_ROOT", "../trt")
+    said = configured(tmp_path, "-DONNXRUNTIME_ROOT:PATH=release")
+    assert f"and lib/). It is {CPP}/release now." in said
+    assert f"and lib/). It is {CPP.parent}/trt now." in said
+
+
+def test_auto_in_small_letters_is_auto(tmp_path: Path) -> None:
+    said = configured(tmp_path, "-DCIFAR_DEPLOY_WITH_OPENVINO=auto")
+    assert "without OpenVINO. To use it: Set OpenVINO_DIR to" in said
 
 
 def tensorrt(root: Path, version: str, library: str) -> Path:

@@ -478,6 +478,8 @@ def test_wrong_options_are_told(built: Path, copied: Path) -> None:
         ((), "name an image"),
         (("--top", "0"), "--top 0"),
         (("--top",), "--top needs a value"),
+        (("--threads", "1025"), "--threads 1025: give a number from 1 to 1024"),
+        (("--threads", "0"), "--threads 0: give a number from 1 to 1024"),
         (("--backend", "tflite"), "--backend tflite"),
         (("--colour",), "there is no option --colour"),
     ):

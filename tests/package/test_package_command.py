@@ -326,6 +326,23 @@ def test_a_proof_that_is_none(refused: Refused, model: ModelFolder) -> None:
         assert told in refused("package", NAME)
 
 
+def test_the_bound_is_rounded_up_wherever_it_stands(run: Run, model: ModelFolder) -> None:
+    path = model.onnx("fp32")
+    write_proofs(path, {**proof_of(path), "upper_bound_of_loss_points": 0.23012})
+    for target in ("cpp", "triton"):
+        answer = run("package", NAME, "--target", target, "--out", target)
+        assert "at most 0.231 points (95 %)" in answer.err
+        assert "at most 0.231 points lost (95 %)" in Path(target, "README.md").read_text()
+
+
+def test_the_readme_says_what_the_self_test_takes(run: Run) -> None:
+    for precision, tolerance in (("fp32", "0.001"), ("fp16", "5 % of its size")):
+        assert run("package", NAME, "--precision", precision, "--out", precision).status == 0
+        readme = " ".join(Path(precision, "README.md").read_text().split())
+        assert f"Every logit has to be within {tolerance}" in readme
+        assert "or one whose logit was within that of the best." in readme
+
+
 def test_what_another_runtime_found_is_kept(run: Run, refused: Refused, model: ModelFolder) -> None:
     path = model.onnx("fp32")
     proof = proof_of(path)

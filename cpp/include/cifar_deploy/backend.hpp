@@ -28,10 +28,12 @@ struct LoadOptions {
     // "cpu"; "cuda" or "cuda:1" (ONNX Runtime, TensorRT); a device's name as OpenVINO has it.
     // "auto" is the GPU for engines and the CPU for everything else.
     std::string device = "auto";
-    unsigned threads = 0;  // of a CPU; 0: as many as the runtime thinks right
+    unsigned threads = 0;  // of a CPU, up to 1024; 0: as many as the runtime thinks right
 };
 
 namespace detail {
+
+constexpr unsigned most_threads = 1024;
 
 // A model in a runtime, with buffers of its own. Not for two threads at once.
 class Runtime {
@@ -109,6 +111,26 @@ inline int cuda_index(std::string_view device) {
 inline std::string trimmed(std::string_view text) {
     const std::size_t end = text.find_last_not_of(" \n\r\t.");
     return std::string(text.substr(0, end == std::string_view::npos ? 0 : end + 1));
+}
+
+// Whether what a foreign library said is that the memory, a CPU's or a GPU's, is full; "an illegal memory
+// access" is another failure.
+inline bool says_memory_full(std::string_view said) {
+    for (const char* words : {"ut of memory", "utOfMemory", "ut of Memory", "UT_OF_MEMORY",
+                              "ailed to allocate memory", "bad_alloc", "ALLOC_FAILED"}) {
+        if (said.find(words) != std::string_view::npos) return true;
+    }
+    return false;
+}
+
+// Throws what a runtime refused, `what`, and the reason that it gave; where that is the memory, as such
+// and with the way out.
+[[noreturn]] inline void fail_runtime(const std::string& what, const std::string& said,
+                                      const char* way_out) {
+    if (says_memory_full(said)) {
+        fail(ErrorCode::out_of_memory, what + ": " + said + "; " + way_out);
+    }
+    fail(ErrorCode::runtime, what + ": " + said);
 }
 
 // "uint8 [batch, 32, 32, 3]", what a model must take.

@@ -83,6 +83,9 @@ inline void check_image(const Image& image, std::size_t number) {
                std::to_string(largest_image_side) + " pixels; make it smaller");
     }
     const std::size_t row = image.width * layout(image.pixels).bytes;
+    if (image.stride > (std::numeric_limits<std::size_t>::max)() / 2) {
+        refuse("its stride is negative, and its rows go downwards; give bytes from row to row, or 0");
+    }
     if (image.stride != 0 && image.stride < row) {
         refuse("its rows have " + std::to_string(row) + " bytes, and its stride is " +
                std::to_string(image.stride) + "; give bytes from row to row, or 0");
@@ -93,7 +96,18 @@ inline void check_image(const Image& image, std::size_t number) {
 inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std::string& model,
                                              const LoadOptions& options);
 
+// `path` from the root; as it is where the working directory is not known.
+inline std::filesystem::path absolute(const std::filesystem::path& path) {
+    std::error_code failure;
+    auto whole = std::filesystem::absolute(path, failure);
+    return failure ? path : whole;
+}
+
 }  // namespace detail
+
+class Classifier;
+struct SelfTest;
+inline SelfTest self_test(Classifier& classifier);  // self_test.hpp
 
 // Calls from several threads run one after another; for work side by side, load one a thread, each
 // with LoadOptions::threads the cores divided by the classifiers.
@@ -141,8 +155,8 @@ public:
     }
 
     // Images of any sizes, up to max_batch(); `predictions` has as many places. Once each batch size
-    // in use was run, the largest first, and with the largest images, it takes no memory from the
-    // heap; only the runtime may, and OpenVINO keeps some megabytes for each batch size, of which it
+    // in use was run, the largest first, and with the widest and the tallest images, it takes no memory
+    // from the heap; only the runtime may, and OpenVINO keeps some megabytes for each batch size, of which it
     // is given few (detail::rounded_batch). The predictions are unchanged where it throws Error.
     void classify_batch(Span<const Image> images, Span<Prediction> predictions) {
         detail::in_memory([&] { run(images, predictions); });
@@ -180,10 +194,13 @@ public:
     std::string runtime() const { return valid().runtime->describe(); }
 
 private:
+    friend SelfTest self_test(Classifier& classifier);
+
     struct State {
-        State(std::string home, Manifest facts, std::vector<std::string> names,
+        State(std::string home_folder, Manifest facts, std::vector<std::string> names,
               std::unique_ptr<detail::Runtime> engine)
-            : folder(std::move(home)),
+            : folder(std::move(home_folder)),
+              home(detail::absolute(detail::path_of(folder))),
               manifest(std::move(facts)),
               labels(std::move(names)),
               runtime(std::move(engine)),
@@ -212,7 +229,8 @@ private:
             prediction.label.assign(labels[top]);
         }
 
-        std::string folder;
+        std::string folder;          // as it was given
+        std::filesystem::path home;  // the same, wherever the program goes
         Manifest manifest;
         std::vector<std::string> labels;
         std::unique_ptr<detail::Runtime> runtime;
@@ -325,6 +343,12 @@ namespace detail {
 inline std::unique_ptr<Runtime> make_runtime(const Manifest& manifest, const std::string& model,
                                              const LoadOptions& options) {
     static_cast<void>(model);  // unused without backends
+    if (options.threads > most_threads) {
+        fail(ErrorCode::bad_argument, "threads " + std::to_string(options.threads) +
+                                          ": give a number from 1 to " +
+                                          std::to_string(most_threads) +
+                                          ", or 0 for as many as the runtime thinks right");
+    }
     Backend backend = options.backend;
     if (manifest.backend == "tensorrt" || manifest.backend == "tensorrt-rtx") {
         const Backend own =

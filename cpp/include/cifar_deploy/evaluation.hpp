@@ -29,6 +29,7 @@ struct Evaluation {
 // sha256. The classifier has to live as long.
 class Evaluator {
 public:
+    // Throws Error.
     explicit Evaluator(Classifier& classifier)
         : classifier_(&classifier),
           resizer_(classifier.manifest().width, classifier.manifest().height),
@@ -36,17 +37,39 @@ public:
         const std::size_t most = classifier.max_batch();
         batch_ = (std::max)(most == 0 ? usual_batch : (std::min)(most, usual_batch),
                             classifier.manifest().min_batch);
-        pixels_.resize(batch_ * size_);
+        detail::in_memory([&] {
+            pixels_.resize(detail::product(batch_, size_));
+            images_.resize(batch_);
+            predictions_.resize(batch_);
+        });
     }
 
-    // An image of any size, and its class by its number in labels(). Throws Error.
+    // An image of any size, and its class by its number in labels(). Throws Error: of this image, which
+    // is then not added, or of the batch that it fills, whose images are then taken for wrong.
     void add(const Image& image, std::size_t label) {
+        detail::in_memory([&] { keep(image, label); });
+    }
+
+    // Of all images that were added; ends this object's use. Throws Error.
+    Evaluation result() {
+        return detail::in_memory([&] { return judged(); });
+    }
+
+private:
+    static constexpr std::size_t usual_batch = 64;
+
+    struct Known {
+        std::size_t label;
+        std::string sum;  // of the image and its label
+    };
+
+    void keep(const Image& image, std::size_t label) {
         if (label >= classifier_->labels().size()) {
             detail::fail(ErrorCode::bad_argument,
                          "class " + std::to_string(label) + " is none of the " +
                              std::to_string(classifier_->labels().size()) + " that the model knows");
         }
-        detail::check_image(image, labels_.size());
+        detail::check_image(image, known_.size());
         std::uint8_t* const to = pixels_.data() + waiting_ * size_;
         resizer_(image, to);
         unsigned char end[4];
@@ -54,17 +77,15 @@ public:
         detail::Sha256 sum;
         sum.update(to, size_);
         sum.update(end, sizeof end);
-        sums_.push_back(sum.hex());
-        labels_.push_back(label);
+        known_.push_back({label, sum.hex()});
         if (++waiting_ == batch_) run();
     }
 
-    // Of all images that were added; ends this object's use. Throws Error.
-    Evaluation result() {
+    Evaluation judged() {
         if (waiting_ != 0) run();
         const Manifest& manifest = classifier_->manifest();
         Evaluation found;
-        found.images = labels_.size();
+        found.images = known_.size();
         found.right = right_;
         if (found.images == 0) {
             detail::fail(ErrorCode::bad_argument, "there are no images to judge by; add some");
@@ -87,9 +108,6 @@ public:
         return found;
     }
 
-private:
-    static constexpr std::size_t usual_batch = 64;
-
     static std::string share(std::size_t part, std::size_t all) {
         char text[32];
         std::snprintf(text, sizeof text, "%.2f %%",
@@ -100,30 +118,29 @@ private:
     void run() {
         const Manifest& manifest = classifier_->manifest();
         const std::size_t count = waiting_;
-        const std::size_t first = labels_.size() - count;
+        const std::size_t first = known_.size() - count;
         waiting_ = 0;  // whatever comes: who goes on after an Error has these for wrong
-        images_.resize(count);
-        predictions_.resize(count);
         for (std::size_t i = 0; i < count; ++i) {
             images_[i] = {pixels_.data() + i * size_, manifest.width, manifest.height};
         }
         try {
-            classifier_->classify_batch(images_, predictions_);
+            classifier_->classify_batch({images_.data(), count}, {predictions_.data(), count});
         } catch (const Error& error) {
             throw Error(error.code(), "of the images from " + std::to_string(first) + " on, " +
                                           error.what());
         }
         for (std::size_t i = 0; i < count; ++i) {
-            right_ += predictions_[i].index == labels_[first + i] ? 1U : 0U;
+            right_ += predictions_[i].index == known_[first + i].label ? 1U : 0U;
         }
     }
 
     // Of the images with their labels, in whatever order they came: cifar-deploy's Split.set_sha256.
     std::string sha256() {
-        std::sort(sums_.begin(), sums_.end());
+        std::sort(known_.begin(), known_.end(),
+                  [](const Known& a, const Known& b) { return a.sum < b.sum; });
         detail::Sha256 sum;
-        for (const std::string& one : sums_) {
-            sum.update(reinterpret_cast<const unsigned char*>(one.data()), one.size());
+        for (const Known& one : known_) {
+            sum.update(reinterpret_cast<const unsigned char*>(one.sum.data()), one.sum.size());
         }
         return sum.hex();
     }
@@ -131,12 +148,11 @@ private:
     Classifier* classifier_;
     detail::Resizer resizer_;
     std::size_t size_;  // bytes of an image as the network takes it
-    std::size_t batch_;
+    std::size_t batch_;  // images that there is room for
     std::size_t waiting_ = 0;
     std::size_t right_ = 0;
     std::vector<std::uint8_t> pixels_;
-    std::vector<std::size_t> labels_;
-    std::vector<std::string> sums_;  // of each image and its label
+    std::vector<Known> known_;
     std::vector<Image> images_;
     std::vector<Prediction> predictions_;
 };

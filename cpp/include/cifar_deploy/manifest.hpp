@@ -30,7 +30,7 @@ struct Profile {
 struct Manifest {
     std::string model;      // the model's name
     std::string network;    // the network's
-    std::string precision;  // fp32, fp16
+    std::string precision;  // fp32, fp16 or int8
     std::string backend;    // onnx, tensorrt or tensorrt-rtx
     std::string file;       // the model file, in the package's folder
     std::uint64_t bytes = 0;
@@ -119,6 +119,10 @@ public:
         m.model = text("model");
         m.network = text("network");
         m.precision = text("precision");
+        if (m.precision != "fp32" && m.precision != "fp16" && m.precision != "int8") {
+            refuse("precision " + printable(m.precision) +
+                   " is none that this library knows (fp32, fp16, int8)");
+        }
         m.backend = text("backend");
         if (m.backend != "onnx" && m.backend != "tensorrt" && m.backend != "tensorrt-rtx") {
             refuse("backend " + printable(m.backend) +

@@ -24,30 +24,28 @@ struct SelfTest {
     std::string text;               // "PASS ..." or "FAIL: image 7 ...", for people
 };
 
-// Runs the vectors in batches. An image passes with the same top class (or a tie: two logits
-// nearer to each other than the tolerance) and every logit within 1e-3 (fp32), 0.5 (int8, which
-// runtimes round at different places) or 0.05 times the larger of 1 and its size. Throws Error where
-// the package has no vectors, or changed ones.
-inline SelfTest self_test(Classifier& classifier) {
+namespace detail {
+
+// `home`: the folder that holds the vectors.
+inline SelfTest run_vectors(Classifier& classifier, const std::filesystem::path& home) {
     const Manifest& manifest = classifier.manifest();
     const std::size_t count = manifest.vectors_count;
-    const auto home = detail::path_of(classifier.folder()) / "vectors";
     if (count == 0) {
-        detail::fail(ErrorCode::not_found, classifier.folder() +
-                                               " holds no test vectors (vectors_count); package "
-                                               "the model again");
+        fail(ErrorCode::not_found,
+             classifier.folder() +
+                 " holds no test vectors (vectors_count); package the model again");
     }
     const std::size_t pixels = manifest.height * manifest.width * 3;
-    const std::size_t images_size = detail::product(count, pixels);
-    const std::size_t logits_size = detail::product(count * manifest.classes, sizeof(float));
-    const std::string images = detail::read_checked(home / "images.rgb", images_size,
-                                                    manifest.vectors_images_sha256);
-    const std::string logits = detail::read_checked(home / "logits.f32", logits_size,
-                                                    manifest.vectors_logits_sha256);
+    const std::size_t images_size = product(count, pixels);
+    const std::size_t logits_size = product(count * manifest.classes, sizeof(float));
+    const std::string images =
+        read_checked(home / "images.rgb", images_size, manifest.vectors_images_sha256);
+    const std::string logits =
+        read_checked(home / "logits.f32", logits_size, manifest.vectors_logits_sha256);
     if (images.size() != images_size || logits.size() != logits_size) {
-        detail::fail(ErrorCode::bad_package, detail::text_of(home) +
-                                                 " has not the sizes that manifest.txt speaks of; "
-                                                 "package the model again");
+        fail(ErrorCode::bad_package,
+             text_of(home) +
+                 " has not the sizes that manifest.txt speaks of; package the model again");
     }
     std::vector<float> wanted(count * manifest.classes);
     for (std::size_t i = 0; i < wanted.size(); ++i) {  // little-endian, on any machine
@@ -112,6 +110,17 @@ inline SelfTest self_test(Classifier& classifier) {
                                                      : manifest.vectors_from);
     }
     return result;
+}
+
+}  // namespace detail
+
+// Runs the vectors in batches. An image passes with the same top class (or a tie: two logits
+// nearer to each other than the tolerance) and every logit within 1e-3 (fp32), 0.5 (int8, which
+// runtimes round at different places) or 0.05 times the larger of 1 and its size. Throws Error where
+// the package has no vectors, or changed ones.
+inline SelfTest self_test(Classifier& classifier) {
+    return detail::in_memory(
+        [&] { return detail::run_vectors(classifier, classifier.valid().home / "vectors"); });
 }
 
 }  // namespace CIFAR_DEPLOY_NAMESPACE

@@ -26,7 +26,7 @@ struct Image {
     std::size_t width = 0;   // pixels, 1 to 65,535
     std::size_t height = 0;  // pixels, 1 to 65,535
     Pixels pixels = Pixels::rgb;
-    std::size_t stride = 0;  // bytes from a row's begin to the next one's; 0: rows without gaps
+    std::size_t stride = 0;  // bytes from a row's begin to the next one's below; 0: rows without gaps
 };
 
 namespace detail {

@@ -35,8 +35,8 @@ public:
         try {
             load(manifest, model, options, gpu);
         } catch (const Ort::Exception& error) {
-            fail(ErrorCode::runtime, "ONNX Runtime cannot load " + manifest.file + " on " +
-                                         device_ + ": " + trimmed(error.what()));
+            fail_runtime("ONNX Runtime cannot load " + manifest.file + " on " + device_,
+                         trimmed(error.what()), "close what else runs there");
         }
     }
 
@@ -62,8 +62,8 @@ public:
             const char* const to = output_.c_str();
             session_.Run(Ort::RunOptions{nullptr}, &from, &in, 1, &to, &out, 1);
         } catch (const Ort::Exception& error) {
-            fail(ErrorCode::runtime, "ONNX Runtime cannot run a batch of " +
-                                         std::to_string(batch) + ": " + trimmed(error.what()));
+            fail_runtime("ONNX Runtime cannot run a batch of " + std::to_string(batch),
+                         trimmed(error.what()), "use smaller batches");
         }
         return logits_.data();
     }

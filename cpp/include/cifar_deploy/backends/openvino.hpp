@@ -39,8 +39,8 @@ public:
         try {
             load(manifest, model, options);
         } catch (const ov::Exception& error) {
-            fail(ErrorCode::runtime, "OpenVINO cannot load " + manifest.file + " on " + device_ +
-                                         ": " + said(error));
+            fail_runtime("OpenVINO cannot load " + manifest.file + " on " + device_, said(error),
+                         "close what else runs there");
         }
     }
 
@@ -73,8 +73,8 @@ public:
             request_.infer();
         } catch (const ov::Exception& error) {
             current_ = 0;
-            fail(ErrorCode::runtime, "OpenVINO cannot run a batch of " + std::to_string(batch) +
-                                         ": " + said(error));
+            fail_runtime("OpenVINO cannot run a batch of " + std::to_string(batch), said(error),
+                         "use smaller batches");
         }
         return logits_.data();
     }
@@ -134,6 +134,7 @@ private:
 
     // Tensors over the buffers, kept for each batch size that was run.
     void bind(std::size_t batch) {
+        current_ = 0;  // should something below throw
         auto found = bound_.find(batch);
         if (found == bound_.end()) {
             ov::Tensor in(ov::element::u8, {batch, image_[0], image_[1], image_[2]},

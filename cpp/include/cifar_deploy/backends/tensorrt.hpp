@@ -51,14 +51,10 @@ public:
         return first_[0] == '\0' ? "it gave no reason" : trimmed(first_);
     }
 
-    // Whether the error is that the GPU's memory is full; "an illegal memory access" is another.
+    // Whether the error is that the GPU's memory is full.
     bool memory() const {
         const std::string said = first();
-        for (const char* words :
-             {"ut of memory", "utOfMemory", "ut of Memory", "UT_OF_MEMORY", "lloc"}) {
-            if (said.find(words) != std::string::npos) return true;
-        }
-        return false;
+        return says_memory_full(said) || said.find("lloc") != std::string::npos;
     }
 
 private:

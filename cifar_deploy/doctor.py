@@ -9,6 +9,7 @@ import torch
 
 from cifar_deploy import device as machine
 from cifar_deploy.disk import Json
+from cifar_deploy.errors import one_line
 
 
 def examine() -> Json:
@@ -40,8 +41,7 @@ def _try(name: str, trial: Callable[[], str]) -> Json:
     try:
         return {"name": name, "works": True, "detail": trial()}
     except Exception as error:  # the trial's failure is the answer
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return {"name": name, "works": False, "detail": lines[0]}
+        return {"name": name, "works": False, "detail": one_line(error)}
 
 
 def _driver() -> str:

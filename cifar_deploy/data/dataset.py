@@ -180,10 +180,6 @@ class Dataset:
                 f"{self.origin} has {few(self.classes)}: name its data set with --data-dir"
             )
 
-    def untested(self) -> tuple[str, ...]:
-        """The classes of which there is no test image."""
-        return self.missing(self.test)
-
     def missing(self, split: Split) -> tuple[str, ...]:
         """The classes of which `split` has no image."""
         return tuple(name for name, count in self._balance(split).items() if not count)

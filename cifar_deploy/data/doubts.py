@@ -18,7 +18,7 @@ def doubts(dataset: Dataset, val: bool = False) -> list[str]:
     `val`: the images in val/ beside the test images are used, too.
     """
     said = []
-    if lost := dataset.untested():
+    if lost := dataset.missing(dataset.test):
         said.append(f"{dataset.origin} has no test image of {few(lost)}: no accuracy tells of them")
     if dataset.verified == folder.VERIFIED:  # of published sets it is known
         said += _of_the_images(dataset) + _of_the_folder(Path(dataset.origin), val)

@@ -1,5 +1,6 @@
 """What the steps of a run see: its images in an order of chance, augmented on the device."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,12 +141,10 @@ class Batches:
         self._order: tuple[int, torch.Tensor] | None = None  # of which epoch, and the rows
         self._chunk: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
-    @property
+    @functools.cached_property
     def data(self) -> DeviceSplit:
         """The training images on the device, put there at the first use."""
-        if not hasattr(self, "_data"):
-            self._data = DeviceSplit(self.split, self.device)
-        return self._data
+        return DeviceSplit(self.split, self.device)
 
     def at(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This process's part of the batch of `step`: images, labels, how they are mixed.

@@ -24,9 +24,9 @@ from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.architectures.stages import freeze
 from cifar_deploy.cards import pinned
 from cifar_deploy.data.augment import ways_to_mix
-from cifar_deploy.data.dataset import SIZE, Dataset, Split, balance
+from cifar_deploy.data.dataset import SIZE, Dataset, balance
 from cifar_deploy.disk import Json, check_place, write_json, write_text
-from cifar_deploy.errors import OwnError, UserError, disk_errors
+from cifar_deploy.errors import OwnError, UserError, disk_errors, one_line
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import card, checkpoint, initial, teachers
@@ -393,7 +393,7 @@ class Trainer:
         except Exception as error:
             if not self.compiled or machine.exhausted(error):
                 raise
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             if self.job.recipe.train.compile != "auto":
                 raise UserError(
                     f"torch.compile does not work here ({reason}); --set train.compile=off"
@@ -544,7 +544,7 @@ class Trainer:
             "seconds": round(state.seconds, 2),
         }
         if self.holdout:
-            record["holdout_accuracy"] = round(self.accuracy(self.best(), self.holdout), 5)
+            record["holdout_accuracy"] = round(self.judge.accuracy(self.best(), self.holdout), 5)
             self._train_mode()
         state.history.append(record)
         # A finished model keeps its log until this run has ended, as it does its weights and card.
@@ -561,10 +561,6 @@ class Trainer:
     def best(self) -> nn.Module:
         """The network that is kept: the averaged one where the recipe averages."""
         return self.average.network if self.average else self.network
-
-    def accuracy(self, network: nn.Module, split: Split) -> float:
-        """Share of `split` that `network` gets right."""
-        return self.judge.accuracy(network, split)
 
     def _facts(self) -> Json:
         job = self.job

@@ -239,11 +239,9 @@ class Judgement:
         pairs = self.split.labels * classes + row.predictions
         return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
-    @property
-    def disagreements(self) -> dict[str, npt.NDArray[np.int64]]:
-        """For each file the indices of the images on which its top-1 is not the reference's."""
-        reference = self.rows[0].predictions
-        return {row.file: np.flatnonzero(row.predictions != reference) for row in self.rows[1:]}
+    def disagreements(self, row: Judged) -> npt.NDArray[np.int64]:
+        """The indices of the images on which `row`'s top-1 is not the reference's."""
+        return np.flatnonzero(row.predictions != self.rows[0].predictions)
 
     @property
     def mistakes(self) -> list[Mistake]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from cifar_deploy.data.dataset import Images, Split, tally
+from cifar_deploy.data.dataset import Images, Split
 from cifar_deploy.disk import now, write_text
 from cifar_deploy.validate import svg, table
 from cifar_deploy.validate.judge import Counts, Judged, Judgement
@@ -288,9 +288,7 @@ def _listed(
 
 def _worst(judgement: Judgement) -> list[tuple[str, int, int]]:
     """The classes of which the reference gets least right: name, right answers, images."""
-    labels = judgement.split.labels
-    right = labels[judgement.rows[0].predictions == labels]
-    counts = tally(judgement.classes, labels, right)
+    counts = judgement.tally(judgement.rows[0])
     lost = [(name, good, images) for name, (good, images) in counts.items() if good < images]
     return sorted(lost, key=lambda one: one[1] / one[2])[:MOST_CLASSES]
 
@@ -343,7 +341,7 @@ def _mistakes(judgement: Judgement) -> Gallery:
 
 
 def _gallery(judgement: Judgement, row: Judged) -> Gallery:
-    indices = judgement.disagreements[row.file]
+    indices = judgement.disagreements(row)
     split: Split = judgement.split
     names = judgement.classes
     pictures = [

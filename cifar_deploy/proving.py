@@ -207,10 +207,9 @@ def work_of(targets: Sequence[str], reference: str | None, kind: Kind) -> list[W
         return [(owner, judged)]
     if reference:
         raise UserError("--reference goes with files; a model's own files need none")
-    named = named or kind.trained()
     for folder in named:
         cards.read_card(folder)
-    return [(folder, kind.needed(folder)) for folder in named]
+    return [(folder, kind.needed(folder)) for folder in named or kind.trained()]
 
 
 def _beside(file: Path, owner: store.ModelFolder | Path) -> bool:
@@ -241,8 +240,9 @@ def prove(
     `max_drop` is in percentage points, `images` the first test images to take, of the data set in
     `data_dir` or of another `source` than each model's own; `mean` and `std` are of pixels in 0..1.
     `say` gets what a person has to know besides the verdicts; within `progress`, what comes of it
-    is told what is done. Raises UserError where no file is fit to be judged, where a reference
-    cannot run or has other classes than the data, and for what `pick` and `find` refuse.
+    is told what is done. Of several models one whose weights are damaged is told, and has no
+    judgement. Raises UserError where no file is fit to be judged, where a reference cannot run or
+    has other classes than the data, and for what `pick` and `find` refuse.
     """
     from cifar_deploy.architectures import weights
     from cifar_deploy.data import find
@@ -256,13 +256,21 @@ def prove(
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256
     unfit: dict[Path, UserError] = {}  # damaged, or of other weights
     checked: dict[Path, str] = {}  # the weights of each model, by its folder
+    sound: list[Work] = []
     for owner, files in work:  # what is damaged is told before anything runs
         exported_from = None
         if isinstance(owner, Path):
             check_file(owner)
         else:
-            exported_from = cards.read_card(owner)["weights"]["sha256"]
+            try:
+                exported_from = cards.read_card(owner)["weights"]["sha256"]
+            except UserError as error:
+                if len(work) == 1:
+                    raise
+                say(f"error: {error}")
+                continue
             checked[owner.path] = exported_from
+        sound.append((owner, files))
         for file in files:
             if isinstance(file, Address):
                 continue
@@ -272,6 +280,9 @@ def prove(
                     own[file] = disk.sha256_of(file)
             except UserError as error:
                 unfit[file] = error
+    if not sound:
+        raise UserError("none of these models can be judged")
+    work = sound
     if unfit and all(file in unfit for _, files in work for file in files):
         raise next(iter(unfit.values()))  # nothing is left to judge
     for reason in unfit.values():

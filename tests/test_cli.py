@@ -1798,3 +1798,18 @@ def test_a_folder_whose_name_is_no_utf8_is_told(own_cnn: ModelFolder) -> None:
     strange = own_cnn.path.rename(os.fsdecode(b"models/b\xff"))
     with pytest.raises(UserError, match="ONNX has names in UTF-8 only; rename the folder"):
         export_model(strange)
+
+
+def test_a_damaged_model_keeps_none_of_the_others_from_being_judged(
+    own_cnn: ModelFolder, run: Run, real_data: Dataset
+) -> None:
+    damaged = own_cnn.path.with_name("a")
+    shutil.copytree(own_cnn.path, damaged)
+    raw = bytearray((damaged / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(raw)
+    answer = run("validate", "--images", "64", "--no-latency", "--json", "-")
+    assert answer.status == 2
+    (judged,) = json.loads(answer.out)["models"]
+    assert judged["model"] == "simple_cnn"
+    assert answer.err.count("a/model.safetensors does not match card.json") == 1

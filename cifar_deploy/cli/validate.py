@@ -101,8 +101,8 @@ def validate(
 
     So is what a server answers.
 
-    Exit status 1 unless every file passes; 2 where one is damaged, or of other weights than the
-    model has now: the rest is still judged.
+    Exit status 1 unless every file passes; 2 where one or a model is damaged, or a file is of
+    other weights than the model has now: the rest is still judged.
     """
     kind = Kind(tuple(format or ()), tuple(precision or ()))
     work = proving.work_of(targets or [], reference, kind)
@@ -139,6 +139,8 @@ def validate(
         say=say,
         progress=functools.partial(doing, "validating"),
     )
+    judged = {judgement.model for judgement in judgements}
+    pages = [page for (owner, _), page in zip(work, pages, strict=True) if owner.name in judged]
     publish(judgements, json_file, pages, answers)
     if is_stdout(json_file):  # else the table tells
         for judgement in judgements:
@@ -148,7 +150,8 @@ def validate(
             for lost in judgement.unusable:
                 if not lost.unfit:  # that was said
                     say(f"{lost.file}: {lost.reason}")
-    if any(lost.unfit for judgement in judgements for lost in judgement.unusable):
+    unfit = any(lost.unfit for judgement in judgements for lost in judgement.unusable)
+    if unfit or len(judgements) < len(work):  # a model was
         raise typer.Exit(2)
     if not all(judgement.passed for judgement in judgements):
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from cifar_deploy.cards import read_card
 from cifar_deploy.disk import Json, read_json
 from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.engines.options import LARGEST_BATCH, Options
-from cifar_deploy.errors import UserError, check_range
+from cifar_deploy.errors import UserError, check_range, points
 from cifar_deploy.kind import Format, Precision, members
 from cifar_deploy.store import ModelFolder, manifest_path
 
@@ -197,7 +197,9 @@ def _calibrations(
         found.append(made)
         if not int8 and (not fp16 or drop is None):
             continue  # no image is looked at
-        dataset = data_of(folder.name, weights.load(folder).card)
+        trained = weights.load(folder)
+        dataset = data_of(folder.name, trained.card)
+        dataset.expect_classes(folder.name, trained.classes)  # which the card need not have
         if int8:
             if dataset.origin not in calibrated:
                 count = quantising.images or COUNT
@@ -264,8 +266,6 @@ def _line(path: Path) -> str:
             others = "others"
         kept = calibration.get("kept_fp32", [])
         if drop := calibration.get("drop"):
-            from cifar_deploy.validate.noninferiority import points
-
             most = drop["upper_bound_of_loss_points"]
             said += (
                 f", a loss of at most {points(most / 100, 2)} points on {drop['images']:,} {others}"

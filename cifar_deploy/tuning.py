@@ -20,7 +20,7 @@ import torch
 from cifar_deploy.architectures import weights
 from cifar_deploy.data.augment import augment
 from cifar_deploy.data.dataset import Dataset, Images, Split
-from cifar_deploy.errors import TEMPORARY, UserError, disk_errors
+from cifar_deploy.errors import TEMPORARY, UserError, disk_errors, points
 from cifar_deploy.export.mixed import mixed
 from cifar_deploy.export.onnx_file import deployment_graph
 from cifar_deploy.export.quantise import Calibration, check_kept, kept, layers, quantise
@@ -29,7 +29,7 @@ from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
 from cifar_deploy.runtimes.protocol import Logits, unanswered
 from cifar_deploy.store import ModelFolder
-from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, points, score_bound
+from cifar_deploy.validate.noninferiority import PASS, Comparison, compare, score_bound
 
 IMAGES = 5_000  # that a loss is measured on
 NOISE, RANGES = 128, 64  # images that a layer's noise is measured on, and its ranges calibrated

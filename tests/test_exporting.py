@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 from processes import command_line, snapshot
 
 from cifar_deploy import UserError, export_model, load
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
-from cifar_deploy.disk import read_json
+from cifar_deploy.disk import read_json, write_json
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options, Profile
 from cifar_deploy.export.quantise import layers
@@ -143,3 +144,19 @@ def test_exports_at_once_leave_the_process_as_it_was(folder: ModelFolder) -> Non
     assert made == [[folder.onnx(kind)] for kind in ("fp32", "fp16")] * 2
     assert sys.stdout is shown
     assert warnings.filters == filters
+
+
+def test_images_of_other_classes_calibrate_nothing_whatever_the_card_says(
+    folder: ModelFolder, tmp_path: Path
+) -> None:
+    for part in ("train", "test"):
+        for name in ("ant", "bee"):
+            place = tmp_path / "insects" / part / name
+            place.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (32, 32), (number, 0, 0)).save(place / f"{number}.png")
+    card = read_json(folder.card)
+    del card["data"]["classes"]
+    write_json(folder.card, card)
+    with pytest.raises(UserError, match=r"was trained on the classes airplane.* has ant, bee"):
+        export_model(folder.path, precision="int8", data_dir=tmp_path / "insects")

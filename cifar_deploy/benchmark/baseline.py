@@ -107,18 +107,6 @@ def slower(found: Sequence[Change], percent: float) -> list[Change]:
     return [change for change in found if change.slower > percent]
 
 
-def told(late: Sequence[Change]) -> list[str]:
-    """What is said of each of those that are `slower`."""
-    lines = []
-    for change in late:
-        percent = math.ceil(round(10 * change.slower, 6)) / 10  # never what is allowed
-        lines.append(
-            f"{change.model}, {change.name}, batch {change.batch}: SLOWER by {percent:,g} %: "
-            f"{_ms(change.now)} ms at the median, {_ms(change.before)} then"
-        )
-    return lines
-
-
 def notes(
     before: Baseline, found: Sequence[Change], late: Sequence[Change], lost: Sequence[Key] = ()
 ) -> list[str]:
@@ -130,7 +118,12 @@ def notes(
         f"Against {before.path}: {len(found)} of {len(before.medians)} rows, their medians "
         f"{min(ratios):.2f} to {max(ratios):.2f} times as long."
     ]
-    lines += told(late)
+    for change in late:
+        percent = math.ceil(round(10 * change.slower, 6)) / 10  # never what is allowed
+        lines.append(
+            f"{change.model}, {change.name}, batch {change.batch}: SLOWER by {percent:,g} %: "
+            f"{_ms(change.now)} ms at the median, {_ms(change.before)} then"
+        )
     if lost:
         names = [f"{model}, {name}, batch {batch}" for model, name, _, batch in lost]
         lines.append(f"Measured then, and not now: {few(names)}.")

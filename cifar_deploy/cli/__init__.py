@@ -31,6 +31,7 @@ from cifar_deploy.cli import (
 )
 from cifar_deploy.cli.options import Lasting
 from cifar_deploy.device import launched, threads_allowed
+from cifar_deploy.disk import now
 from cifar_deploy.errors import OwnError, UserError, plain
 
 FIRST_SPEAKS = 3.0  # seconds
@@ -139,9 +140,9 @@ def _refusal(error: Exception) -> str | None:
 
 def _in_turn(said: str, error: Exception) -> str:
     """The same, when it is this process's turn to say it: torchrun may have started several."""
-    if not launched() or os.environ["LOCAL_RANK"] == "0":
+    if not launched() or os.environ["RANK"] == "0":
         return said
-    if not isinstance(error, OwnError):
+    if not isinstance(error, OwnError) and os.environ["LOCAL_RANK"] != "0":
         # The first process of the machine may have the same error and tells it, and torchrun ends
         # this one meanwhile. Who alone has it speaks for itself.
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # as it has SIGTERM
@@ -176,6 +177,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     # --debug is taken by `_run`
+    now()  # what is wrong with $SOURCE_DATE_EPOCH is told before any work
     several = launched() and os.environ["WORLD_SIZE"] != "1"
     if several and context.invoked_subcommand != "train":
         raise UserError(

@@ -203,6 +203,8 @@ def benchmark(
                 decisive = earlier.changes(before, sweep.judged(result.rows))
                 late = earlier.slower(decisive, limit)
                 under += earlier.notes(before, changes, late, lost)
+                if changes and not decisive:
+                    under.append(f"No file that was measured here is in {baseline}.")
                 value["baseline"] = earlier.to_json(before, changes, limit, lost)
                 # A comparison with nothing is none that went well.
                 worse = not decisive or bool(late)

@@ -16,7 +16,7 @@ from cifar_deploy.cli.options import (
 )
 from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.engines.options import LARGEST_BATCH
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, points
 from cifar_deploy.exporting import Quantising, write_onnx
 from cifar_deploy.kind import Format, Precision
 
@@ -82,7 +82,7 @@ def package(
         raise UserError(f"--format, --precision and --flavour choose a model's file, not {file}")
     if file and not file.is_file():
         raise UserError(f"{file} does not exist; run: cifar-deploy export MODEL")
-    folder = store.ModelFolder(file.parent) if file else architectures.folder(model)
+    folder = store.ModelFolder(file.parent.resolve()) if file else architectures.folder(model)
     if file and not folder.weights.exists():
         raise UserError(f"{file} has no trained model beside it; a model's own files are packaged")
     name = f"{folder.name}-{'package' if target is Target.cpp else target.value}"
@@ -118,6 +118,7 @@ def package(
         from cifar_deploy.package import vectors
 
         dataset = find.of_models(None, data_dir)(folder.name, card)
+        dataset.expect_classes(folder.name, found.classes)
         contents = cpp.contents(found, vectors.make(found, dataset))
     write.write(contents, place, name)
     say_doubtful(folder.name, card)
@@ -135,8 +136,6 @@ def package(
         return
     proved = "NOT PROVED"
     if found.proved and found.proof:
-        from cifar_deploy.validate.noninferiority import points
-
         proved = (
             f"proved by {found.proof['runtime']} to lose at most "
             f"{points(found.proof['upper_bound_of_loss_points'] / 100, 3)} points (95 %), "

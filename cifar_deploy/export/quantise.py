@@ -83,6 +83,10 @@ class _Reader:
         return None if batch is None else {"images": batch}
 
 
+# NumPy's words for a histogram that cannot be.
+NO_HISTOGRAM = ("is not finite", "Too many bins")
+
+
 def kept(graph: onnx.GraphProto) -> list[str]:
     """The nodes that stay in fp32.
 
@@ -176,7 +180,9 @@ def quantise(
                 calibrate_method=CalibrationMethod.Percentile,
                 extra_options=extra,
             )
-        except ValueError as error:  # NumPy's, of a histogram that cannot be
+        except ValueError as error:
+            if not any(said in str(error) for said in NO_HISTOGRAM):
+                raise
             raise UserError(
                 "8 bits have no range for what a layer gives for the calibration images, NaN, "
                 f"infinity or numbers far apart ({one_line(error)}); its weights are too large"

@@ -96,6 +96,7 @@ class Ranks:
         yield
         if not self.local:
             distributed.barrier(patient)
+        distributed.barrier(patient)  # the others may take as long for it
 
 
 ALONE = Ranks()

@@ -15,8 +15,6 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from cifar_deploy.errors import points as points
-
 Z95 = 1.6448536269514722  # one-sided 95 %
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"

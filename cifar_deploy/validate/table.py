@@ -12,12 +12,12 @@ from rich.text import Text
 
 from cifar_deploy.data.cifar10 import is_release
 from cifar_deploy.data.doubts import doubtful
-from cifar_deploy.errors import UserError
+from cifar_deploy.errors import UserError, points
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
-from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, points, worst_class
+from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, worst_class
 
 # A logit that differs by as much changes a probability by up to 2.5 points.
 OTHER_LOGITS = 0.1

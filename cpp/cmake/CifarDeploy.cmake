@@ -99,16 +99,27 @@ endmacro()
 # Looks anew where another path is set than the last time. What the environment had is kept where it has
 # nothing: cmake may be called again by a build, from another shell.
 macro(_cd_forget variable root)
-  set(_cd_env "$ENV{${root}}")
-  if("${_cd_env}" STREQUAL "")
-    set(_cd_env "${${variable}_ENV}")
+  set(_cd_from "${${root}}")
+  if("${_cd_from}" STREQUAL "")
+    set(_cd_from "$ENV{${root}}")
   endif()
-  if(DEFINED ${variable}_FROM AND NOT ("${${variable}_FROM}" STREQUAL "${${root}}"
-     AND "${${variable}_ENV}" STREQUAL "${_cd_env}"))
-    unset(${variable} CACHE)
+  if("${_cd_from}" STREQUAL "")  # of another shell: what was found stays
+    set(_cd_from "${${variable}_FROM}")
   endif()
-  set(${variable}_FROM "${${root}}" CACHE INTERNAL "the ${root} that ${variable} is of")
-  set(${variable}_ENV "${_cd_env}" CACHE INTERNAL "the same of the environment")
+  if("${${variable}}" STREQUAL "${${variable}_MADE}"
+     AND NOT "${${variable}_FROM}" STREQUAL "${_cd_from}")
+    unset(${variable} CACHE)  # not what was given itself
+  endif()
+  set(${variable}_FROM "${_cd_from}" CACHE INTERNAL "the ${root} that ${variable} is of")
+  set(_cd_given "${${variable}}")
+endmacro()
+
+# What was found and not given is to be known the next time.
+macro(_cd_remember variable)
+  if(NOT _cd_given)
+    set(${variable}_MADE "${${variable}}" CACHE INTERNAL "the ${variable} that was found")
+  endif()
+  mark_as_advanced(${variable})
 endmacro()
 
 # A header, a library: where the path that was set says, as it stands also where a toolchain file has
@@ -118,7 +129,7 @@ macro(_cd_header variable header root)
   set(_cd_where HINTS "${${root}}" ENV ${root} PATH_SUFFIXES ${ARGN})
   find_path(${variable} ${header} ${_cd_where} NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
   find_path(${variable} ${header} ${_cd_where})
-  mark_as_advanced(${variable})
+  _cd_remember(${variable})
 endmacro()
 
 macro(_cd_binary variable root)
@@ -126,7 +137,7 @@ macro(_cd_binary variable root)
   set(_cd_where NAMES ${ARGN} NAMES_PER_DIR HINTS "${${root}}" ENV ${root} PATH_SUFFIXES lib lib64)
   find_library(${variable} ${_cd_where} NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH)
   find_library(${variable} ${_cd_where})
-  mark_as_advanced(${variable})
+  _cd_remember(${variable})
 endmacro()
 
 function(_cd_library target location include)

@@ -151,6 +151,20 @@ def test_another_path_in_the_environment_is_meant_too(
         assert f"CIFAR_DEPLOY_ONNXRUNTIME_INCLUDE:PATH={tmp_path / known}/include\n" in cache
 
 
+def test_paths_that_were_given_themselves_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = onnxruntime(tmp_path / "release")
+    given = [
+        f"-DCIFAR_DEPLOY_ONNXRUNTIME_LIBRARY={release}/lib/libonnxruntime.so",
+        f"-DCIFAR_DEPLOY_ONNXRUNTIME_INCLUDE={release}/include",
+    ]
+    for elsewhere in ("one", "another"):
+        monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path / elsewhere))
+        assert "with ONNX Runtime" in configured(tmp_path, *given)
+        given = []
+
+
 def test_a_relative_path_begins_where_cmake_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

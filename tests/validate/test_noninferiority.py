@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from cifar_deploy.errors import points
 from cifar_deploy.validate.noninferiority import (
     FAIL,
     INCONCLUSIVE,
@@ -14,7 +15,6 @@ from cifar_deploy.validate.noninferiority import (
     Z95,
     Comparison,
     compare,
-    points,
     score_bound,
     worst_class,
 )

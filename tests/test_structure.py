@@ -9,7 +9,7 @@ import cifar_deploy
 PACKAGE = Path(cifar_deploy.__file__).parent
 # Rooms from the bottom to the top: a room imports from those below it, never from its own row.
 ROWS = [
-    {"errors", "signals"},
+    {"errors", "signals", "terminal"},
     {"disk"},
     {"store", "device", "address"},
     {"cards"},

@@ -20,6 +20,7 @@ import typer
 from cifar_deploy import disk, store
 from cifar_deploy.errors import UserError, plain
 from cifar_deploy.kind import Format, Precision
+from cifar_deploy.terminal import watched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -270,7 +271,7 @@ def wide(width: int, table: "Table") -> "Console":
     from rich.console import Console
 
     console = Console()
-    console.width = max(console.width if console.file.isatty() else width, _least_width(table))
+    console.width = max(console.width if watched(console) else width, _least_width(table))
     return console
 
 
@@ -345,7 +346,7 @@ def doing(what: str) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.file.isatty():
+    if not watched(console):
         yield functools.cache(say)
         return
     with console.status(what) as status:

@@ -118,8 +118,8 @@ def package(
         from cifar_deploy.package import vectors
 
         dataset = find.of_models(None, data_dir)(folder.name, card)
-        dataset.expect_classes(folder.name, found.classes)
         contents = cpp.contents(found, vectors.make(found, dataset))
+        dataset.expect_classes(folder.name, found.classes)
     write.write(contents, place, name)
     say_doubtful(folder.name, card)
     if as_json:

@@ -101,7 +101,7 @@ def train(
     folder = store.ModelFolder(out) if out else home(name, recipe)
     # A job that was started again has its first command: it goes on.
     begun = folder.checkpoint.exists() or folder.seeds.exists()
-    resume = resume or (begun and any(os.environ.get(v, "0") != "0" for v in RESTARTS))
+    resume = resume or (begun and any(os.environ.get(v, "0") not in ("", "0") for v in RESTARTS))
     with only_run(folder) as first:
         if first and not resume:
             _keep_unfinished(folder, init)

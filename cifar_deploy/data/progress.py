@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cifar_deploy.terminal import watched
+
 # To the bar, or off a terminal to the first line; and from one line to the next.
 FIRST_SECONDS, NEXT_SECONDS = 4.0, 30.0
 
@@ -34,7 +36,7 @@ class Reading:
         """Tell that `done` of all `images` in `root` are read."""
         if self.clock() < self.due:
             return
-        if not self.console.file.isatty():
+        if not watched(self.console):
             line = f"reading {root}: {done:,} of {images:,} images"
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             self.due = self.clock() + NEXT_SECONDS

@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from cifar_deploy.terminal import watched
+
 
 class Bars:
     """A `build.Watch` that draws on standard error. A context manager."""
@@ -14,7 +16,7 @@ class Bars:
             BarColumn(),
             MofNCompleteColumn(),
             console=console,
-            disable=not console.file.isatty(),
+            disable=not watched(console),
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}

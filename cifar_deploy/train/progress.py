@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cifar_deploy.disk import Json
+from cifar_deploy.terminal import watched
 
 # Off a terminal: to the first line of a run, and from one line to the next.
 FIRST_SECONDS, NEXT_SECONDS = 20.0, 60.0
@@ -39,7 +40,7 @@ class Bar:
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=self.console,
-            disable=not self.console.file.isatty(),
+            disable=not watched(self.console),
         )
         self.task = self.progress.add_task("training", total=steps, completed=done, figures="")
 
@@ -58,7 +59,7 @@ class Bar:
         now = self.clock()
         if self.begun is None:  # a first step is slow, and what came before it was none
             self.begun, self.due = (now, done), now + FIRST_SECONDS
-        if now >= self.due and not self.console.file.isatty():
+        if now >= self.due and not watched(self.console):
             at = f"step {done:,}/{self.steps:,}, {name}"
             self._say(f"{at}  {figures}{self._left(done, ' at this rate')}")
 
@@ -71,7 +72,7 @@ class Bar:
         if "holdout_accuracy" in record:
             line += f"  held out {100 * record['holdout_accuracy']:.2f} %"
         line += f"  {record['seconds']:.0f} s"
-        if self.console.file.isatty():
+        if watched(self.console):
             self.console.print(line, highlight=False)
         else:
             self._say(line + self._left(record["epoch"] * self.steps // self.epochs))

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner, Result
 
 from cifar_deploy import cards, disk, store
 from cifar_deploy.cli import app
+from cifar_deploy.data.dataset import Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
+from cifar_deploy.train.judge import Judge
 from cifar_deploy.train.loop import Trainer
 from cifar_deploy.train.profile import Profile
 
@@ -136,18 +139,18 @@ def test_held_out_images_are_judged_instead_of_the_test_images(
     pictures: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged = []
-    real = Trainer.accuracy
+    real = Judge.right
 
-    def looking(trainer: Trainer, network: object, split: object) -> float:
+    def looking(judge: Judge, network: nn.Module, split: Split) -> torch.Tensor:
         judged.append(split)
-        return real(trainer, network, split)  # type: ignore[arg-type]
+        return real(judge, network, split)
 
-    monkeypatch.setattr(Trainer, "accuracy", looking)
+    monkeypatch.setattr(Judge, "right", looking)
     done = run("train", "simple_cnn", "--data-dir", pictures, *QUICK, "--hold-out", "60")
     card = cards.read_card(ModelFolder(models / "simple_cnn"))
     assert card["test_accuracy"] is card["test_accuracy_before_storage"] is None
     assert card["test_images"] == 0
-    assert all(len(split) == 60 for split in judged)  # type: ignore[arg-type]
+    assert {len(split) for split in judged} == {60}
     assert round(card["holdout_accuracy"], 5) == card["history"][-1]["holdout_accuracy"]
     assert (card["data"]["train_images"], card["data"]["holdout_images"]) == (180, 60)
     said = f"simple_cnn: {100 * card['holdout_accuracy']:.2f} % of 60 held-out images"

@@ -61,12 +61,13 @@ class Kind:
     def files(self, folder: store.ModelFolder) -> list[Path]:
         """The files of `folder` that are of this kind."""
         suffixes = tuple(SUFFIXES[format] for format in self.formats) or ("",)
-        parts = [f".{precision.value}." for precision in self.precisions] or [""]
         return [
             file
             for file in folder.exported()
             if file.name.endswith(suffixes)
-            and any(part in file.name.removeprefix(folder.name) for part in parts)
+            and (
+                not self.precisions or any(folder.is_of(file.name, one) for one in self.precisions)
+            )
         ]
 
     def needed(self, folder: store.ModelFolder) -> list[Path]:

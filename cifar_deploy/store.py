@@ -107,6 +107,10 @@ class ModelFolder:
         """The TensorRT engine of a precision and a flavour."""
         return self.path / f"{self.name}.{precision}.{flavour}.engine"
 
+    def is_of(self, file: str, precision: str) -> bool:
+        """Whether an exported file's name is of a precision; the model's own may have one in it."""
+        return f".{precision}." in file.removeprefix(self.name)
+
     def exported(self) -> list[Path]:
         """Every exported file in the folder: ONNX files by name, then engines."""
         return [path for kind in EXPORTED for path in sorted(self.path.glob(f"*{kind}"))]

@@ -195,9 +195,7 @@ def contenders(
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, name, reason))
         if with_pytorch:
-            half = not files or any(
-                ".fp16." in file.name.removeprefix(folder.name) for file in files
-            )
+            half = not files or any(folder.is_of(file.name, "fp16") for file in files)
             halves = ["fp16"] if device.type == "cuda" and half else []
             if compiled:
                 quiet_autotune()  # imports the compiler

@@ -142,10 +142,12 @@ def validate(
     judged = {judgement.model for judgement in judgements}
     pages = [page for (owner, _), page in zip(work, pages, strict=True) if owner.name in judged]
     publish(judgements, json_file, pages, answers)
+    from cifar_deploy.validate.noninferiority import PASS
+
     if is_stdout(json_file):  # else the table tells
         for judgement in judgements:
             for row in judgement.rows[1:]:
-                if row.verdict != "PASS":
+                if row.verdict != PASS:
                     say(f"{row.file}: {row.verdict}")
             for lost in judgement.unusable:
                 if not lost.unfit:  # that was said

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +59,12 @@ class Start:
 
 def is_start(facts: object) -> bool:
     """Whether these, of a checkpoint, are what `Start.to_dict` gives."""
-    kinds = {"origin": str, "mean": list, "std": list, "pretrained": list, "run": dict}
-    if not isinstance(facts, dict) or not {"origin", "mean", "std"} <= facts.keys():
+    kinds: dict[str, Any] = {"origin": str, "sha256": str | None, "run": dict}
+    kinds |= dict.fromkeys(("mean", "std", "pretrained"), list)
+    if not isinstance(facts, dict) or not {"origin", "mean", "std"} <= facts.keys() <= kinds.keys():
         return False
-    of_kind = all(isinstance(value, kinds.get(key, str)) for key, value in facts.items() if value)
-    known = facts.keys() <= kinds.keys() | {"sha256"}
-    return known and of_kind and all(map(is_number, [*facts["mean"], *facts["std"]]))
+    of_kind = all(isinstance(value, kinds[key]) for key, value in facts.items())
+    return of_kind and all(map(is_number, [*facts["mean"], *facts["std"]]))
 
 
 # --- chance with structure ----------------------------------------------------------------------

@@ -676,6 +676,7 @@ def test_weights_are_no_checkpoint(make_job: MakeJob, recorder: Watching) -> Non
         Trainer(resumed(job))
 
 
+UNUSED = {"origin": "x", "mean": 0, "std": None}
 RECORD = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "lr": 0.1}
 
 
@@ -686,7 +687,7 @@ RECORD = {"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "lr": 0.1}
         *({"recipe": made} for made in (None, [], {"train": 3})),
         *({"teachers": taught} for taught in (None, [{}], [3])),
         *({"history": told} for told in (None, [{}], [RECORD | {"loss": "low"}])),
-        *({"start": start} for start in (3, {}, {"origin": "x"}, {"other": 1})),
+        *({"start": start} for start in (3, {}, {"origin": "x"}, {"other": 1}, UNUSED)),
         *({key: value} for key in ("seconds", "bookkeeping") for value in (None, "1", math.nan)),
         {"command": 3},
     ],

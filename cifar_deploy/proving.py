@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cifar_deploy import address, architectures, cards, disk, store
 from cifar_deploy.address import Address
 from cifar_deploy.errors import UserError, check_range
-from cifar_deploy.kind import SUFFIXES, Format, Kind, Precision, members
+from cifar_deploy.kind import SUFFIXES, Format, Kind
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def validate_model(
     if not targets:
         raise UserError("no model and no file was named")
     against = None if reference is None else architectures.named(reference)
-    kind = Kind(members(Format, "format", format), members(Precision, "precision", precision))
+    kind = Kind.of(format, precision)
     check_range("images", images, 1, whole=True)
     check_range("max_drop", max_drop, 0, 100)
     check_range("threads", threads, 1, 1024, whole=True)

@@ -204,7 +204,6 @@ def _facts(path: Path) -> disk.Json:
     else:
         manifest = store.read_manifest(path)
         facts = onnx_interface.inspect(path, foreign=True)
-        facts["operators"] = onnx_interface.operators(path)
     # With a manifest the bytes are those that it names.
     sha256 = manifest["sha256"] if manifest else disk.sha256_of(path)
     try:

@@ -52,6 +52,7 @@ class Graph:
     output: str
     classes: int
     batches: Sequence[range]  # that it takes
+    names: list[str] | None = None  # of the classes, where it has them
 
 
 def graph(path: Path, pixels: Pixels | None = None) -> Graph:
@@ -74,6 +75,7 @@ def graph(path: Path, pixels: Pixels | None = None) -> Graph:
         output=answer["name"],
         classes=int(answer["shape"][-1]),
         batches=[range(batch, batch + 1)] if isinstance(batch, int) else ANY,
+        names=class_names(facts),
     )
 
 
@@ -82,7 +84,8 @@ def inspect(path: Path, foreign: bool = False) -> Json:
 
     `opset`; `precision` ("fp32", "fp16", ...: the lowest that weights are stored in); `inputs` and
     `outputs`, each with name, dtype and shape (a dynamic size is its name, or "?" without one);
-    `metadata`, the file's own properties as text.
+    `metadata`, the file's own properties as text; `operators`, how many nodes there are of each
+    kind, the most first.
 
     Raises UserError where the file is missing, truncated or no ONNX, where it keeps weights in
     other files, and where its interface is not the deployment graph's: one input, uint8
@@ -92,11 +95,6 @@ def inspect(path: Path, foreign: bool = False) -> Json:
     model = _read(path)
     with _checked(path):
         return _facts(path, model, foreign)
-
-
-def operators(path: Path) -> dict[str, int]:
-    """How many nodes of each kind an ONNX file has, the most first. Raises as `inspect` does."""
-    return dict(Counter(node.op_type for node in _read(path).graph.node).most_common())
 
 
 def class_names(facts: Json) -> list[str] | None:
@@ -241,6 +239,7 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
         "inputs": inputs,
         "outputs": outputs,
         "metadata": {entry.key: entry.value for entry in model.metadata_props},
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
     }
 
 

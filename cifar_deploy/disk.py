@@ -343,12 +343,14 @@ def is_number(value: object) -> TypeGuard[float]:
     return type(value) in (int, float) and bool(abs(value) <= LARGEST)  # type: ignore[arg-type]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    with disk_errors(path, "read"), path.open("rb") as file:
+def sha256_of(data: Path | bytes) -> str:
+    """SHA-256 of bytes, or of a file's, in hexadecimal."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with disk_errors(data, "read"), data.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_and_sha256(data: bytes) -> Json:
     """`bytes`, their number, and their `sha256`, as manifests and cards have them."""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": len(data), "sha256": sha256_of(data)}

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import graphlib
 import heapq
 import json
 from collections import Counter
@@ -14,6 +15,7 @@ from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.disk import Json
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, disk_errors, is_plain, one_line
+from cifar_deploy.runtimes.half import replace_nodes
 from cifar_deploy.runtimes.protocol import ANY, MOST_CLASSES
 from cifar_deploy.store import read_manifest
 
@@ -301,25 +303,19 @@ def _in_order(graph: "onnx.GraphProto") -> None:
         for name in filter(None, node.output):  # "" is left out
             maker.setdefault(name, place)
     needed = [{maker[name] for name in _needs(node) if name in maker} for node in graph.node]
-    users: list[list[int]] = [[] for _ in needed]
-    for place, makers in enumerate(needed):
-        for one in makers:
-            users[one].append(place)
-    missing = [len(makers) for makers in needed]
-    ready = [place for place, count in enumerate(missing) if not count]
+    sorter = graphlib.TopologicalSorter(dict(enumerate(needed)))
     order: list[int] = []
-    while ready:
-        order.append(heapq.heappop(ready))
-        for user in users[order[-1]]:
-            missing[user] -= 1
-            if not missing[user]:
-                heapq.heappush(ready, user)
-    # Where not all are there is a circle, which the checker tells.
-    if len(order) == len(needed) and order != sorted(order):
-        nodes = list(graph.node)
-        sorted_nodes = [type(nodes[i]).FromString(nodes[i].SerializeToString()) for i in order]
-        del graph.node[:]
-        graph.node.extend(sorted_nodes)
+    with contextlib.suppress(graphlib.CycleError):  # which the checker tells
+        sorter.prepare()
+        ready = [*sorter.get_ready()]
+        heapq.heapify(ready)
+        while ready:
+            order.append(heapq.heappop(ready))
+            sorter.done(order[-1])
+            for place in sorter.get_ready():
+                heapq.heappush(ready, place)
+    if order != sorted(order):
+        replace_nodes(graph, [graph.node[place] for place in order])
 
 
 def _needs(node: "onnx.NodeProto") -> set[str]:

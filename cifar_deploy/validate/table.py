@@ -15,7 +15,7 @@ from cifar_deploy.errors import UserError, points
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.terminal import sheet
-from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
+from cifar_deploy.validate.judgement import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, worst_class
 

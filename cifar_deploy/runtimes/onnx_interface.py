@@ -1,9 +1,6 @@
 """Read an ONNX file from anywhere: whether it has the deployment interface, or can be given it."""
 
 import contextlib
-import functools
-import graphlib
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +12,7 @@ from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.disk import Json
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, disk_errors, is_plain, one_line
-from cifar_deploy.runtimes.half import replace_nodes
+from cifar_deploy.runtimes import graphs
 from cifar_deploy.runtimes.protocol import ANY, MOST_CLASSES
 from cifar_deploy.store import read_manifest
 
@@ -207,17 +204,14 @@ def _put_around(model: "onnx.ModelProto", given: Json, answer: Json, pixels: Pix
 def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
     import onnx
 
-    tensors = list(_tensors(model.graph))
-    for function in model.functions:
-        tensors += _node_tensors(function.node)
-        tensors += _attribute_tensors(function.attribute_proto)
+    tensors = list(graphs.tensors(model))
     if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in tensors):
         raise UserError(
             f"{path} keeps its weights in other files; save it again with the weights inside "
             "(torch.onnx.export: external_data=False)"
         )
     onnx.checker.check_model(model)
-    if model.functions and _unfolded(model) > MOST_NODES:
+    if model.functions and graphs.unfolded(model) > MOST_NODES:
         raise UserError(
             f"{path} unfolds to more than {MOST_NODES:,} nodes, by functions that use functions; "
             "save it without them"
@@ -245,25 +239,6 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
     }
 
 
-def _unfolded(model: "onnx.ModelProto") -> int:
-    """How many nodes there are when functions are put in, as a runtime does, where they are used.
-
-    The checker has seen that none uses itself.
-    """
-    bodies = {(f.domain, f.name): f.node for f in model.functions}
-
-    def size(nodes: "Iterable[onnx.NodeProto]") -> int:
-        return sum(
-            1 + size(_inside(node)) + of_function(node.domain, node.op_type) for node in nodes
-        )
-
-    @functools.cache
-    def of_function(domain: str, name: str) -> int:
-        return size(bodies.get((domain, name), ()))
-
-    return size(model.graph.node)
-
-
 def _opset(model: "onnx.ModelProto") -> int:
     """The version of ONNX's own operators; 0 where the file imports none."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -288,73 +263,12 @@ def _read(path: Path) -> "onnx.ModelProto":
         )
     if not model.graph.node or not _opset(model):
         raise UserError(_damaged(path, "there is no whole graph in it"))
-    _in_order(model.graph)
+    graphs.in_order(model.graph)
     return model
-
-
-def _in_order(graph: "onnx.GraphProto") -> None:
-    """Let every node stand behind those it needs: the checker asks for it, runtimes do not.
-
-    ONNX Runtime's converter to fp16, for one, writes its casts at the end. Of those that may come
-    next the first one does (Kahn 1962, with a heap), so what is in order stays as it is.
-    """
-    maker: dict[str, int] = {}  # of each name, by its place
-    for place, node in enumerate(graph.node):
-        for name in filter(None, node.output):  # "" is left out
-            maker.setdefault(name, place)
-    needed = [{maker[name] for name in _needs(node) if name in maker} for node in graph.node]
-    sorter = graphlib.TopologicalSorter(dict(enumerate(needed)))
-    order: list[int] = []
-    with contextlib.suppress(graphlib.CycleError):  # which the checker tells
-        sorter.prepare()
-        ready = [*sorter.get_ready()]
-        heapq.heapify(ready)
-        while ready:
-            order.append(heapq.heappop(ready))
-            sorter.done(order[-1])
-            for place in sorter.get_ready():
-                heapq.heappush(ready, place)
-    if order != sorted(order):
-        replace_nodes(graph, [graph.node[place] for place in order])
-
-
-def _needs(node: "onnx.NodeProto") -> set[str]:
-    """The names that `node` and what is inside it take."""
-    return set(node.input).union(*map(_needs, _inside(node)))
-
-
-def _inside(node: "onnx.NodeProto") -> Iterator["onnx.NodeProto"]:
-    """The nodes of the graphs that `node` has for attributes."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            yield from graph.node
 
 
 def _damaged(path: Path, reason: str) -> str:
     return f"{path} is truncated or no valid ONNX file ({reason}); export it again"
-
-
-def _tensors(graph: "onnx.GraphProto") -> Iterator["onnx.TensorProto"]:
-    """Every tensor in `graph` and its subgraphs."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: "Iterable[onnx.NodeProto]") -> Iterator["onnx.TensorProto"]:
-    return _attribute_tensors(attribute for node in nodes for attribute in node.attribute)
-
-
-def _attribute_tensors(
-    attributes: "Iterable[onnx.AttributeProto]",
-) -> Iterator["onnx.TensorProto"]:
-    for attribute in attributes:
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph)
 
 
 def _precision(tensors: "Iterable[onnx.TensorProto]") -> str:

@@ -1,7 +1,6 @@
 """What a model's card says: of its weights, of the runs that they come from, of what to do."""
 
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -245,8 +244,7 @@ def read_card(folder: ModelFolder, raw: bytes | None = None) -> Json:
     if not folder.card.exists():
         raise UserError(f"{folder.weights} has no card.json beside it; train again")
     card = card_of(folder)
-    found = sha256_of(folder.weights) if raw is None else hashlib.sha256(raw).hexdigest()
-    if named_weights(card) != found:
+    if named_weights(card) != sha256_of(folder.weights if raw is None else raw):
         raise UserError(
             f"{folder.weights} does not match {folder.card.name} (sha256 differs): "
             "the weights were changed or cut short; train again or restore them"

@@ -42,21 +42,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 stream.write(part.read_bytes())
         return
     path = path.resolve() if path.is_symlink() else path
-    part = _part(path)
-    with disk_errors(path, "write"):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
-            yield part
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            part.replace(path)
-        except OSError as error:
-            _forget(part, error)
-            raise
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink()
+    with _beside(path) as part:
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.replace(path)
 
 
 def check_place(path: Path) -> None:
@@ -78,13 +68,33 @@ def check_place(path: Path) -> None:
             raise
 
 
-def _forget(part: Path, error: OSError) -> None:
-    """Take a temporary name, which means nothing to a reader, out of `error`.
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, of which nothing is left afterwards.
 
-    Some libraries give it with its whole path, and in a folder it is a file below it.
+    It means nothing to a reader, and is taken out of errors: some libraries give it with its whole
+    path, and in a folder it is a file below it.
     """
-    if part.name in str(error.filename):
-        error.filename = None
+    part = _part(path)
+    with disk_errors(path, "write"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            yield part
+        except OSError as error:
+            if part.name in str(error.filename):
+                error.filename = None
+            raise
+        finally:
+            _remove(part)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 @functools.cache
@@ -131,10 +141,7 @@ def _sweep(path: Path) -> None:
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         owner = re.fullmatch(r".*?\.((?:[0-9a-f]{8}\.)?\d+)\.part", part.name)
         if owner and is_abandoned(part, owner[1]):
-            if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-            else:
-                part.unlink(missing_ok=True)
+            _remove(part)
 
 
 @contextlib.contextmanager
@@ -144,32 +151,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that is there already is replaced then. A crash leaves the old folder or none, never
     half of one. Raises UserError where the disk refuses.
     """
-    part = _part(path)
-    with disk_errors(path, "write"):
+    with _beside(path) as part:
+        new, old = part / "new", part / "old"
+        new.mkdir(parents=True)
+        yield new
+        for written in filter(Path.is_file, new.rglob("*")):
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+        if path.exists():  # a folder cannot be renamed over one that holds something
+            path.rename(old)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
-            part.mkdir()
-            new = part / "new"
-            new.mkdir()
-            yield new
-            for written in filter(Path.is_file, new.rglob("*")):
-                with written.open("rb") as file:
-                    os.fsync(file.fileno())
-            old = part / "old"
-            if path.exists():  # a folder cannot be renamed over one that holds something
-                path.rename(old)
-            try:
-                new.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
-        except OSError as error:
-            _forget(part, error)
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
             raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _lock(number: int, wait: bool = False, shared: bool = False) -> bool | None:
@@ -343,12 +339,14 @@ def is_number(value: object) -> TypeGuard[float]:
     return type(value) in (int, float) and bool(abs(value) <= LARGEST)  # type: ignore[arg-type]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    with disk_errors(path, "read"), path.open("rb") as file:
+def sha256_of(data: Path | bytes) -> str:
+    """SHA-256 of bytes, or of a file's, in hexadecimal."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with disk_errors(data, "read"), data.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_and_sha256(data: bytes) -> Json:
     """`bytes`, their number, and their `sha256`, as manifests and cards have them."""
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": len(data), "sha256": sha256_of(data)}

@@ -40,10 +40,10 @@ def one_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def few(names: Sequence[str]) -> str:
-    """`names` with commas; of many the first ones, and how many more there are."""
-    more = len(names) - FEW
-    return ", ".join(names[:FEW]) + (f" and {more:,} more" if more > 0 else "")
+def few(names: Sequence[object], most: int = FEW) -> str:
+    """`names` with commas; of many the first `most`, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(map(str, names[:most])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def points(share: float, digits: int) -> str:

@@ -61,9 +61,8 @@ def export_model(
     check_range("batch", batch, 1, LARGEST_BATCH, whole=True)
     check_range("calibration_images", calibration_images, 1, whole=True)
     check_range("max_drop", max_drop, 0, 100)
-    for what, given in (("format", format), ("precision", precision), ("keep_fp32", keep_fp32)):
-        if not isinstance(given, Iterable):
-            raise UserError(f"{what} {given!r}: it is a word or several")
+    if not isinstance(keep_fp32, Iterable):
+        raise UserError(f"keep_fp32 {keep_fp32!r}: it is a word or several")
     keep = (keep_fp32,) if isinstance(keep_fp32, str) else tuple(keep_fp32)
     if not all(isinstance(name, str) for name in keep):
         raise UserError(f"keep_fp32 {keep!r}: it is names of layers")

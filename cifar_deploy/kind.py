@@ -31,19 +31,19 @@ class Precision(StrEnum):
 SUFFIXES = {Format.onnx: ".onnx", Format.trt: ".engine"}
 
 
-def members(kind: type[Word], what: str, words: str | Iterable[str] | None) -> tuple[Word, ...]:
-    """`words`, one or several, as members of `kind`, each once and in their order; of None none.
+def members(kind: type[Word], what: str, words: str | Iterable[str]) -> tuple[Word, ...]:
+    """`words`, one or several, as members of `kind`, each once and in their order.
 
-    Raises UserError, which calls them `what`, for a word that is no member, or none.
+    Raises UserError, which calls them `what`, for anything that is no member, or for none.
     """
-    if words is None:
-        return ()
-    given = [words] if isinstance(words, str) else list(words)
+    if isinstance(words, str) or not isinstance(words, Iterable):
+        words = [words]
+    given = list(words)
     known = [member.value for member in kind]
-    if not given or not set(given) <= set(known):
-        wrong = [word for word in given if word not in known]
+    wrong = [word for word in given if word not in known]
+    if wrong or not given:
         raise UserError(f"{what} {wrong[0] if wrong else given!r}: it can be {', '.join(known)}")
-    return tuple(dict.fromkeys(map(kind, given)))
+    return tuple(kind(word) for word in dict.fromkeys(given))
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,16 @@ class Kind:
 
     formats: tuple[Format, ...] = ()
     precisions: tuple[Precision, ...] = ()
+
+    @classmethod
+    def of(
+        cls, format: str | Iterable[str] | None, precision: str | Iterable[str] | None
+    ) -> "Kind":
+        """Those of one word or several of each. None asks for nothing. Raises as `members` does."""
+        return cls(
+            () if format is None else members(Format, "format", format),
+            () if precision is None else members(Precision, "precision", precision),
+        )
 
     @property
     def chosen(self) -> bool:

@@ -11,7 +11,7 @@ from cifar_deploy import address, architectures, cards, store
 from cifar_deploy.address import Address
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, check_range
-from cifar_deploy.kind import Format, Kind, Precision, members
+from cifar_deploy.kind import Kind
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,7 @@ def benchmark_model(
     targets = [architectures.named(one) for one in model]
     if not targets:
         raise UserError("no model and no file was named")
-    kind = Kind(members(Format, "format", format), members(Precision, "precision", precision))
+    kind = Kind.of(format, precision)
     if batch is None:
         sizes: tuple[int, ...] = ()
     elif isinstance(batch, Iterable) and not isinstance(batch, str):

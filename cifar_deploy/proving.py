@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 from cifar_deploy import address, architectures, cards, disk, store
 from cifar_deploy.address import Address
 from cifar_deploy.errors import UserError, check_range
-from cifar_deploy.kind import SUFFIXES, Format, Kind, Precision, members
+from cifar_deploy.kind import SUFFIXES, Format, Kind
 
 if TYPE_CHECKING:
     import torch
 
-    from cifar_deploy.validate.judge import Judged, Judgement, Unusable
+    from cifar_deploy.validate.judgement import Judged, Judgement, Unusable
 
 # What files, or served models, are judged against, and these.
 Work: TypeAlias = tuple[store.ModelFolder | Path, Sequence[Path | Address]]
@@ -96,7 +96,7 @@ def validate_model(
     if not targets:
         raise UserError("no model and no file was named")
     against = None if reference is None else architectures.named(reference)
-    kind = Kind(members(Format, "format", format), members(Precision, "precision", precision))
+    kind = Kind.of(format, precision)
     check_range("images", images, 1, whole=True)
     check_range("max_drop", max_drop, 0, 100)
     check_range("threads", threads, 1, 1024, whole=True)
@@ -123,7 +123,7 @@ def validate_model(
 
 
 def _verdict(judgement: "Judgement", row: "Judged | Unusable") -> Verdict:
-    from cifar_deploy.validate.judge import Unusable
+    from cifar_deploy.validate.judgement import Unusable
     from cifar_deploy.validate.noninferiority import PASS
 
     verdict = Verdict(
@@ -250,7 +250,8 @@ def prove(
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_file
     from cifar_deploy.validate import proof
-    from cifar_deploy.validate.judge import MISTAKES, Options, Reference, judge
+    from cifar_deploy.validate.judge import Options, Reference, judge
+    from cifar_deploy.validate.judgement import MISTAKES
 
     where = pick(device, threads)
     own: dict[Path, str] = {}  # files beside the weights they came from, and their sha256

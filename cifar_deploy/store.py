@@ -1,6 +1,5 @@
 """Where things lie on disk: model folders, exported files with their manifests and proofs."""
 
-import hashlib
 import os
 import re
 import shlex
@@ -260,8 +259,7 @@ def read_manifest(file: Path, raw: bytes | None = None) -> Json | None:
     if not path.exists():
         return None
     manifest = read_json(path)
-    found = sha256_of(file) if raw is None else hashlib.sha256(raw).hexdigest()
-    if manifest.get("sha256") != found:
+    if manifest.get("sha256") != sha256_of(file if raw is None else raw):
         raise UserError(
             f"{file} does not match its manifest {path.name} (sha256 differs): "
             "the file was changed or cut short; export it again"

@@ -456,7 +456,8 @@ def test_the_checksum_is_sha256(tmp_path: Path) -> None:
     file.write_bytes(b"abc")
     # FIPS 180-4's example.
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert disk.sha256_of(file) == known
+    assert disk.sha256_of(file) == disk.sha256_of(b"abc") == known
+    assert disk.size_and_sha256(b"abc") == {"bytes": 3, "sha256": known}
 
 
 def test_the_time_of_files_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:

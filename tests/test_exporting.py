@@ -102,8 +102,10 @@ def test_an_engine_is_built_with_the_options_of_its_dataclass(
         (lambda: export_model("simple_cnn", "pt"), "format 'pt': it can be onnx, trt"),
         (lambda: export_model("simple_cnn", precision=["fp32", "fp8"]), "precision 'fp8'"),
         (lambda: export_model("simple_cnn", precision=[]), "precision []: it can be fp32"),
-        (lambda: export_model("simple_cnn", precision=None), "precision None: it is a word or"),  # type: ignore[arg-type]
-        (lambda: export_model("simple_cnn", None), "format None: it is a word or several"),  # type: ignore[arg-type]
+        (lambda: export_model("simple_cnn", precision=None), "precision None: it can be fp32"),  # type: ignore[arg-type]
+        (lambda: export_model("simple_cnn", None), "format None: it can be onnx, trt"),  # type: ignore[arg-type]
+        (lambda: export_model("simple_cnn", 5), "format 5: it can be onnx, trt"),  # type: ignore[arg-type]
+        (lambda: export_model("simple_cnn", [["trt"]]), "format ['trt']: it can be onnx, trt"),  # type: ignore[list-item]
         (lambda: export_model("simple_cnn", keep_fp32=None), "keep_fp32 None: it is a word or"),  # type: ignore[arg-type]
         (lambda: export_model("simple_cnn", "trt", options={"level": 3}), "options {'level': 3}: "),  # type: ignore[arg-type]
         (lambda: export_model("simple_cnn", batch=0), "batch 0: it is from 1 to"),

@@ -161,6 +161,9 @@ def test_what_is_asked_for_reaches_the_runtimes(monkeypatch: pytest.MonkeyPatch)
         (lambda: benchmark_model(3), "a int is no model"),  # type: ignore[arg-type]
         (lambda: benchmark_model("simple_cnn", precision="int8"), "no exported int8 file"),
         (lambda: benchmark_model("simple_cnn", format="engine"), "format 'engine': it can be"),
+        (lambda: benchmark_model("simple_cnn", format=5), "format 5: it can be onnx, trt"),  # type: ignore[arg-type]
+        (lambda: benchmark_model("simple_cnn", precision=[["fp32"]]), "precision ['fp32']: it can"),  # type: ignore[list-item]
+        (lambda: benchmark_model("simple_cnn", precision=[]), "precision []: it can be fp32"),
         (lambda: benchmark_model("simple_cnn", batch=0), "batch 0: it is from 1 to "),
         (lambda: benchmark_model("simple_cnn", batch=[]), "batch []: it is one size or more"),
         (lambda: benchmark_model("simple_cnn", batch="8"), "batch '8': it is a whole number"),  # type: ignore[arg-type]

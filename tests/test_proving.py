@@ -101,6 +101,9 @@ def test_a_proof_is_left_and_a_reference_that_went_astray_proves_nothing(
         (lambda: validate_model("simple_cnn", reference=FP32), "--reference goes with files"),
         (lambda: validate_model("simple_cnn", precision="int8"), "no exported int8 file"),
         (lambda: validate_model("simple_cnn", format="engine"), "format 'engine': it can be"),
+        (lambda: validate_model("simple_cnn", format=5), "format 5: it can be onnx, trt"),  # type: ignore[arg-type]
+        (lambda: validate_model("simple_cnn", precision=[["fp32"]]), "precision ['fp32']: it can"),  # type: ignore[list-item]
+        (lambda: validate_model("simple_cnn", precision=[]), "precision []: it can be fp32"),
         (lambda: validate_model(FP16, format="onnx"), "choose among a model's files"),
         (lambda: validate_model("simple_cnn", images=0), "images 0: it is 1 or more"),
         (lambda: validate_model("simple_cnn", max_drop=-1), "max_drop -1: it is from 0 to 100"),

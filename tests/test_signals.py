@@ -13,6 +13,7 @@ from torch import nn
 from cifar_deploy import cli, disk, store
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.cli import signals
+from cifar_deploy.device import TORCHRUN
 from cifar_deploy.export import onnx_file
 from cifar_deploy.signals import held
 
@@ -58,7 +59,14 @@ def test_what_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ended() == 0
     finally:
         signal.signal(signal.SIGHUP, before)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # one of torchrun's processes dies as it did
+
+
+def test_one_of_torchruns_processes_dies_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")  # alone it is a scheduler's, or a shell's leftover
+    with signals.as_ctrl_c():
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    for name in TORCHRUN:
+        monkeypatch.setenv(name, "0")
     with signals.as_ctrl_c():
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

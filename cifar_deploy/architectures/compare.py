@@ -14,7 +14,7 @@ from cifar_deploy.recipe import completed
 MEASURES = ("test_accuracy", "holdout_accuracy")  # models are judged by the first that both have
 SEEDS = "_of_seeds"  # behind a measure: its mean and spread
 NOT_TWICE = ("train.epochs", "train.seed", "distill.teachers")  # the card says them by itself
-Z95 = NormalDist().inv_cdf(0.975)  # two-sided 95 %
+Z975 = NormalDist().inv_cdf(0.975)  # two-sided 95 %
 ANGLES = 100_000  # that an integral is a sum of: Student's quantiles are right to four digits
 
 
@@ -151,7 +151,7 @@ def _judge(
     if count:
         shares = [(share * count + 1) / (count + 2) for share in shares]
         variance = sum(share * (1 - share) / (count + 2) for share in shares)
-        result["half_width_points"] = 100 * Z95 * math.sqrt(variance)
+        result["half_width_points"] = 100 * Z975 * math.sqrt(variance)
     return result
 
 

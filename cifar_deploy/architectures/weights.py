@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cifar_deploy import __version__, architectures
 from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.cards import read_card
 from cifar_deploy.disk import Json, is_number, parsed, size_and_sha256, write_bytes
-from cifar_deploy.errors import UserError, disk_errors, one_line
+from cifar_deploy.errors import UserError, disk_errors, few, one_line
 from cifar_deploy.store import ModelFolder
 
 HEADER = "cifar_deploy"
@@ -203,6 +203,11 @@ def _strange(tensor: torch.Tensor) -> str:
     return "" if number or not tensor.ndim else f"of {tensor.dtype}"
 
 
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The first that has a number that is none; None where all are whole."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+
+
 def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """Load `tensors` into `network`, widened to its dtypes. Raises UserError if they do not fit."""
     wanted = network.state_dict()
@@ -219,9 +224,8 @@ def fill(network: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> 
     network.load_state_dict(tensors)
 
 
-def _listed(names: list[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(names[:most])}{rest}" if len(names) > 1 else names[0]
+def _listed(names: list[str]) -> str:
+    return f"{len(names)}: {few(names, 8)}" if len(names) > 1 else names[0]
 
 
 def load(folder: ModelFolder) -> Trained:

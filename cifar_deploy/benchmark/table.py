@@ -3,13 +3,13 @@
 import os
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from cifar_deploy.benchmark.mlperf import Result, Runs
 from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Throughput, Who
 from cifar_deploy.disk import Json
+from cifar_deploy.terminal import sheet
 from cifar_deploy.timing import WARM_UP_SECONDS, Times
 
 # trtexec's terms, where it has one.
@@ -38,12 +38,7 @@ BATCHES_IN_FLIGHT = 20  # fewer, and how the last ones end counts
 
 def table(rows: Sequence[Row]) -> Table:
     """A line a contender, batch and count in flight; those of a model and batch stand together."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in (*TEXTS, *NUMBERS):
-        number = heading in NUMBERS
-        result.add_column(
-            heading, justify="right" if number else "left", overflow="fold", no_wrap=number
-        )
+    result = sheet((*TEXTS, *NUMBERS), NUMBERS, narrow=True)
     before: tuple[str, int] | None = None
     for row in rows:
         group = (row.who.model, row.timing.batch)
@@ -223,12 +218,8 @@ def scenario_table(results: Sequence[Result]) -> Table:
     """A line a file, with what LoadGen found."""
     single = results[0].scenario == "SingleStream" if results else False
     metric = "p90 ms\n(early stopping)" if single else "images/s"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("name", "runtime", metric, "queries", "top-1\n%", "LoadGen says"):
-        number = heading in (metric, "queries", "top-1\n%")
-        table.add_column(
-            heading, justify="right" if number else "left", overflow="fold", no_wrap=number
-        )
+    numbers = (metric, "queries", "top-1\n%")
+    table = sheet(("name", "runtime", *numbers, "LoadGen says"), numbers, narrow=True)
     for result in results:
         measured = f"{result.images_per_second:,.0f}"
         if single:

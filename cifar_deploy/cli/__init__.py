@@ -67,7 +67,7 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        if "LOCAL_RANK" not in os.environ:
+        if not launched():
             raise
         leave(int(end.code or 0))
 

@@ -21,6 +21,7 @@ from cifar_deploy.cli.options import (
 )
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import SUFFIXES, Format
+from cifar_deploy.terminal import sheet
 
 if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Dataset
@@ -138,16 +139,10 @@ def _state(snr: float | None) -> str:
 
 
 def _table(found: "list[Layer]") -> Any:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("layer", "operator", "SNR, dB", "lost, dB"):
-        number = "dB" in heading
-        table.add_column(
-            heading, justify="right" if number else "left", overflow="fold", no_wrap=number
-        )
+    numbers = ("SNR, dB", "lost, dB")
+    table = sheet(("layer", "operator", *numbers), numbers)
     for layer in found:
         # Rounded first: -0.0 is told as 0.0.
         lost = "" if layer.lost is None else f"{round(layer.lost, 1) + 0.0:.1f}"

@@ -11,6 +11,7 @@ from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Precision
+from cifar_deploy.terminal import sheet
 
 TRAINING = {  # that has not ended, by what `store.training` calls it
     "running": "in training",
@@ -111,15 +112,11 @@ def _paired_test(judgement: disk.Json) -> str | None:
 
 
 def _show_differences(found: disk.Json) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from cifar_deploy.architectures.compare import SEEDS
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", *found["models"]):
-        table.add_column(Text(heading), overflow="fold")
+    table = sheet(("", *found["models"]))
     for what, values in found["rows"].items():
         label = what.replace(SEEDS, ", mean").replace("holdout_", "held-out_")
         label = label.replace("_accuracy", " accuracy")
@@ -204,7 +201,6 @@ def _facts(path: Path) -> disk.Json:
     else:
         manifest = store.read_manifest(path)
         facts = onnx_interface.inspect(path, foreign=True)
-        facts["operators"] = onnx_interface.operators(path)
     # With a manifest the bytes are those that it names.
     sha256 = manifest["sha256"] if manifest else disk.sha256_of(path)
     try:
@@ -281,19 +277,10 @@ def _proved(proof: disk.Json) -> str:
 
 
 def _show(entries: list[disk.Json]) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("network", "alias", "parameters", "trained: test top-1", "time", "exported"):
-        right = heading == "parameters"
-        table.add_column(
-            heading,
-            justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=right or heading == "time",
-        )
+    headings = ("network", "alias", "parameters", "trained: test top-1", "time", "exported")
+    table = sheet(headings, ("parameters",), ("time",))
     for entry in entries:
         cells = (
             _name(entry),

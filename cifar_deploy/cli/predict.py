@@ -18,7 +18,7 @@ from cifar_deploy.cli.options import (
     print_json,
     say,
 )
-from cifar_deploy.errors import UserError, disk_errors
+from cifar_deploy.errors import UserError, disk_errors, few
 
 if TYPE_CHECKING:
     from cifar_deploy.data.dataset import Images
@@ -134,9 +134,8 @@ def _pictures(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"{path} holds no pictures; name a folder that does, or files")
     if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        first = others[0].relative_to(path)
-        say(f"{path}: {first}{more} left out: no pictures by their names")
+        names = [one.relative_to(path) for one in others]
+        say(f"{path}: {few(names, 1)} left out: no pictures by their names")
     return found
 
 

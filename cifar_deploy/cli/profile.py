@@ -16,6 +16,7 @@ from cifar_deploy.cli.options import (
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import SUFFIXES, Format
+from cifar_deploy.terminal import sheet
 
 if TYPE_CHECKING:
     from cifar_deploy.benchmark.profile import Profile
@@ -81,16 +82,11 @@ def _has_kernels(found: "Profile") -> bool:
 
 
 def _table(found: "Profile") -> Any:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     kernels = _has_kernels(found)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("layer", "operator", *(["kernel"] if kernels else [])):
-        table.add_column(heading, overflow="fold")
-    for heading in ("ms", "%"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("ms", "%")
+    table = sheet(("layer", "operator", *(["kernel"] if kernels else []), *numbers), numbers)
     for layer in found.layers:
         texts = [layer.name, layer.operator, *([layer.kernel] if kernels else [])]
         share = Text(f"{100 * layer.share:.1f}", "red" if layer.share >= MUCH else "")

@@ -2,12 +2,12 @@
 
 import contextlib
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from cifar_deploy.device import launched
 from cifar_deploy.signals import handled
 
 TOGETHER = 1.0  # seconds between signals that are one
@@ -33,6 +33,5 @@ def as_ctrl_c() -> Iterator[Callable[[], int]]:
         if number == signal.SIGINT or last - one_before > TOGETHER:
             raise KeyboardInterrupt
 
-    alone = "LOCAL_RANK" not in os.environ
-    with handled(end) if alone else contextlib.nullcontext():
+    with contextlib.nullcontext() if launched() else handled(end):
         yield lambda: 128 + caught[0] if caught else 0

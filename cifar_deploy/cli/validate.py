@@ -36,7 +36,7 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Kind
 
 if TYPE_CHECKING:
-    from cifar_deploy.validate.judge import Judgement
+    from cifar_deploy.validate.judgement import Judgement
 
 
 def validate(
@@ -176,14 +176,14 @@ def publish(
 
     Judgements whose pages are the same stand on it together. `answers` are of one judgement.
     """
-    from cifar_deploy.validate import judge, report, table
+    from cifar_deploy.validate import judgement, report, table
 
     value = {
         "command": command(),
-        "models": [judge.to_json(judgement) for judgement in judgements],
+        "models": [judgement.to_json(one) for one in judgements],
     }
     notes = table.notes(judgements)
-    lines = csv_text(judge.answers(judgements[0])) if answers else None
+    lines = csv_text(judgement.answers(judgements[0])) if answers else None
     alone = lines if is_stdout(answers) else None
     # Whatever one disk refuses, the other files are written and the table is shown, at last.
     with contextlib.ExitStack() as rest:

@@ -1,10 +1,9 @@
 """What TensorRT remembers between runs: timings of a build, kernels that a first run compiled."""
 
 import os
-import tempfile
 from pathlib import Path
 
-from cifar_deploy.disk import parsed, write_bytes
+from cifar_deploy.disk import check_place, parsed, write_bytes
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.store import manifest_path, read_manifest, write_manifest
 
@@ -46,10 +45,7 @@ def check(path: Path) -> None:
     """Raise UserError where `path` cannot become a cache: another file is there, or no folder."""
     if path.exists() and not _is_ours(path):
         raise UserError(f"{path} is there and is no cache of this program's; name another file")
-    with disk_errors(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+    check_place(path)
 
 
 def _is_ours(path: Path) -> bool:

@@ -1,11 +1,10 @@
 """A checked engine, deserialised; stripped weights put back."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_deploy.device import MIB, gpu_memory_left
-from cifar_deploy.disk import Json
+from cifar_deploy.disk import Json, sha256_of
 from cifar_deploy.engines import flavour as flavours
 from cifar_deploy.engines import manifest as manifests
 from cifar_deploy.engines.flavour import RTX, Flavour
@@ -43,7 +42,7 @@ def open_engine(
     with disk_errors(path, "read"):
         raw = path.read_bytes()
     manifest = manifests.read(path, trust, raw) if known is None else known
-    if known is not None and hashlib.sha256(raw).hexdigest() != known.get("sha256"):
+    if known is not None and sha256_of(raw) != known.get("sha256"):
         raise UserError(f"{path} was changed while it was opened; write the package again")
     name = str(manifest["flavour"])
     # Without a GPU its absence is the reason to tell, whatever is installed.
@@ -131,7 +130,7 @@ def refit(opened: Opened, path: Path) -> None:
         raise UserError(f"{path} has no weights in it, and {onnx} to refit it from is not there")
     with disk_errors(onnx, "read"):
         raw = onnx.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != named.get("sha256"):
+    if sha256_of(raw) != named.get("sha256"):
         raise UserError(f"{path} was built from another {onnx.name}; export it again")
     trt, log = opened.flavour.module, opened.flavour.log
     log.clear()

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cifar_deploy.export.quantise import LAYERS, check_kept, layers
-from cifar_deploy.runtimes.half import element_types, replace_nodes
+from cifar_deploy.runtimes.graphs import element_types, replace_nodes
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 

@@ -122,9 +122,8 @@ def deployment_graph(trained: Trained, precision: str, source: Path) -> onnx.Mod
     """
     network = fold_batch_norms(trained.network)
     plain_pools(network)
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"{source}: {name} is not finite; the training diverged, train again")
+    if lost := weights.not_finite(network.state_dict()):
+        raise UserError(f"{source}: {lost} is not finite; the training diverged, train again")
     model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
     _strip(model)
     return model

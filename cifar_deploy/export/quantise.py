@@ -15,7 +15,7 @@ import onnx
 
 from cifar_deploy.data.dataset import SIZE, Dataset, Images
 from cifar_deploy.disk import Json
-from cifar_deploy.errors import TEMPORARY, UserError, disk_errors, one_line
+from cifar_deploy.errors import TEMPORARY, UserError, disk_errors, few, one_line
 from cifar_deploy.export.quiet import quiet
 
 COUNT = 512  # images to calibrate with
@@ -119,8 +119,7 @@ def check_kept(names: Sequence[str], known: list[str], what: str = "8 bits") -> 
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            rest = f" and {len(known) - 3} more" if len(known) > 3 else ""
-            way = f"did you mean {near[0]}?" if near else f"those are {', '.join(known[:3])}{rest}"
+            way = f"did you mean {near[0]}?" if near else f"those are {few(known, 3)}"
             none = f"is no convolution or linear layer that would be in {what}"
             raise UserError(f"--keep-fp32 {name} {none}; {way}")
 

@@ -1,11 +1,11 @@
 """A folder that a C++ program embeds: `cifar_deploy::Classifier::load` reads its manifest.txt."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_deploy.data.dataset import SIZE
+from cifar_deploy.disk import sha256_of
 from cifar_deploy.engines.manifest import runs_on
 from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest, texts
@@ -41,7 +41,7 @@ def contents(source: Source, vectors: Vectors) -> Contents:
         *_entries(source, labels),
         ("vectors_from", vectors.made_by),
         ("vectors_count", len(vectors.images)),
-        ("vectors_sha256", f"{_sha256(images)} {_sha256(logits)}"),
+        ("vectors_sha256", f"{sha256_of(images)} {sha256_of(logits)}"),
         *(judged := [*_judged(source)]),
     ]
     said = {
@@ -84,7 +84,7 @@ def _entries(source: Source, labels: bytes) -> Iterator[tuple[str, object]]:
     for name in source.classes:
         manifest.text([("class", name)])  # a line of labels.txt each
     yield "labels", "labels.txt"
-    yield "labels_sha256", _sha256(labels)
+    yield "labels_sha256", sha256_of(labels)
     yield "min_batch", smallest
     yield "max_batch", largest
     yield "fixed_batch", source.fixed_batch
@@ -122,7 +122,3 @@ def _library() -> Contents:
     for path in sorted(filter(Path.is_file, home.rglob("*"))):
         found[f"{HEADERS}/{path.relative_to(home).as_posix()}"] = path.read_bytes()
     return found
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

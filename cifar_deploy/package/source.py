@@ -1,6 +1,5 @@
 """What is packaged: an exported file, its manifest, and the proof that it is as good."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,17 +116,15 @@ def find(folder: ModelFolder, path: Path, target: str = "cpp") -> Source:
     its name, or its manifest lacks something.
     """
     weights = read_card(folder)["weights"]["sha256"]
-    manifest = _manifest_of(path, folder)
+    with disk_errors(path, "read"):
+        data = path.read_bytes()
+    manifest = _manifest_of(path, folder, data)
     check_weights(path, manifest, weights)
     if manifest.get("file") != path.name:
         raise UserError(
             f"{path} was exported as {manifest.get('file')} in {manifest.get('precision')}, by its "
             "manifest; export it again"
         )
-    with disk_errors(path, "read"):
-        data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-        raise UserError(f"{path} was changed while it was read; try again")
     try:
         return _source(folder, path, data, manifest, target)
     except MISSING as error:
@@ -240,8 +237,8 @@ def _changed(folder: ModelFolder) -> str:
         return ""
 
 
-def _manifest_of(file: Path, folder: ModelFolder) -> Json:
-    manifest = read_manifest(file)
+def _manifest_of(file: Path, folder: ModelFolder, raw: bytes | None = None) -> Json:
+    manifest = read_manifest(file, raw)
     if manifest is None:
         raise UserError(
             f"{file} has no manifest beside it, as what was exported has; run: cifar-deploy export "

@@ -2,21 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from cifar_deploy.runtimes.graphs import element_types, replace_nodes
+
 if TYPE_CHECKING:
     import onnx
 
 LARGEST = 65_504  # that fp16 holds
-
-
-def element_types(model: "onnx.ModelProto") -> dict[str, int]:
-    """The element type of every tensor of `model`, by its name, as far as it can be inferred."""
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {t.name: t.data_type for t in graph.initializer}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        types[value.name] = value.type.tensor_type.elem_type
-    return types
 
 
 def rounded(model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -63,10 +54,3 @@ def rounded(model: "onnx.ModelProto") -> "onnx.ModelProto":
                 nodes.append(helper.make_node("Cast", [half], [name], f"{name}.wide", to=float32))
     replace_nodes(graph, nodes)
     return wide
-
-
-def replace_nodes(graph: "onnx.GraphProto", nodes: "list[onnx.NodeProto]") -> None:
-    """Let `graph` have these nodes, some of which may be its own, in this order."""
-    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)

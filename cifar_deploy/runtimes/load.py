@@ -96,10 +96,8 @@ def open_file(
     elif isinstance(runtime, TensorRT):
         classes, count = runtime.manifest.get("classes"), runtime.classes
     else:
-        assert isinstance(path, Path)
-        facts = onnx_interface.inspect(path)
-        count = int(facts["outputs"][0]["shape"][-1])
-        classes = onnx_interface.class_names(facts)
+        assert isinstance(runtime, OnnxRuntime | OpenVino)
+        classes, count = runtime.graph.names, runtime.graph.classes
     if not isinstance(classes, list | tuple) or len(classes) != count:
         classes = range(count)
     return runtime, tuple(map(str, classes))

@@ -1,8 +1,6 @@
 """Read an ONNX file from anywhere: whether it has the deployment interface, or can be given it."""
 
 import contextlib
-import functools
-import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +12,7 @@ from cifar_deploy.data.dataset import SIZE
 from cifar_deploy.disk import Json
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, disk_errors, is_plain, one_line
+from cifar_deploy.runtimes import graphs
 from cifar_deploy.runtimes.protocol import ANY, MOST_CLASSES
 from cifar_deploy.store import read_manifest
 
@@ -52,6 +51,7 @@ class Graph:
     output: str
     classes: int
     batches: Sequence[range]  # that it takes
+    names: list[str] | None = None  # of the classes, where it has them
 
 
 def graph(path: Path, pixels: Pixels | None = None) -> Graph:
@@ -74,6 +74,7 @@ def graph(path: Path, pixels: Pixels | None = None) -> Graph:
         output=answer["name"],
         classes=int(answer["shape"][-1]),
         batches=[range(batch, batch + 1)] if isinstance(batch, int) else ANY,
+        names=class_names(facts),
     )
 
 
@@ -82,7 +83,8 @@ def inspect(path: Path, foreign: bool = False) -> Json:
 
     `opset`; `precision` ("fp32", "fp16", ...: the lowest that weights are stored in); `inputs` and
     `outputs`, each with name, dtype and shape (a dynamic size is its name, or "?" without one);
-    `metadata`, the file's own properties as text.
+    `metadata`, the file's own properties as text; `operators`, how many nodes there are of each
+    kind, the most first.
 
     Raises UserError where the file is missing, truncated or no ONNX, where it keeps weights in
     other files, and where its interface is not the deployment graph's: one input, uint8
@@ -92,11 +94,6 @@ def inspect(path: Path, foreign: bool = False) -> Json:
     model = _read(path)
     with _checked(path):
         return _facts(path, model, foreign)
-
-
-def operators(path: Path) -> dict[str, int]:
-    """How many nodes of each kind an ONNX file has, the most first. Raises as `inspect` does."""
-    return dict(Counter(node.op_type for node in _read(path).graph.node).most_common())
 
 
 def class_names(facts: Json) -> list[str] | None:
@@ -207,17 +204,14 @@ def _put_around(model: "onnx.ModelProto", given: Json, answer: Json, pixels: Pix
 def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
     import onnx
 
-    tensors = list(_tensors(model.graph))
-    for function in model.functions:
-        tensors += _node_tensors(function.node)
-        tensors += _attribute_tensors(function.attribute_proto)
+    tensors = list(graphs.tensors(model))
     if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in tensors):
         raise UserError(
             f"{path} keeps its weights in other files; save it again with the weights inside "
             "(torch.onnx.export: external_data=False)"
         )
     onnx.checker.check_model(model)
-    if model.functions and _unfolded(model) > MOST_NODES:
+    if model.functions and graphs.unfolded(model) > MOST_NODES:
         raise UserError(
             f"{path} unfolds to more than {MOST_NODES:,} nodes, by functions that use functions; "
             "save it without them"
@@ -241,26 +235,8 @@ def _facts(path: Path, model: "onnx.ModelProto", foreign: bool) -> Json:
         "inputs": inputs,
         "outputs": outputs,
         "metadata": {entry.key: entry.value for entry in model.metadata_props},
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
     }
-
-
-def _unfolded(model: "onnx.ModelProto") -> int:
-    """How many nodes there are when functions are put in, as a runtime does, where they are used.
-
-    The checker has seen that none uses itself.
-    """
-    bodies = {(f.domain, f.name): f.node for f in model.functions}
-
-    def size(nodes: "Iterable[onnx.NodeProto]") -> int:
-        return sum(
-            1 + size(_inside(node)) + of_function(node.domain, node.op_type) for node in nodes
-        )
-
-    @functools.cache
-    def of_function(domain: str, name: str) -> int:
-        return size(bodies.get((domain, name), ()))
-
-    return size(model.graph.node)
 
 
 def _opset(model: "onnx.ModelProto") -> int:
@@ -287,79 +263,12 @@ def _read(path: Path) -> "onnx.ModelProto":
         )
     if not model.graph.node or not _opset(model):
         raise UserError(_damaged(path, "there is no whole graph in it"))
-    _in_order(model.graph)
+    graphs.in_order(model.graph)
     return model
-
-
-def _in_order(graph: "onnx.GraphProto") -> None:
-    """Let every node stand behind those it needs: the checker asks for it, runtimes do not.
-
-    ONNX Runtime's converter to fp16, for one, writes its casts at the end. Of those that may come
-    next the first one does (Kahn 1962, with a heap), so what is in order stays as it is.
-    """
-    maker: dict[str, int] = {}  # of each name, by its place
-    for place, node in enumerate(graph.node):
-        for name in filter(None, node.output):  # "" is left out
-            maker.setdefault(name, place)
-    needed = [{maker[name] for name in _needs(node) if name in maker} for node in graph.node]
-    users: list[list[int]] = [[] for _ in needed]
-    for place, makers in enumerate(needed):
-        for one in makers:
-            users[one].append(place)
-    missing = [len(makers) for makers in needed]
-    ready = [place for place, count in enumerate(missing) if not count]
-    order: list[int] = []
-    while ready:
-        order.append(heapq.heappop(ready))
-        for user in users[order[-1]]:
-            missing[user] -= 1
-            if not missing[user]:
-                heapq.heappush(ready, user)
-    # Where not all are there is a circle, which the checker tells.
-    if len(order) == len(needed) and order != sorted(order):
-        nodes = list(graph.node)
-        sorted_nodes = [type(nodes[i]).FromString(nodes[i].SerializeToString()) for i in order]
-        del graph.node[:]
-        graph.node.extend(sorted_nodes)
-
-
-def _needs(node: "onnx.NodeProto") -> set[str]:
-    """The names that `node` and what is inside it take."""
-    return set(node.input).union(*map(_needs, _inside(node)))
-
-
-def _inside(node: "onnx.NodeProto") -> Iterator["onnx.NodeProto"]:
-    """The nodes of the graphs that `node` has for attributes."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            yield from graph.node
 
 
 def _damaged(path: Path, reason: str) -> str:
     return f"{path} is truncated or no valid ONNX file ({reason}); export it again"
-
-
-def _tensors(graph: "onnx.GraphProto") -> Iterator["onnx.TensorProto"]:
-    """Every tensor in `graph` and its subgraphs."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: "Iterable[onnx.NodeProto]") -> Iterator["onnx.TensorProto"]:
-    return _attribute_tensors(attribute for node in nodes for attribute in node.attribute)
-
-
-def _attribute_tensors(
-    attributes: "Iterable[onnx.AttributeProto]",
-) -> Iterator["onnx.TensorProto"]:
-    for attribute in attributes:
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph)
 
 
 def _precision(tensors: "Iterable[onnx.TensorProto]") -> str:

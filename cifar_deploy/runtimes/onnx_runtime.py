@@ -33,7 +33,7 @@ class OnnxRuntime:
     UserError where the file is damaged, foreign or not the one its manifest speaks of, and where
     `device` is CUDA and not every node of the graph can run there. `profile` begins the name of the
     file that ONNX Runtime notes the time of every node in, until `end_profile`. `threads` are a
-    CPU's, by default as many as torch's.
+    CPU's, by default as many as torch's; `graph` is the file's, where it has been read already.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class OnnxRuntime:
         pixels: onnx_interface.Pixels | None = None,
         profile: Path | None = None,
         threads: int | None = None,
+        graph: onnx_interface.Graph | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -52,13 +53,12 @@ class OnnxRuntime:
                 "(without a GPU onnxruntime)"
             ) from error
 
-        graph = onnx_interface.graph(path, pixels)
+        self.graph = graph = graph or onnx_interface.graph(path, pixels)
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}"
         self.device = str(device)
         self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
-        self._path, self._graph, self._profile = path, graph, profile
-        self._pixels, self._threads = pixels, threads or torch.get_num_threads()
-        self._torch_device = device
+        self._path, self._profile = path, profile
+        self._threads, self._torch_device = threads or torch.get_num_threads(), device
         self._sessions: dict[int, Any] = {}
         self._streams: list[OnnxRuntime] = []
         self._expect_provider(onnxruntime.get_available_providers())
@@ -114,7 +114,7 @@ class OnnxRuntime:
             providers = [(CUDA, chosen)]
         try:
             session = onnxruntime.InferenceSession(
-                self._graph.source or str(self._path),
+                self.graph.source or str(self._path),
                 options,
                 providers=providers,
                 enable_fallback=0,
@@ -138,9 +138,9 @@ class OnnxRuntime:
             return [self] * count
         if len(self._streams) != count:
             threads = max(1, self._threads // count)
-            path, device, pixels = self._path, self._torch_device, self._pixels
+            path, device, graph = self._path, self._torch_device, self.graph
             self._streams = [
-                OnnxRuntime(path, device, pixels, threads=threads) for _ in range(count)
+                OnnxRuntime(path, device, threads=threads, graph=graph) for _ in range(count)
             ]
         return self._streams
 
@@ -154,7 +154,7 @@ class OnnxRuntime:
 
         def run(batch: Images) -> Logits:
             try:
-                result: Logits = session.run([self._graph.output], {self._graph.input: batch})[0]
+                result: Logits = session.run([self.graph.output], {self.graph.input: batch})[0]
             except Exception as error:  # no memory left
                 raise self._cannot(len(batch), error) from error
             return result
@@ -172,14 +172,12 @@ class OnnxRuntime:
 
         device, session, stream = self._torch_device, self._session(), self._stream()
         given = torch.from_numpy(images).to(device, copy=True)
-        result = torch.empty(len(images), self._graph.classes, device=device)
+        result = torch.empty(len(images), self.graph.classes, device=device)
         binding = session.io_binding()
         place = (device.type, device.index or 0)
-        binding.bind_input(
-            self._graph.input, *place, np.uint8, tuple(given.shape), given.data_ptr()
-        )
+        binding.bind_input(self.graph.input, *place, np.uint8, tuple(given.shape), given.data_ptr())
         binding.bind_output(
-            self._graph.output, *place, np.float32, tuple(result.shape), result.data_ptr()
+            self.graph.output, *place, np.float32, tuple(result.shape), result.data_ptr()
         )
         options = onnxruntime.RunOptions()
         if stream:  # enqueue and return: the stream is torch's, and torch waits for it

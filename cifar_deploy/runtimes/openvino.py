@@ -73,7 +73,7 @@ class OpenVino:
     UserError where OpenVINO is missing, where the file is damaged, foreign or not the one its
     manifest speaks of, and where `device` is not the CPU. With `profile` it knows what its runs
     took, see `layers`; `at_once` are the requests that run at the same time, each with its share of
-    the threads.
+    the threads; `graph` is the file's, where it has been read already.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class OpenVino:
         pixels: onnx_interface.Pixels | None = None,
         profile: bool = False,
         at_once: int = 1,
+        graph: onnx_interface.Graph | None = None,
     ) -> None:
         try:
             self.runtime = version()
@@ -90,10 +91,10 @@ class OpenVino:
             raise UserError(f"{path}: {error}") from error
         if device.type != "cpu":
             raise UserError(f"{path}: OpenVINO does not run on {device.type}; use --device cpu")
-        self._graph = graph = onnx_interface.graph(path, pixels)
+        self.graph = graph = graph or onnx_interface.graph(path, pixels)
         self.provider, self.device = "CPU", str(device)
         self.precision, self.batches, self.addition = graph.precision, graph.batches, graph.addition
-        self._path, self._pixels = path, pixels
+        self._path = path
         self._streams: list[OpenVino] = []
         self._last: Any = None  # the request that ran last, of bound buffers
         self._runs = 0
@@ -119,7 +120,8 @@ class OpenVino:
         if count == 1:
             return [self]
         if len(self._streams) != count:
-            one = OpenVino(self._path, torch.device(self.device), self._pixels, at_once=count)
+            device = torch.device(self.device)
+            one = OpenVino(self._path, device, at_once=count, graph=self.graph)
             self._streams = [one] * count
         return self._streams
 
@@ -143,7 +145,7 @@ class OpenVino:
 
         def run(batch: Images) -> Logits:
             with self._told(len(batch)):
-                result: Logits = request.infer({self._graph.input: batch})[0].copy()
+                result: Logits = request.infer({self.graph.input: batch})[0].copy()
             return result
 
         return in_batches(run, images, self.batches)
@@ -163,11 +165,11 @@ class OpenVino:
         from openvino import Tensor
 
         given = torch.from_numpy(images.copy())
-        result = torch.empty(len(images), self._graph.classes)
+        result = torch.empty(len(images), self.graph.classes)
         request = self._compiled.create_infer_request()
         with self._told(len(given)):
-            request.set_tensor(self._graph.input, Tensor(given.numpy(), shared_memory=True))
-            request.set_tensor(self._graph.output, Tensor(result.numpy(), shared_memory=True))
+            request.set_tensor(self.graph.input, Tensor(given.numpy(), shared_memory=True))
+            request.set_tensor(self.graph.output, Tensor(result.numpy(), shared_memory=True))
 
         def run() -> torch.Tensor:
             with self._told(len(given)):

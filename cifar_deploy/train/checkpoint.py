@@ -41,7 +41,7 @@ def save(
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
-    if lost := _not_finite(tensors):
+    if lost := weights.not_finite(tensors):
         raise NotFinite(lost)
     weights.save(folder.checkpoint, tensors, facts)
 
@@ -54,14 +54,9 @@ def read(folder: ModelFolder) -> tuple[Tensors, Json]:
     tensors, facts = weights.read_tensors(folder.checkpoint)
     if not _whole(facts):
         raise UserError(f"--resume: {folder.checkpoint} is no checkpoint; start without")
-    if lost := _not_finite(tensors):
+    if lost := weights.not_finite(tensors):
         raise UserError(f"--resume: {lost} in {folder.checkpoint} is not finite; start without")
     return tensors, facts
-
-
-def _not_finite(tensors: Tensors) -> str | None:
-    """The first that has a number that is none; None where all are whole."""
-    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
 
 
 def _whole(facts: Json) -> bool:

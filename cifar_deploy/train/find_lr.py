@@ -11,6 +11,7 @@ import torch
 from cifar_deploy.disk import atomic_path
 from cifar_deploy.errors import UserError
 from cifar_deploy.train.loop import Job, Trainer
+from cifar_deploy.train.memory import in_memory
 
 SMOOTHING = 0.95  # of the running mean of the loss; 20 steps or so
 TOO_MUCH = 3.0  # times the lowest loss: the training has diverged
@@ -61,7 +62,7 @@ def find(
     growth = math.log(high / low) / max(steps - 1, 1)
     rates = [low * math.exp(growth * step) for step in range(steps)]
     trainer.factor = lambda step: rates[step] / recipe.optimizer.lr
-    raw = trainer.in_memory(lambda: _losses(trainer, rates, say))
+    raw = in_memory(trainer, lambda: _losses(trainer, rates, say))
     losses = smoothed(raw)
     if len(losses) < 10:
         raise UserError(

@@ -70,9 +70,8 @@ def bring(
             f"{len(dataset.classes)}; name the data set it was trained on with --data-dir"
         )
     initial.fill(network, state, [], str(source))
-    lost = [k for k, v in network.state_dict().items() if not bool(v.isfinite().all())]
-    if lost:
-        raise UserError(f"{source}: {lost[0]} is not finite; its training diverged")
+    if lost := weights.not_finite(network.state_dict()):
+        raise UserError(f"{source}: {lost} is not finite; its training diverged")
     given = (
         list(mean or facts.get("mean", own_mean)),
         list(std or facts.get("std", own_std)),

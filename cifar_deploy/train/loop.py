@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -26,14 +26,14 @@ from cifar_deploy.cards import pinned
 from cifar_deploy.data.augment import ways_to_mix
 from cifar_deploy.data.dataset import SIZE, Dataset, balance
 from cifar_deploy.disk import Json, check_place, write_json, write_text
-from cifar_deploy.errors import OwnError, UserError, disk_errors, one_line
+from cifar_deploy.errors import UserError, disk_errors, one_line
 from cifar_deploy.recipe import Recipe
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import card, checkpoint, initial, teachers
 from cifar_deploy.train.batches import Batches, check_unseen, reseed, seed_of, split_holdout
 from cifar_deploy.train.interrupt import Interrupted, signals
 from cifar_deploy.train.judge import Judge
-from cifar_deploy.train.memory import largest
+from cifar_deploy.train.memory import in_memory
 from cifar_deploy.train.norms import synchronise
 from cifar_deploy.train.objective import Objective, balanced
 from cifar_deploy.train.optim import Average, Lookahead, make_optimizer, rate, sizes
@@ -44,8 +44,6 @@ CHECKPOINT_SECONDS = 240.0  # a checkpoint at least every five minutes
 LOOK_SECONDS = {"cpu": 0.5, "cuda": 2.0}  # reading back waits for the device: seldom
 COMPILE_STEPS = 2_000  # below that, torch.compile costs more than it saves
 WARM_UP_STEPS = 3
-
-Done = TypeVar("Done")
 
 
 class Diverged(UserError):
@@ -262,7 +260,8 @@ class Trainer:
         worth = self.job.device.type == "cuda" and self.steps >= COMPILE_STEPS
         return wish in ("on", "max") or (wish == "auto" and worth and self.ranks.world == 1)
 
-    def _networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, nn.Module]:
+        """The one that is trained and those that follow it, as a checkpoint calls them."""
         networks: dict[str, nn.Module] = {"network": self.network}
         if self.average:
             networks["average"] = self.average.network
@@ -284,18 +283,7 @@ class Trainer:
         Raises Interrupted after SIGINT, SIGTERM or SIGHUP with a checkpoint written, and UserError
         where the loss is no longer a number, the device's memory or the disk is full.
         """
-        return self.in_memory(lambda: self._run(watch))
-
-    def in_memory(self, work: Callable[[], Done]) -> Done:
-        """`work`, of this run's. Raises UserError where the memory is full, with what would fit."""
-        try:
-            return work()
-        except RuntimeError as error:
-            if not machine.exhausted(error):
-                raise
-            reason = str(error).splitlines()[0]
-        # The exception, which holds on to what it was computing, is gone now.
-        raise OwnError(self._what_fits(reason))
+        return in_memory(self, lambda: self._run(watch))
 
     def _run(self, watch: Watch) -> Json:
         job, state = self.job, self.state
@@ -383,7 +371,7 @@ class Trainer:
             self.warmup_seconds = time.perf_counter() - started
 
     def _warm_up(self) -> None:
-        tensors = [t for n in self._networks().values() for t in n.state_dict().values()]
+        tensors = [t for n in self.networks().values() for t in n.state_dict().values()]
         kept = [tensor.clone() for tensor in (*tensors, self.sums)]
         optimizer = copy.deepcopy(self.optimizer.state_dict())
         step = self.state.step
@@ -485,55 +473,6 @@ class Trainer:
             f"with --init {place}"
         )
 
-    def _what_fits(self, reason: str) -> str:
-        """What to say after the device's memory was full: the largest batch that would fit."""
-        world, batch = self.ranks.world, self.job.recipe.train.batch_size
-        self.batches.forget()
-        if world > 1:  # a step of one process alone would wait for the others
-            half = max(1, batch // 2 // world) * world
-            return (
-                f"out of memory on {self.job.device} with a batch of {batch}; try {half}: {reason}"
-            )
-
-        def fits(size: int) -> bool:
-            try:
-                self._try(size)
-            except ValueError:  # a batch norm's, of a single image
-                return False
-            except RuntimeError as error:
-                if not machine.exhausted(error):
-                    raise
-                return False
-            finally:
-                self.optimizer.zero_grad()
-                gc.collect()
-                if self.job.device.type == "cuda":
-                    torch.cuda.empty_cache()
-            return True
-
-        if fits(batch):
-            return f"out of memory on {self.job.device}: {reason}; free some, or use another device"
-        best = largest(fits, batch)
-        if not best:
-            return f"out of memory on {self.job.device}: not even one image fits; {reason}"
-        return (
-            f"out of memory on {self.job.device} with a batch of {batch}; one of {best} would fit: "
-            f"--batch-size {best} (and --lr in proportion)"
-        )
-
-    def _try(self, size: int) -> None:
-        """A step with `size` images, not compiled; the weights are of no account any more.
-
-        It holds what a run holds meanwhile: the weights before its warm-up, a chunk of images.
-        """
-        kept = [t.clone() for n in self._networks().values() for t in n.state_dict().values()]
-        shape = (self.batches.together(size) * size, SIZE, SIZE, 3)
-        images = torch.zeros(shape, dtype=torch.uint8, device=self.job.device)
-        labels = torch.zeros(size, dtype=torch.int64, device=self.job.device)
-        self.objective(images[:size], labels)[0].backward()
-        self.optimizer.step()
-        del kept
-
     def _end_epoch(self, epoch: int, loss: float, accuracy: float, watch: Watch) -> None:
         state = self.state
         record: Json = {
@@ -586,7 +525,7 @@ class Trainer:
                 "command": self.command,
             }
             try:
-                checkpoint.save(self.job.folder, self._networks(), self.optimizer, sums, facts)
+                checkpoint.save(self.job.folder, self.networks(), self.optimizer, sums, facts)
             except checkpoint.NotFinite as error:
                 what = f"{error} is not finite after step {self.state.step}"
                 raise self._diverged(what) from error
@@ -602,7 +541,7 @@ class Trainer:
 
     def _restore(self, tensors: checkpoint.Tensors, facts: Json) -> None:
         folder = self.job.folder
-        checkpoint.restore(folder, tensors, self._networks(), self.optimizer, self.sums)
+        checkpoint.restore(folder, tensors, self.networks(), self.optimizer, self.sums)
         if not self.ranks.main:  # they are all processes' together
             self.sums.zero_()
         spent = facts.get("bookkeeping", 0.0)

@@ -9,7 +9,7 @@ from cifar_deploy.disk import Json, in_turn, sha256_of, stamp, write_json
 from cifar_deploy.errors import UserError, disk_errors
 from cifar_deploy.runtimes.protocol import unversioned
 from cifar_deploy.store import proof_path, read_proofs
-from cifar_deploy.validate.judge import Judged, Judgement
+from cifar_deploy.validate.judgement import Judged, Judgement
 
 
 def write(judgement: Judgement, judged: dict[Path, str]) -> list[Path]:

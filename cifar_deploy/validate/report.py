@@ -14,7 +14,7 @@ from markupsafe import Markup
 from cifar_deploy.data.dataset import Images, Split
 from cifar_deploy.disk import now, write_text
 from cifar_deploy.validate import svg, table
-from cifar_deploy.validate.judge import Counts, Judged, Judgement
+from cifar_deploy.validate.judgement import Counts, Judged, Judgement
 
 TEMPLATE = "report.html.j2"
 MOST_IMAGES = 48  # shown a file

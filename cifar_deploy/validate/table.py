@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +14,8 @@ from cifar_deploy.data.doubts import doubtful
 from cifar_deploy.errors import UserError, points
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.protocol import unversioned
-from cifar_deploy.validate.judge import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
+from cifar_deploy.terminal import sheet
+from cifar_deploy.validate.judgement import PYTORCH, UNUSABLE, Judged, Judgement, Unusable
 from cifar_deploy.validate.layers import exact_beside
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, worst_class
 
@@ -46,14 +46,7 @@ HEADINGS = (*TEXTS, *NUMBERS, "verdict")
 
 def table(judgements: Sequence[Judgement]) -> Table:
     """One table over all models, the reference of each above its files."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in HEADINGS:
-        result.add_column(
-            heading,
-            justify="right" if heading in NUMBERS else "left",
-            overflow="fold",
-            no_wrap=heading not in TEXTS,
-        )
+    result = sheet(HEADINGS, NUMBERS, HEADINGS[-1:], narrow=True)
     for judgement in judgements:
         rows: list[Judged | Unusable] = [*judgement.rows, *judgement.unusable]
         for row in rows:

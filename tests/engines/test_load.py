@@ -232,7 +232,7 @@ def test_a_cache_whose_manifest_is_no_json_is_made_anew(tmp_path: Path) -> None:
 def test_only_a_cache_or_a_new_file_can_become_one(tmp_path: Path, kept: Path) -> None:
     path = tmp_path / "deep/timing.cache"
     cache.check(path)
-    assert not path.exists()
+    assert not path.parent.exists()
     cache.write(path, b"timings")
     cache.check(path)
     foreign = tmp_path / "model.safetensors"

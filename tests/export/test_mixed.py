@@ -23,7 +23,8 @@ from cifar_deploy.export.engine import export_engine
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.runtimes import onnx_interface
-from cifar_deploy.runtimes.half import element_types, rounded
+from cifar_deploy.runtimes.graphs import element_types
+from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.load import ONNXRUNTIME, OPENVINO
 from cifar_deploy.runtimes.protocol import Logits
 from cifar_deploy.store import ModelFolder, read_manifest

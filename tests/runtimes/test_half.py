@@ -5,7 +5,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from cifar_deploy.runtimes.half import LARGEST, element_types, rounded
+from cifar_deploy.runtimes.graphs import element_types
+from cifar_deploy.runtimes.half import LARGEST, rounded
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 

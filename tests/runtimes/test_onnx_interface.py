@@ -65,6 +65,7 @@ def test_facts(tmp_path: Path) -> None:
         "inputs": [{"name": "images", "dtype": "uint8", "shape": ["batch", 32, 32, 3]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
         "metadata": {"model": "tiny"},
+        "operators": {"Cast": 2, "Flatten": 1, "Gemm": 1},
     }
 
 

@@ -128,6 +128,24 @@ def test_classes_come_from_the_file(folder: ModelFolder, tmp_path: Path) -> None
         open_file(folder.weights, CPU)
 
 
+def test_a_file_is_read_once_to_be_opened(
+    folder: ModelFolder, images: Images, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one takes a while to be parsed and checked."""
+    check, checked = onnx.checker.check_model, []
+
+    def seen(model: onnx.ModelProto) -> None:
+        checked.append(model)
+        check(model)
+
+    monkeypatch.setattr(onnx.checker, "check_model", seen)
+    runtime, _ = open_file(folder.onnx("fp32"), CPU, onnx=by)
+    expected = runtime.logits(images)
+    for one in runtime.streams(2):
+        np.testing.assert_allclose(one.logits(images), expected, atol=1e-5)
+    assert len(checked) == 1
+
+
 def test_check_file_wants_the_weights_it_was_exported_from(
     folder: ModelFolder, tmp_path: Path
 ) -> None:

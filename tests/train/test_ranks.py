@@ -19,6 +19,7 @@ from cifar_deploy import architectures
 from cifar_deploy.architectures import weights
 from cifar_deploy.cards import read_card
 from cifar_deploy.cli import app, train
+from cifar_deploy.device import TORCHRUN
 from cifar_deploy.disk import only_writer
 from cifar_deploy.errors import OwnError, UserError
 from cifar_deploy.store import ModelFolder
@@ -216,7 +217,8 @@ def test_one_of_torchruns_processes_does_not_wait_for_python_to_shut_down(
         "import atexit; atexit.register(print, 'shut down')\n"
         "from cifar_deploy.cli import main; main()"
     )
-    for variables, shut_down in (({}, ["shut down"]), ({"LOCAL_RANK": "0"}, [])):
+    waits, torchruns = ["shut down"], {**dict.fromkeys(TORCHRUN, "0"), "WORLD_SIZE": "1"}
+    for variables, shut_down in (({}, waits), ({"LOCAL_RANK": "0"}, waits), (torchruns, [])):
         done = python("-c", script, *arguments, **variables)
         assert done.returncode == status
         assert done.stdout.split("\n")[:-1] == [*filter(None, [said]), *shut_down]
@@ -294,9 +296,8 @@ def test_an_error_of_one_process_alone_stays_what_it_is() -> None:
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """In a group of this process alone, which a failure leaves behind."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in zip(names, ("0", "1", "0", "127.0.0.1", "0"), strict=True):
+        for name, value in zip(TORCHRUN, ("0", "1", "0", "127.0.0.1", "0"), strict=True):
             patch.setenv(name, value)
         try:
             with together(torch.device("cpu")):

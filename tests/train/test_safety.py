@@ -10,7 +10,7 @@ import torch
 
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
-from cifar_deploy.train import checkpoint, find_lr, loop
+from cifar_deploy.train import checkpoint, find_lr, loop, memory
 from cifar_deploy.train.loop import Job, Trainer
 
 MakeJob = Callable[..., Job]
@@ -99,57 +99,66 @@ def test_weights_that_the_last_step_spoilt_are_not_written(
 
 
 class Small(Trainer):
-    """A device whose memory takes 40 images."""
+    """On a device whose memory takes 40 images."""
 
     room = 40
-
-    def _try(self, size: int) -> None:
-        if size > self.room:
-            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
-        super()._try(size)
 
     def step(self) -> None:
         raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB\nand more")
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> type[Small]:
+    """A run whose trials meet that device, too."""
+    attempt = memory.attempt
+
+    def attempted(trainer: Trainer, size: int) -> None:
+        if size > Small.room:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
+        attempt(trainer, size)
+
+    monkeypatch.setattr(memory, "attempt", attempted)
+    return Small
+
+
 def test_a_full_memory_names_the_batch_that_fits(
-    make_job: MakeJob, recorder: Any, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, recorder: Any, small: type[Small], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError) as caught:
-        Small(make_job()).run(recorder)
+        small(make_job()).run(recorder)
     said = "out of memory on cpu with a batch of 100; one of 40 would fit: --batch-size 40 "
     assert str(caught.value).startswith(said)
-    monkeypatch.setattr(Small, "room", 0)
+    monkeypatch.setattr(small, "room", 0)
     with pytest.raises(UserError, match=r"not even one image fits; .* 2 GiB$"):
-        Small(make_job()).run(recorder)
-    monkeypatch.setattr(Small, "room", 100)  # something else took the memory
+        small(make_job()).run(recorder)
+    monkeypatch.setattr(small, "room", 100)  # something else took the memory
     with pytest.raises(UserError, match="2 GiB; free some, or use another device"):
-        Small(make_job()).run(recorder)
+        small(make_job()).run(recorder)
 
 
 def test_other_words_for_a_full_memory_are_known(
-    make_job: MakeJob, recorder: Any, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, recorder: Any, small: type[Small], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = "FIND was unable to find an engine to execute this computation"
 
     def convolve(*_: Any) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(Small, "step", convolve)
+    monkeypatch.setattr(small, "step", convolve)
     with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
-        Small(make_job()).run(recorder)
+        small(make_job()).run(recorder)
     said = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes"
     with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
-        Small(make_job()).run(recorder)
+        small(make_job()).run(recorder)
     said = "shapes do not match"  # a fault of ours stays one
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        Small(make_job()).run(recorder)
+        small(make_job()).run(recorder)
 
 
 def test_the_learning_rate_finder_tells_a_full_memory(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, small: type[Small], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(find_lr, "Trainer", Small)
+    monkeypatch.setattr(find_lr, "Trainer", small)
     with pytest.raises(UserError, match="one of 40 would fit: --batch-size 40 "):
         find_lr.find(make_job(), 1e-3, 1.0, 20)
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.timing import Times, Timing
-from cifar_deploy.validate.judge import Judged, Judgement, Unusable
+from cifar_deploy.validate.judgement import Judged, Judgement, Unusable
 from cifar_deploy.validate.latency import Speed
 from cifar_deploy.validate.noninferiority import compare
 

@@ -27,16 +27,8 @@ from cifar_deploy.runtimes.protocol import Logits, unanswered
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder, proof_path, write_manifest
 from cifar_deploy.validate import proof, table
-from cifar_deploy.validate.judge import (
-    REFERENCE,
-    UNUSABLE,
-    Judgement,
-    Options,
-    Reference,
-    _largest_difference,
-    judge,
-    to_json,
-)
+from cifar_deploy.validate.judge import Options, Reference, _largest_difference, judge
+from cifar_deploy.validate.judgement import REFERENCE, UNUSABLE, Judgement, to_json
 from cifar_deploy.validate.noninferiority import FAIL, INCONCLUSIVE, PASS, compare
 
 Damage = Callable[[Path, Path], Path]

@@ -12,7 +12,7 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.disk import Json, sha256_of, write_json
 from cifar_deploy.store import proof_path, read_proofs
 from cifar_deploy.validate import proof
-from cifar_deploy.validate.judge import Unusable
+from cifar_deploy.validate.judgement import Unusable
 
 
 def test_a_proof_is_of_what_was_judged_and_the_latest_of_its_place(

@@ -21,7 +21,8 @@ from cifar_deploy.data.dataset import Dataset, Images, Split
 from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import report
-from cifar_deploy.validate.judge import Judgement, Options, Reference, judge
+from cifar_deploy.validate.judge import Options, Reference, judge
+from cifar_deploy.validate.judgement import Judgement
 from cifar_deploy.validate.latency import Speed
 
 TIME = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)

@@ -17,7 +17,8 @@ from cifar_deploy.cli.options import show
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import table
-from cifar_deploy.validate.judge import Judgement, Options, Reference, judge, to_json
+from cifar_deploy.validate.judge import Options, Reference, judge
+from cifar_deploy.validate.judgement import Judgement, to_json
 from cifar_deploy.validate.latency import Speed
 from cifar_deploy.validate.noninferiority import INCONCLUSIVE, compare
 

@@ -87,7 +87,7 @@ class Kind:
             return found
         raise UserError(
             f"no model with an {self} in {store.models_place()}; run: "
-            + ("" if store.trained_models() else "cifar-deploy train MODEL, then ")
+            + ("" if store.trained_models() else "cifar-deploy train NETWORK, then ")
             + self.command("MODEL")
         )
 

@@ -161,7 +161,7 @@ def all_trained() -> list[ModelFolder]:
     """The same. Raises UserError where there is none."""
     if found := trained_models():
         return found
-    raise UserError(f"nothing in {models_place()} is trained; run: cifar-deploy train MODEL")
+    raise UserError(f"nothing in {models_place()} is trained; run: cifar-deploy train NETWORK")
 
 
 def packaged_recipe(name: str, file: str = "recipe.toml") -> Path | None:

@@ -1,9 +1,13 @@
 """What `--help` shows: every command in its group, every option, and nothing cut short."""
 
-import pytest
-from processes import Run, command_line
+import re
 
-from cifar_deploy.cli import COMMANDS
+import pytest
+import typer
+from processes import Run, command_line
+from typer.core import TyperGroup
+
+from cifar_deploy.cli import COMMANDS, app
 
 # In the order of work.
 GROUPS = {
@@ -61,3 +65,38 @@ def test_a_commands_own_page_has_its_whole_text(name: str, run: Run) -> None:
     (function,) = (group[name][0] for group in COMMANDS.values() if name in group)
     assert " ".join((function.__doc__ or "").split()) in " ".join(answer.out.split())
     assert max(map(len, answer.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_every_option_says_what_it_does(name: str) -> None:
+    program = typer.main.get_command(app)
+    assert isinstance(program, TyperGroup)
+    for one in program.commands[name].params:
+        said = getattr(one, "help", None) or ""
+        # A word before a colon tells where the option counts.
+        assert re.fullmatch(r"((--)?[a-z]\S+: \S|[A-Z])\S*( \S+)+[.\]]", said), (one.name, said)
+        assert not re.match(r"(Of|As|So|By) ", said), (one.name, said)
+
+
+def test_an_architecture_is_called_a_network_and_what_is_trained_a_model(run: Run) -> None:
+    for name in ("train", "recipe", "find-lr", "import"):
+        assert "{NETWORK}" in run(name, "--help").out.split("\n\n")[0]  # the usage
+        assert "Missing argument 'NETWORK'" in run(name).err
+    for name in ("export", "validate", "benchmark", "package", "predict"):
+        assert "MODEL" in run(name, "--help").out.split("\n\n")[0]
+
+
+def test_exports_options_stand_in_groups(run: Run) -> None:
+    shown = sections(run("export", "--help").out)
+    names = {
+        heading: [line.split()[0] for line in lines if line.startswith("  --")]
+        for heading, lines in shown.items()
+    }
+    assert names.pop("Arguments") == []
+    assert names.pop("Options") == ["--format", "--precision", "--json", "--help"]
+    assert names.pop("Options of ONNX files") == ["--batch"]
+    fewer_bits = names.pop("Options of int8 and fp16")
+    assert fewer_bits == ["--calibration-images", "--keep-fp32", "--max-drop", "--data-dir"]
+    ((heading, engines),) = names.items()
+    assert heading == "Options of engines (--format trt)"
+    assert {"--flavour", "--batch-profile", "--timing-cache-file", "--tf32"} < set(engines)

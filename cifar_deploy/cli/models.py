@@ -22,9 +22,9 @@ def models(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL|FILE",
-            help="Print the layers of this network, or of this model's; or what a file is; of "
-            "several trained models what differs.",
+            metavar="NETWORK|MODEL|FILE",
+            help="Network or trained model, for its layers; exported file, for what it is; several "
+            "trained models, for what differs; default: the list of all.",
         ),
     ] = None,
     as_json: JsonFlag = False,

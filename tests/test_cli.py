@@ -1395,6 +1395,39 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
     assert "8.6 is no model" in refused("export", "simple_cnn", "8.6")
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("fp32.onnx", ""),
+        ("fp16.onnx", " --precision fp16"),
+        ("int8.trt.onnx", " --format trt --precision int8"),
+        ("fp32.batch4.onnx", " --batch 4"),
+        ("fp16.tensorrt-rtx.engine", " --format trt --precision fp16 --flavour tensorrt-rtx"),
+        ("int8.tensorrt.engine", " --format trt --precision int8 --flavour tensorrt"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_with_the_command_that_makes_it(
+    kind: str, options: str, refused: Callable[..., str]
+) -> None:
+    file = Path("models/simple_cnn", f"simple_cnn.{kind}")
+    for path in (file, file.with_name(f"{file.name}.json")):
+        path.unlink(missing_ok=True)
+    for command in ("validate", "package", "models", "benchmark"):
+        said = refused(command, file)
+        assert said.endswith(f"run: cifar-deploy export simple_cnn{options}\n"), said
+        lone = refused(command, f"elsewhere.{kind}")
+        assert lone.endswith(f"run: cifar-deploy export MODEL{options}\n"), lone
+
+
+@pytest.mark.parametrize("kind", ["fp16.onnx", "int8.onnx", "int8.batch4.onnx"])
+def test_that_command_makes_the_file(kind: str, run: Run) -> None:
+    file = Path("models/simple_cnn", f"simple_cnn.{kind}")
+    file.unlink(missing_ok=True)
+    _, *arguments = shlex.split(run("models", file).err.rpartition("run: ")[2])
+    assert run(*arguments).status == 0
+    assert file.exists()
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 

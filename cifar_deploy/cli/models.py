@@ -10,7 +10,7 @@ import typer
 from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
-from cifar_deploy.kind import Precision
+from cifar_deploy.kind import Precision, check_exported
 
 TRAINING = {  # that has not ended, by what `store.training` calls it
     "running": "in training",
@@ -196,7 +196,7 @@ def _facts(path: Path) -> disk.Json:
     from cifar_deploy.engines import manifest as engine_manifest
     from cifar_deploy.runtimes import onnx_interface
 
-    store.check_exported(path)
+    check_exported(path)
     manifest: disk.Json | None
     if path.suffix == ".engine":
         manifest = engine_manifest.read(path)

@@ -18,7 +18,7 @@ from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, points
 from cifar_deploy.exporting import Quantising, write_onnx
-from cifar_deploy.kind import Format, Precision
+from cifar_deploy.kind import Format, Precision, to_export
 
 
 def package(
@@ -99,7 +99,7 @@ def package(
     if file and (format or precision or flavour):
         raise UserError(f"--format, --precision and --flavour choose a model's file, not {file}")
     if file and not file.is_file():
-        raise UserError(f"{file} does not exist; run: cifar-deploy export MODEL")
+        raise UserError(f"{file} does not exist; run: {to_export(file)}")
     folder = store.ModelFolder(file.parent.resolve()) if file else architectures.folder(model)
     if file and not folder.weights.exists():
         raise UserError(f"{file} has no trained model beside it; a model's own files are packaged")

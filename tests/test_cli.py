@@ -32,7 +32,7 @@ from processes import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifar_deploy import cards, cli, disk, export_model
+from cifar_deploy import cards, cli, device, disk, export_model
 from cifar_deploy.cli import options as shared
 from cifar_deploy.cli.models import TRAINING
 from cifar_deploy.data import find, synthetic
@@ -1162,6 +1162,29 @@ def test_doctor_tells_what_works(run: Run) -> None:
     if not torch.cuda.is_available():
         for check in ("pytorch cuda", "onnxruntime cuda"):
             assert checks[check]["detail"].endswith("sees no CUDA GPU here")
+
+
+def test_doctor_tells_of_bf16_whether_it_works_and_what_training_uses(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slower than fp32, faster, and refused."""
+
+    def line() -> str:
+        (said,) = [one for one in run("doctor").out.splitlines() if one.startswith("bf16")]
+        return " ".join(said.split())
+
+    monkeypatch.setattr(device, "has_bf16", lambda _: False)
+    assert line() == "bf16 training works: slower here than fp32, which training uses"
+    monkeypatch.setattr(device, "has_bf16", lambda _: True)
+    assert line().startswith("bf16 training works: native on ")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no bf16 here")
+
+    monkeypatch.setattr(torch, "conv2d", refuse)
+    assert line() == "bf16 training does not work: no bf16 here"
+    monkeypatch.setattr(device, "has_bf16", lambda _: False)
+    assert line() == "bf16 training does not work: no bf16 here; training uses fp32"
 
 
 def test_a_model_can_be_named_by_its_folder(run: Run) -> None:

@@ -136,8 +136,12 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
             if row.verdict != FAIL:
                 lines += _worst_class(judgement, row)
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
-    if any(row.normalised for judgement in judgements for row in judgement.rows):
-        lines.append("--mean and --std name another normalisation.")
+    if any(
+        row.normalised and not judgement.normalised_as_said
+        for judgement in judgements
+        for row in judgement.rows
+    ):
+        lines.append("Use --mean and --std for another normalisation.")
     return lines + _disturbed(judgements)
 
 

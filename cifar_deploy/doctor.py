@@ -75,10 +75,19 @@ def _gpu() -> torch.device:
 
 
 def _bf16() -> str:
+    """A convolution, there and back, as training computes it."""
     device = machine.pick("auto")
-    if not machine.has_bf16(device):
-        raise RuntimeError(f"{machine.describe(device)} has no fast bf16; training uses fp32")
-    return f"native on {device.type}"
+    faster = machine.has_bf16(device)
+    filters = torch.ones(8, 8, 3, 3, device=device, requires_grad=True)
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            out = torch.conv2d(torch.ones(2, 8, 8, 8, device=device), filters)
+        float(torch.autograd.grad(out.sum(), filters)[0].sum())  # waits for a GPU
+    except RuntimeError as error:
+        if faster:
+            raise
+        raise RuntimeError(f"{one_line(error)}; training uses fp32") from error
+    return f"native on {device.type}" if faster else "slower here than fp32, which training uses"
 
 
 def _onnx_export() -> str:

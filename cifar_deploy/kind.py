@@ -1,6 +1,7 @@
 """Which exported files: their format and precision, and those that a model has of a kind."""
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,6 +45,37 @@ def members(kind: type[Word], what: str, words: str | Iterable[str]) -> tuple[Wo
     if wrong or not given:
         raise UserError(f"{what} {wrong[0] if wrong else given!r}: it can be {', '.join(known)}")
     return tuple(kind(word) for word in dict.fromkeys(given))
+
+
+def check_exported(path: Path) -> None:
+    """Raise UserError where `path` is no exported file: by its name, or since it is not there."""
+    if path.suffix not in store.EXPORTED:
+        raise UserError(f"{path} is of no exported format; those are: {', '.join(store.EXPORTED)}")
+    if not path.exists():
+        raise UserError(
+            f"cannot read {path}: No such file or directory; give its path, or run: "
+            f"{to_export(path)}"
+        )
+
+
+def to_export(file: Path) -> str:
+    """The command that makes an exported file of this name, as it is typed.
+
+    It names the model whose folder the file would be in; of any other place it says MODEL.
+    """
+    folder, name = store.ModelFolder(file.parent), file.name
+    own = folder.card.exists() and name.startswith(f"{folder.name}.")
+    flavour = re.search(r"\.(tensorrt|tensorrt-rtx)\.engine$", name)
+    batch = store.only_batch(name)
+    engine = name.endswith((SUFFIXES[Format.trt], ".trt.onnx"))
+    others = (one for one in Precision if one is not Precision.fp32)  # which is the default
+    kind = Kind(
+        (Format.trt,) if engine else (),
+        tuple(one for one in others if folder.is_of(name, one)),
+    )
+    command = kind.command(folder.argument if own else "MODEL")
+    command += f" --flavour {flavour[1]}" if flavour else ""
+    return command + (f" --batch {batch}" if batch else "")
 
 
 @dataclass(frozen=True)
@@ -97,7 +129,7 @@ class Kind:
             return found
         raise UserError(
             f"no model with an {self} in {store.models_place()}; run: "
-            + ("" if store.trained_models() else "cifar-deploy train MODEL, then ")
+            + ("" if store.trained_models() else "cifar-deploy train NETWORK, then ")
             + self.command("MODEL")
         )
 

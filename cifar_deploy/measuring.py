@@ -11,7 +11,7 @@ from cifar_deploy import address, architectures, cards, store
 from cifar_deploy.address import Address
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, check_range
-from cifar_deploy.kind import Kind
+from cifar_deploy.kind import Kind, to_export
 
 if TYPE_CHECKING:
     import torch
@@ -308,7 +308,8 @@ def _contestants(targets: Sequence[str], kind: Kind) -> list[Work]:
     kind.of_models([*files, *served.values()])
     named = [t for t in targets if t not in served and Path(t) not in files]
     if lost := [t for t in named if Path(t).suffix in store.EXPORTED]:
-        raise UserError(f"there is no file {lost[0]}; give its path, or run: cifar-deploy export")
+        way = to_export(Path(lost[0]))
+        raise UserError(f"there is no file {lost[0]}; give its path, or run: {way}")
     folders = [architectures.folder(t) for t in named]
     if not targets:
         folders = kind.trained() if kind.chosen else store.all_trained()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cifar_deploy import address, architectures, cards, disk, store
 from cifar_deploy.address import Address
 from cifar_deploy.errors import UserError, check_range
-from cifar_deploy.kind import SUFFIXES, Format, Kind
+from cifar_deploy.kind import SUFFIXES, Format, Kind, to_export
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +174,7 @@ def work_of(targets: Sequence[str], reference: str | None, kind: Kind) -> list[W
     named = [architectures.folder(t) for t in targets if t not in served and Path(t) not in files]
     kind.of_models([*files, *served.values()])
     if missing := [file for file in files if not file.is_file()]:
-        raise UserError(f"{missing[0]} does not exist; run: cifar-deploy export MODEL")
+        raise UserError(f"{missing[0]} does not exist; run: {to_export(missing[0])}")
     if files or served:
         if named:
             raise UserError("name models or files, not both; a file's model goes to --reference")

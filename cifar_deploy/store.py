@@ -115,17 +115,6 @@ class ModelFolder:
         return [path for kind in EXPORTED for path in sorted(self.path.glob(f"*{kind}"))]
 
 
-def check_exported(path: Path) -> None:
-    """Raise UserError where `path` is no exported file: by its name, or since it is not there."""
-    if path.suffix not in EXPORTED:
-        raise UserError(f"{path} is of no exported format; those are: {', '.join(EXPORTED)}")
-    if not path.exists():
-        raise UserError(
-            f"cannot read {path}: No such file or directory; give its path, or run: "
-            "cifar-deploy export MODEL"
-        )
-
-
 def packaged(folder: Path) -> Path | None:
     """The model's file in a folder that `cifar-deploy package` wrote; None in any other."""
     if not Path(folder, "manifest.json").is_file() or Path(folder, CARD).exists():
@@ -160,7 +149,7 @@ def all_trained() -> list[ModelFolder]:
     """The same. Raises UserError where there is none."""
     if found := trained_models():
         return found
-    raise UserError(f"nothing in {models_place()} is trained; run: cifar-deploy train MODEL")
+    raise UserError(f"nothing in {models_place()} is trained; run: cifar-deploy train NETWORK")
 
 
 def packaged_recipe(name: str, file: str = "recipe.toml") -> Path | None:

@@ -32,7 +32,7 @@ from processes import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cifar_deploy import cards, cli, disk, export_model
+from cifar_deploy import cards, cli, device, disk, export_model
 from cifar_deploy.cli import options as shared
 from cifar_deploy.cli.models import TRAINING
 from cifar_deploy.data import find, synthetic
@@ -1164,6 +1164,29 @@ def test_doctor_tells_what_works(run: Run) -> None:
             assert checks[check]["detail"].endswith("sees no CUDA GPU here")
 
 
+def test_doctor_tells_of_bf16_whether_it_works_and_what_training_uses(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slower than fp32, faster, and refused."""
+
+    def line() -> str:
+        (said,) = [one for one in run("doctor").out.splitlines() if one.startswith("bf16")]
+        return " ".join(said.split())
+
+    monkeypatch.setattr(device, "has_bf16", lambda _: False)
+    assert line() == "bf16 training works: slower here than fp32, which training uses"
+    monkeypatch.setattr(device, "has_bf16", lambda _: True)
+    assert line().startswith("bf16 training works: native on ")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no bf16 here")
+
+    monkeypatch.setattr(torch, "conv2d", refuse)
+    assert line() == "bf16 training does not work: no bf16 here"
+    monkeypatch.setattr(device, "has_bf16", lambda _: False)
+    assert line() == "bf16 training does not work: no bf16 here; training uses fp32"
+
+
 def test_a_model_can_be_named_by_its_folder(run: Run) -> None:
     shutil.copytree("models/simple_cnn", "runs/first")
     shutil.rmtree("models")
@@ -1393,6 +1416,39 @@ def test_options_of_engines_go_with_engines(refused: Callable[..., str]) -> None
     nothing = ("--builder-optimization-level", "0")
     assert "go with --format trt" in refused("export", "simple_cnn", *nothing)
     assert "8.6 is no model" in refused("export", "simple_cnn", "8.6")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("fp32.onnx", ""),
+        ("fp16.onnx", " --precision fp16"),
+        ("int8.trt.onnx", " --format trt --precision int8"),
+        ("fp32.batch4.onnx", " --batch 4"),
+        ("fp16.tensorrt-rtx.engine", " --format trt --precision fp16 --flavour tensorrt-rtx"),
+        ("int8.tensorrt.engine", " --format trt --precision int8 --flavour tensorrt"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_with_the_command_that_makes_it(
+    kind: str, options: str, refused: Callable[..., str]
+) -> None:
+    file = Path("models/simple_cnn", f"simple_cnn.{kind}")
+    for path in (file, file.with_name(f"{file.name}.json")):
+        path.unlink(missing_ok=True)
+    for command in ("validate", "package", "models", "benchmark"):
+        said = refused(command, file)
+        assert said.endswith(f"run: cifar-deploy export simple_cnn{options}\n"), said
+        lone = refused(command, f"elsewhere.{kind}")
+        assert lone.endswith(f"run: cifar-deploy export MODEL{options}\n"), lone
+
+
+@pytest.mark.parametrize("kind", ["fp16.onnx", "int8.onnx", "int8.batch4.onnx"])
+def test_that_command_makes_the_file(kind: str, run: Run) -> None:
+    file = Path("models/simple_cnn", f"simple_cnn.{kind}")
+    file.unlink(missing_ok=True)
+    _, *arguments = shlex.split(run("models", file).err.rpartition("run: ")[2])
+    assert run(*arguments).status == 0
+    assert file.exists()
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ class Contender:
     one_stream: bool = False
     open_s: float | None = None  # seconds from the file until it was ready; None: not known
     memory: Memory = field(default_factory=Memory)
+    named: bool = True  # for itself; else it comes with its model
 
     @property
     def who(self) -> Who:
@@ -190,7 +191,16 @@ def contenders(
                 with memory.step(), _opening(device) as seconds:
                     runtime = open_runtime(file, device, trust, pixels=pixels, onnx=how)
                 spent = sum(seconds)
-                opened.append(Contender(folder.name, name, runtime, open_s=spent, memory=memory))
+                opened.append(
+                    Contender(
+                        folder.name,
+                        name,
+                        runtime,
+                        open_s=spent,
+                        memory=memory,
+                        named=not with_pytorch,
+                    )
+                )
             except UserError as error:
                 reason = str(error).removeprefix(f"{file}: ")
                 failures.append(Failure(folder.name, name, reason))
@@ -274,7 +284,7 @@ def run(
                 if pool is None or len(pool.images) < max(batches):
                     pool = Pool(pixels(device), device, max(batches))
                     result.facts["pool_mib"] = round(pool.images.nbytes / 2**20, 1)
-                added += additions(mine)
+                added += [*additions(mine), *_left_out(mine, settings)]
                 remote += are_remote(mine)
                 for batch in batches:
                     _batch(mine, batch, pool, result, watch, say)
@@ -301,6 +311,17 @@ def _sizes(entered: Sequence[Contender], settings: Settings) -> list[int]:
     if settings.chosen:
         return list(settings.batches)
     return sorted({size for one in entered for size in default_batches(one.runtime)})
+
+
+def _left_out(entered: Sequence[Contender], settings: Settings) -> list[str]:
+    """What is said of a model's files at batches that were asked for and that they do not take."""
+    said = []
+    for one in entered if settings.chosen else ():
+        lost = [size for size in settings.batches if not takes(one.runtime.batches, size)]
+        if lost and not one.named:
+            sizes = f"batch{'es' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+            said.append(f"{one.name} was left out at {sizes}: {not_taken(one)}")
+    return said
 
 
 def additions(entered: Sequence[Contender]) -> list[str]:
@@ -449,7 +470,7 @@ def _batch(
     for one in entered:
         if takes(one.runtime.batches, batch):
             left.append(_Turn(one, pool, batch))
-        elif settings.chosen:
+        elif settings.chosen and one.named:
             result.failures.append(Failure(one.model, one.name, not_taken(one), batch))
     result.tried |= bool(left)
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Annotated, NoReturn, TextIO, cast
 
 import typer
@@ -22,6 +23,7 @@ from cifar_deploy.cli import (
     layers,
     models,
     package,
+    pages,
     predict,
     profile,
     recipe,
@@ -38,28 +40,44 @@ FIRST_SPEAKS = 3.0  # seconds
 LONGEST = 4_000  # characters of an error: a name in it may be a page
 app = typer.Typer(
     name="cifar-deploy",
+    cls=pages.Group,
     help="Train image classifiers, export them, and prove that the exported file is as good.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# In the order in which they are needed.
-app.command()(train.train)
-app.command()(recipe.recipe)
-app.command("find-lr")(find_lr.find_lr)
-app.command("import")(import_weights.import_weights)
-app.command()(export.export)
-app.command()(validate.validate)
-app.command()(layers.layers)
-app.command()(benchmark.benchmark)
-app.command()(profile.profile)
-app.command()(package.package)
-app.command()(predict.predict)
-app.command()(models.models)
-app.command()(data.data)
-app.command()(doctor.doctor)
-app.command()(demo.demo)
+# In the order in which they are needed; each with what the list of commands says of it.
+COMMANDS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
+    "Train": {
+        "train": (train.train, "Train a network on CIFAR-10 or on your own images."),
+        "recipe": (recipe.recipe, "Print a network's recipe and explain every key of it."),
+        "find-lr": (find_lr.find_lr, "Suggest a peak learning rate, by a range test."),
+        "import": (import_weights.import_weights, "Bring in weights that another program trained."),
+    },
+    "Deploy and prove": {
+        "export": (export.export, "Export trained models to ONNX or TensorRT files."),
+        "validate": (validate.validate, "Prove that exported files are as accurate as the model."),
+        "package": (package.package, "Write what C++ or Triton needs to run a proved file."),
+    },
+    "Measure": {
+        "benchmark": (benchmark.benchmark, "Time PyTorch and exported files side by side."),
+        "profile": (profile.profile, "Show the time that each layer of an ONNX file takes."),
+        "layers": (layers.layers, "Show which layers of an ONNX file lose accuracy."),
+    },
+    "Use": {
+        "predict": (predict.predict, "Classify pictures with a model or an exported file."),
+    },
+    "Look": {
+        "models": (models.models, "List networks, trained models and exported files."),
+        "data": (data.data, "Show which data set is found; preview or split it."),
+        "doctor": (doctor.doctor, "Try which formats and runtimes work on this machine."),
+        "demo": (demo.demo, "Train, export and prove the smallest network."),
+    },
+}
+for panel, commands in COMMANDS.items():
+    for name, (command, short) in commands.items():
+        app.command(name, cls=pages.Command, short_help=short, rich_help_panel=panel)(command)
 
 
 def main() -> None:
@@ -174,7 +192,7 @@ def _options(
             "--version", help="Print the version.", callback=_print_version, is_eager=True
         ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     # --debug is taken by `_run`
     now()  # what is wrong with $SOURCE_DATE_EPOCH is told before any work

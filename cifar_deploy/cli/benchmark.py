@@ -10,9 +10,9 @@ import typer
 
 from cifar_deploy import cards, store
 from cifar_deploy.cli.options import (
+    ITS_DATA,
     DeviceOption,
     FormatOption,
-    ItsDataDirOption,
     JsonFileOption,
     OnnxBy,
     PrecisionOption,
@@ -53,7 +53,8 @@ def benchmark(
         list[str] | None,
         typer.Argument(
             metavar="MODEL|FILE|grpc://...",
-            help="Models, files, or what a server has, as grpc://localhost:8001/MODEL.",
+            help="Models (default: all), exported files, or what a server has, as "
+            "grpc://localhost:8001/MODEL.",
         ),
     ] = None,
     format: FormatOption = None,
@@ -62,56 +63,85 @@ def benchmark(
         list[str] | None,
         typer.Option(
             metavar="N[,N...]",
-            help="Images a call; may be repeated. [default: 1,8,32,128,256,1024; Offline 256]",
+            help="Batch sizes to measure. [default: 1,8,32,128,256,1024; --scenario Offline: 256]",
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Of measuring, for each file and batch.", min=0.0)
+        float, typer.Option(help="Seconds to measure each file and batch.", min=0.0)
     ] = 1.0,
     in_flight: Annotated[
         list[str] | None,
         typer.Option(
             metavar="N[,N...]",
-            help="Batches at once; may be repeated; 0: none. [default: 4, CPU 2]",
+            help="Batches that run at once for the throughput, as 1,2,4; 0: leave that out. "
+            "[default: 4 on a GPU, 2 on a CPU]",
         ),
     ] = None,
     compiled: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Also torch.compile. [default: on a GPU]"),
+        typer.Option(
+            "--compile/--no-compile",
+            help="Measure PyTorch with torch.compile, too. [default: on a GPU]",
+        ),
     ] = None,
     runtime: Annotated[
         list[OnnxBy] | None,
         several(
-            OnnxBy, "What runs ONNX files; several with commas or repeated. [default: onnxruntime]"
+            OnnxBy,
+            "What runs ONNX files: onnxruntime, openvino on a CPU, or both with a comma. "
+            "[default: onnxruntime]",
         ),
     ] = None,
     scenario: Annotated[
-        Scenario | None, typer.Option(help="Let MLPerf's LoadGen drive instead.")
+        Scenario | None,
+        typer.Option(
+            help="Let MLPerf's LoadGen measure instead: single images one after another, or "
+            "batches."
+        ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="LoadGen: only the first so many test images.", min=1)
+        int | None,
+        typer.Option(
+            help="--scenario: use only so many test images, the first ones; default: all.", min=1
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="LoadGen: its logs go here; else mlperf among the models.")
+        Path | None,
+        typer.Option(help="--scenario: folder for LoadGen's logs; default models/mlperf."),
     ] = None,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    data_dir: ItsDataDirOption = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help=f"--scenario: folder of the data set; default: {ITS_DATA}.")
+    ] = None,
     data: Annotated[
-        Source | None, typer.Option(help="LoadGen: by default what the model was trained on.")
+        Source | None,
+        typer.Option(
+            help="--scenario: data set of the test images, auto or synthetic; default: what the "
+            "model was trained on."
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="An earlier --json of this machine, to compare with."),
+        typer.Option(
+            metavar="FILE.json", help="Compare with an earlier --json file of this machine."
+        ),
     ] = None,
     max_slowdown: Annotated[
         float | None,
-        typer.Option(help="Percent that a median may be over the baseline's. [default: 10]", min=0),
+        typer.Option(
+            help="Percent that a median latency may be over the --baseline's, else exit status 1. "
+            "[default: 10]",
+            min=0,
+        ),
     ] = None,
     max_latency: Annotated[
         float | None,
-        typer.Option(metavar="MS", help="What the p99 latency of every batch has to keep within."),
+        typer.Option(
+            metavar="MS",
+            help="Milliseconds that the p99 latency of every batch may take, else exit status 1.",
+        ),
     ] = None,
     json_file: JsonFileOption = None,
 ) -> None:

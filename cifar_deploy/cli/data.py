@@ -22,24 +22,26 @@ from cifar_deploy.errors import UserError
 
 def data(
     preview: Annotated[
-        Path | None, typer.Option(help="Write a PNG of images before and after augmentation.")
+        Path | None,
+        typer.Option(help="Write a picture (PNG) of images before and after augmentation."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Preview with this network's augmentation.")
+        str | None,
+        typer.Option(metavar="NETWORK|MODEL", help="--preview: augment as this one's recipe says."),
     ] = None,
     set_: SetOption = None,
     split: Annotated[
         Path | None,
         typer.Option(
-            help="Make this folder, a data set, of the class folders in --data-dir: a fifth of "
-            "each class is for testing."
+            help="Make a data set in this new folder from the class folders in --data-dir: a "
+            "fifth of each class is for testing."
         ),
     ] = None,
     records: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the test images to this file, which a C++ package's program takes.",
+            help="Write the test images to this file, for `classify --evaluate` of a C++ package.",
         ),
     ] = None,
     data_dir: DataDirOption = None,

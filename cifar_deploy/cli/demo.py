@@ -13,7 +13,7 @@ from cifar_deploy.errors import UserError
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo"),
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 8,
     data_dir: DataDirOption = None,
     data: SourceOption = Source.auto,

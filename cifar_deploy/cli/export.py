@@ -9,7 +9,7 @@ import typer
 
 from cifar_deploy import architectures, disk, exporting, store
 from cifar_deploy.cli.options import (
-    ItsDataDirOption,
+    ITS_DATA,
     JsonFlag,
     Models,
     print_json,
@@ -27,78 +27,156 @@ if TYPE_CHECKING:
 CAPABILITIES = re.compile(r"\d+\.\d([,\s]+\d+\.\d)*,?")  # of GPUs, as 8.6 or 8.6,8.9
 
 
+# Headings on its page of --help.
+ONNX = "Options of ONNX files"
+IN_FEWER_BITS = "Options of int8 and fp16"
+ENGINES = "Options of engines (--format trt)"
+
+
 def export(
     models: Models = None,
     format: Annotated[
-        list[Format] | None, several(Format, "Both with a comma or repeated. [default: onnx]")
+        list[Format] | None,
+        several(Format, "What to write: onnx, trt (engines), or both (onnx,trt). [default: onnx]"),
     ] = None,
     precision: Annotated[
         list[Precision] | None,
-        several(Precision, "Several with commas or repeated. [default: fp32]"),
+        several(Precision, "Precisions to export, e.g. fp32,fp16. [default: fp32]"),
     ] = None,
+    as_json: JsonFlag = False,
     batch: Annotated[
         int | None,
         typer.Option(
-            help="ONNX: a graph of just so many images; else of any number.",
+            help="Batch size that the file takes; default: any.",
             min=1,
             max=LARGEST_BATCH,
+            rich_help_panel=ONNX,
         ),
     ] = None,
-    flavour: Annotated[str, typer.Option(help="auto, tensorrt or tensorrt-rtx.")] = "auto",
-    batch_profile: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MIN/OPT/MAX",
-            help="Batches it takes; 1/128/1024. Several may be given.",
-        ),
-    ] = None,
-    workspace: Annotated[
-        int | None, typer.Option(metavar="MIB", help="GPU memory a layer may use. [default: all]")
-    ] = None,
-    timing_cache_file: Annotated[
-        Path | None, typer.Option(help="tensorrt: kept between builds; else in the user's cache.")
-    ] = None,
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="tensorrt: for other versions too.")
-    ] = False,
-    hardware_compatibility: Annotated[
-        str | None, typer.Option(help="tensorrt: ampere+ or same-compute-capability.")
-    ] = None,
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(metavar="X.Y...", help="tensorrt-rtx: targets, as 8.6 8.9 12.0, or 8.6,8.9."),
-    ] = None,
-    builder_optimization_level: Annotated[
-        int | None, typer.Option(help="0 to 5. [default: 3]")
-    ] = None,
-    strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="Leave them to the ONNX file beside it.")
-    ] = False,
-    export_layer_info: Annotated[
-        bool, typer.Option("--export-layer-info", help="Also write the layers as JSON.")
-    ] = False,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Allow TF32 in fp32 engines.")] = False,
     calibration_images: Annotated[
-        int | None, typer.Option(help="int8: so many training images; 512.", min=1)
+        int | None,
+        typer.Option(
+            help="int8: number of training images to calibrate on. [default: 512]",
+            min=1,
+            rich_help_panel=IN_FEWER_BITS,
+        ),
     ] = None,
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NODE",
-            help="int8, fp16: leave this convolution or linear layer of `layers` in fp32.",
+            help="Keep this convolution or linear layer in fp32, by its name in `cifar-deploy "
+            "layers`; may be repeated.",
+            rich_help_panel=IN_FEWER_BITS,
         ),
     ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
             metavar="POINTS",
-            help="int8, fp16: keep layers in fp32 until it loses no more, on training images.",
+            help="Keep as many layers in fp32 as it takes to lose no more percentage points of "
+            "accuracy, on training images.",
             min=0.0,
             max=100.0,
+            rich_help_panel=IN_FEWER_BITS,
         ),
     ] = None,
-    data_dir: ItsDataDirOption = None,
-    as_json: JsonFlag = False,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"Folder of the data set; default: {ITS_DATA}.", rich_help_panel=IN_FEWER_BITS
+        ),
+    ] = None,
+    flavour: Annotated[
+        str,
+        typer.Option(
+            help="Library that builds: tensorrt, tensorrt-rtx (TensorRT for RTX), or auto: "
+            "tensorrt where it is installed and there is a GPU, else tensorrt-rtx.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = "auto",
+    batch_profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MIN/OPT/MAX",
+            help="Batch sizes of the engine: smallest/tuned for/largest; default 1/128/1024; may "
+            "be repeated.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MIB",
+            help="MiB of GPU memory that a layer may use. [default: all]",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    timing_cache_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="tensorrt: file of measured layer times; default: in the user's cache.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="tensorrt: let later versions of TensorRT run the engine, too.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = False,
+    hardware_compatibility: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="tensorrt: let other GPUs run the engine, too: ampere+ (Ampere and later) or "
+            "same-compute-capability.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X.Y...",
+            help="tensorrt-rtx: compute capabilities of the GPUs to build for, as 8.6 8.9 12.0, or "
+            "8.6,8.9; default: the library's.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    builder_optimization_level: Annotated[
+        int | None,
+        typer.Option(
+            metavar="0..5",
+            help="How hard to optimise; more takes longer to build. [default: 3]",
+            rich_help_panel=ENGINES,
+        ),
+    ] = None,
+    strip_weights: Annotated[
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="Build without weights; they are read from the ONNX file beside the engine.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = False,
+    export_layer_info: Annotated[
+        bool,
+        typer.Option(
+            "--export-layer-info",
+            help="Also write the engine's layers to a JSON file beside it.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = False,
+    tf32: Annotated[
+        bool,
+        typer.Option(
+            "--tf32",
+            help="Let fp32 layers round to TF32: faster, less exact.",
+            rich_help_panel=ENGINES,
+        ),
+    ] = False,
 ) -> None:
     """Export trained models; without a name, all that have weights.
 

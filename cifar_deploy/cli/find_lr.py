@@ -13,6 +13,7 @@ from cifar_deploy.cli.options import (
     DeviceOption,
     InitOption,
     JsonFlag,
+    NetworkArgument,
     RecipeOption,
     SetOption,
     Source,
@@ -32,10 +33,12 @@ FEWEST_STEPS = 60
 
 
 def find_lr(
-    model: Annotated[str, typer.Argument(help="The network.")],
-    low: Annotated[float, typer.Option(help="The first learning rate.")] = 1e-4,
-    high: Annotated[float, typer.Option(help="The last one.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="Steps between them.", min=FEWEST_STEPS)] = 200,
+    network: NetworkArgument,
+    low: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 1e-4,
+    high: Annotated[float, typer.Option(help="Learning rate of the last step.")] = 10.0,
+    steps: Annotated[
+        int, typer.Option(help="Training steps from --low to --high.", min=FEWEST_STEPS)
+    ] = 200,
     batch_size: BatchOption = None,
     init: InitOption = None,
     weights_file: WeightsFileOption = None,
@@ -47,14 +50,16 @@ def find_lr(
     set_: SetOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The picture; else find-lr.png in the folder that `train` writes."),
+        typer.Option(
+            help="Picture of the curve; default find-lr.png in the folder that `train` writes to."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Suggest a peak learning rate: a range test with its curve as a picture."""
     from cifar_deploy import recipe as recipes
 
-    name = architectures.canonical(model)
+    name = architectures.canonical(network)
     folder = home(name, recipe)
     overrides = [f"train.batch_size={batch_size}"] if batch_size is not None else []
     overrides += [*by_teachers(teacher), *(set_ or [])]

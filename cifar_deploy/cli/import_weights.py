@@ -11,6 +11,7 @@ from cifar_deploy.cli.options import (
     DeviceOption,
     JsonFlag,
     MeanOption,
+    NetworkArgument,
     Source,
     SourceOption,
     StdOption,
@@ -24,14 +25,19 @@ from cifar_deploy.errors import UserError
 
 
 def import_weights(
-    network: Annotated[str, typer.Argument(help="Which network they are of.")],
-    file: Annotated[Path, typer.Argument(help="A state dict: .safetensors, or torch's .pth.")],
+    network: NetworkArgument,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="State dict to bring in: .safetensors, or torch's .pth."
+        ),
+    ],
     mean: MeanOption = None,
     std: StdOption = None,
     device: DeviceOption = "auto",
     data_dir: DataDirOption = None,
     data: SourceOption = Source.auto,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; else models/NETWORK.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default models/NETWORK.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Bring in weights that another program trained, and measure their test accuracy.

@@ -10,6 +10,7 @@ import typer
 from cifar_deploy import cards, store
 from cifar_deploy.cli.options import (
     ItsDataDirOption,
+    ItsSourceOption,
     JsonFileOption,
     MeanOption,
     Source,
@@ -31,18 +32,20 @@ MUCH = 6.0  # dB, a bit: what is marked
 
 
 def layers(
-    file: Annotated[Path, typer.Argument(help="An ONNX file in int8 or fp16.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="ONNX file in int8 or fp16.")],
     reference: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What it was made of; else the fp32 file beside it."),
+        typer.Option(
+            metavar="FILE", help="File to compare with; default: the fp32 file beside it."
+        ),
     ] = None,
-    images: Annotated[int, typer.Option(help="So many training images.", min=1)] = 256,
+    images: Annotated[
+        int, typer.Option(help="Number of training images to compare on.", min=1)
+    ] = 256,
     mean: MeanOption = None,
     std: StdOption = None,
     data_dir: ItsDataDirOption = None,
-    data: Annotated[
-        Source | None, typer.Option(help="By default what the model was trained on.")
-    ] = None,
+    data: ItsSourceOption = None,
     json_file: JsonFileOption = None,
 ) -> None:
     """Show which layers of an ONNX file lose accuracy: the noise in each, against the fp32 file.

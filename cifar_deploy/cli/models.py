@@ -10,7 +10,7 @@ import typer
 from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
 from cifar_deploy.errors import UserError
-from cifar_deploy.kind import Precision
+from cifar_deploy.kind import Precision, check_exported
 from cifar_deploy.terminal import sheet
 
 TRAINING = {  # that has not ended, by what `store.training` calls it
@@ -23,9 +23,9 @@ def models(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL|FILE",
-            help="Print the layers of this network, or of this model's; or what a file is; of "
-            "several trained models what differs.",
+            metavar="NETWORK|MODEL|FILE",
+            help="Network or trained model, for its layers; exported file, for what it is; several "
+            "trained models, for what differs; default: the list of all.",
         ),
     ] = None,
     as_json: JsonFlag = False,
@@ -193,7 +193,7 @@ def _facts(path: Path) -> disk.Json:
     from cifar_deploy.engines import manifest as engine_manifest
     from cifar_deploy.runtimes import onnx_interface
 
-    store.check_exported(path)
+    check_exported(path)
     manifest: disk.Json | None
     if path.suffix == ".engine":
         manifest = engine_manifest.read(path)

@@ -92,18 +92,18 @@ JsonFileOption = Annotated[
     typer.Option(
         "--json",
         metavar="FILE.json|-",
-        help="Also write JSON here; - prints it.",
+        help="Also write the results to this file as JSON; - prints only the JSON.",
         callback=_place("--json", ".json"),
     ),
 ]
 
 
 def csv_option(option: str, help: str) -> Any:
-    """An option for a file of lines for programs, or - for standard output."""
+    """An option for a file of CSV, or - for standard output. `help` says what is written."""
     return typer.Option(
         option,
         metavar="FILE.csv|-",
-        help=f"{help}; - prints them alone.",
+        help=f"Also write {help} to this file as CSV; - prints only the CSV.",
         callback=_place(option, ".csv"),
     )
 
@@ -127,38 +127,63 @@ def several(kind: type[StrEnum], help: str) -> Any:
     return typer.Option(metavar=f"[{'|'.join(words)}],...", help=help, parser=str, callback=members)
 
 
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to run: auto (a GPU if there is one), cpu, cuda or cuda:N.")
+]
+NetworkArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NETWORK", help="Architecture, as resnet18; `cifar-deploy models` lists them."
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(
-        help="Of the CPU runtimes. [default: $OMP_NUM_THREADS, or one a core]", min=1, max=1024
-    ),
+    typer.Option(help="CPU threads. [default: $OMP_NUM_THREADS, or one a core]", min=1, max=1024),
 ]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option(help="Folder with the data set; else $CIFAR_DEPLOY_DATA, else data/."),
+    typer.Option(help="Folder of the data set; default $CIFAR_DEPLOY_DATA, else data/."),
 ]
 # Of a model that is there.
+ITS_DATA = "your own images that the model was trained on, else $CIFAR_DEPLOY_DATA, else data/"
 ItsDataDirOption = Annotated[
-    Path | None,
+    Path | None, typer.Option(help=f"Folder of the data set; default: {ITS_DATA}.")
+]
+SourceOption = Annotated[
+    Source,
     typer.Option(
-        help="Folder with the data set; else the one that the model was trained on, where that "
-        "was your own, else $CIFAR_DEPLOY_DATA, else data/."
+        "--data", help="Data set: auto (what is in --data-dir), or synthetic (generated)."
     ),
 ]
-SourceOption = Annotated[Source, typer.Option("--data", help="auto, or the generated set.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ItsSourceOption = Annotated[
+    Source | None,
+    typer.Option(
+        "--data",
+        help="Data set: auto (what is in --data-dir), or synthetic (generated); default: what the "
+        "model was trained on.",
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TrustFlag = Annotated[
-    bool, typer.Option("--trust", help="Load engines without a matching manifest: they are code.")
+    bool,
+    typer.Option(
+        "--trust",
+        help="Load an engine without a matching manifest, too: it is code that will run here.",
+    ),
 ]
 Models = Annotated[
-    list[str] | None, typer.Argument(metavar="MODEL", help="Names or model folders.")
+    list[str] | None,
+    typer.Argument(metavar="MODEL", help="Trained models, by name or folder; default: all."),
 ]
-BatchOption = Annotated[int | None, typer.Option(help="Images a step, of all processes.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(help="Images per step, of all processes together; default: the recipe's."),
+]
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        help="Another recipe: a file (TOML, or the card.json of a model), or a word such as speed."
+        help="Recipe to use instead of the network's own: a word such as speed, a TOML file, or a "
+        "model's card.json."
     ),
 ]
 SetOption = Annotated[
@@ -166,13 +191,15 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="SECTION.KEY=VALUE",
-        help="Override the recipe; `cifar-deploy recipe MODEL` shows its keys.",
+        help="Change a key of the recipe; may be repeated. `cifar-deploy recipe NETWORK` explains "
+        "the keys.",
     ),
 ]
 InitOption = Annotated[
     str | None,
     typer.Option(
-        help="Weights to begin with: imagenet, a model folder or a file; with @SHA256 only those."
+        help="Begin with trained weights: imagenet, a model's folder, or a file; with @SHA256 "
+        "behind it, only with that very file."
     ),
 ]
 TeacherOption = Annotated[
@@ -180,35 +207,39 @@ TeacherOption = Annotated[
     typer.Option(
         "--teacher",
         metavar="MODEL",
-        help="Learn from a trained model's answers, too; with @SHA256 only that one's.",
+        help="Also learn from the answers of this trained model; may be repeated; with @SHA256 "
+        "behind it, only from those very weights.",
     ),
 ]
 WeightsFileOption = Annotated[
-    Path | None, typer.Option(help="torchvision's weights for --init imagenet, else downloaded.")
+    Path | None,
+    typer.Option(help="File of torchvision's weights for --init imagenet; default: download it."),
 ]
 
 FormatOption = Annotated[
     list[Format] | None,
-    several(
-        Format, "Of the models' files only those of this format; several with commas or repeated."
-    ),
+    several(Format, "Take only the models' files of this format, or of both: onnx,trt."),
 ]
 PrecisionOption = Annotated[
     list[Precision] | None,
     several(
-        Precision,
-        "Of the models' files only those of this precision; several with commas or repeated.",
+        Precision, "Take only the models' files of these precisions, one or several: fp32,fp16."
     ),
 ]
 MeanOption = Annotated[
     str | None,
     typer.Option(
         metavar="R,G,B",
-        help="Of pixels in 0..1, as in its training; else the model's, where there is one, or the "
-        "data set's.",
+        help="Mean of the pixels (0..1) in training, R,G,B; default: the model's, where there is "
+        "one, or the data set's.",
     ),
 ]
-StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="As --mean.")]
+StdOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B", help="Standard deviation of the pixels (0..1) in training; as --mean."
+    ),
+]
 
 
 def per_channel(text: str | None, option: str, positive: bool = False) -> list[float] | None:

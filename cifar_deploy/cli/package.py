@@ -18,36 +18,48 @@ from cifar_deploy.engines.flavour import AUTO
 from cifar_deploy.engines.options import LARGEST_BATCH
 from cifar_deploy.errors import UserError, points
 from cifar_deploy.exporting import Quantising, write_onnx
-from cifar_deploy.kind import Format, Precision
+from cifar_deploy.kind import Format, Precision, to_export
 
 
 def package(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL|FILE", help="A trained model, or a file of it."),
+        typer.Argument(metavar="MODEL|FILE", help="Trained model, or one of its exported files."),
     ],
     target: Annotated[
-        Target, typer.Option(help="cpp: for a C++ program; triton: for Triton Inference Server.")
+        Target,
+        typer.Option(
+            help="Who takes it: cpp (a C++ program), or triton (Triton Inference Server)."
+        ),
     ] = Target.cpp,
     format: Annotated[
-        Format | None, typer.Option(help="Of a model's files. [default: onnx]")
+        Format | None,
+        typer.Option(help="Which of the model's files: onnx, or trt (an engine). [default: onnx]"),
     ] = None,
     precision: Annotated[
-        Precision | None, typer.Option(help="Of a model's files. [default: fp32]")
+        Precision | None, typer.Option(help="Which of the model's files. [default: fp32]")
     ] = None,
     flavour: Annotated[
-        str | None, typer.Option(help="auto, tensorrt or tensorrt-rtx. [default: auto]")
+        str | None,
+        typer.Option(
+            help="With --format trt, whose engine: tensorrt, tensorrt-rtx, or auto (the one that "
+            "is there). [default: auto]"
+        ),
     ] = None,
     instances: Annotated[
         int | None,
         typer.Option(
-            help="Triton: so many on each GPU, or on the CPU. [default: 1]", min=1, max=1000
+            help="triton: copies of the model that run at once, on each GPU or on the CPU. "
+            "[default: 1]",
+            min=1,
+            max=1000,
         ),
     ] = None,
     max_batch: Annotated[
         int | None,
         typer.Option(
-            help="Triton: images put together at most. [default: the file's, or 512 of any]",
+            help="triton: largest batch that the server puts together. [default: the file's "
+            "largest, or 512 where it takes any]",
             min=1,
             max=LARGEST_BATCH,
         ),
@@ -55,18 +67,24 @@ def package(
     queue_delay: Annotated[
         int | None,
         typer.Option(
-            help="Triton: microseconds to wait for others. [default: 100]", min=0, max=10_000_000
+            help="triton: microseconds that a request waits for others to join its batch. "
+            "[default: 100]",
+            min=0,
+            max=10_000_000,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder, or a file ending in .tar.gz; else MODEL-package, MODEL-triton."),
+        typer.Option(
+            help="Output folder, or a file ending in .tar.gz; default MODEL-package, or "
+            "MODEL-triton."
+        ),
     ] = None,
     unproved: Annotated[
-        bool, typer.Option("--unproved", help="Also a file that validate gave no PASS.")
+        bool, typer.Option("--unproved", help="Package a file without a PASS of `validate`, too.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a package that is there.")
+        bool, typer.Option("--force", help="Replace the package that is there.")
     ] = False,
     data_dir: ItsDataDirOption = None,
     as_json: JsonFlag = False,
@@ -81,7 +99,7 @@ def package(
     if file and (format or precision or flavour):
         raise UserError(f"--format, --precision and --flavour choose a model's file, not {file}")
     if file and not file.is_file():
-        raise UserError(f"{file} does not exist; run: cifar-deploy export MODEL")
+        raise UserError(f"{file} does not exist; run: {to_export(file)}")
     folder = store.ModelFolder(file.parent.resolve()) if file else architectures.folder(model)
     if file and not folder.weights.exists():
         raise UserError(f"{file} has no trained model beside it; a model's own files are packaged")

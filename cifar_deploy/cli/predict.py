@@ -25,21 +25,29 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL|FILE|grpc://...", help="What predicts.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|FILE|grpc://...",
+            help="Trained model, exported file, C++ package, or what a server has, as "
+            "grpc://localhost:8001/MODEL.",
+        ),
+    ],
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE|FOLDER", help="Pictures, or folders of them and of such folders."
+            metavar="IMAGE|FOLDER", help="Pictures, or folders that hold some at any depth."
         ),
     ],
-    top: Annotated[int, typer.Option(help="So many of the likeliest classes.", min=1)] = 3,
+    top: Annotated[int, typer.Option(help="How many of the likeliest classes to show.", min=1)] = 3,
     runtime: Annotated[
-        OnnxBy | None, typer.Option(help="What runs an ONNX file. [default: onnxruntime]")
+        OnnxBy | None,
+        typer.Option(help="What runs an ONNX file; openvino on a CPU. [default: onnxruntime]"),
     ] = None,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
-    csv_file: Annotated[Path | None, csv_option("--csv", "Also write a line an image here")] = None,
+    csv_file: Annotated[Path | None, csv_option("--csv", "a line for each image")] = None,
 ) -> None:
     """Classify pictures of any size and format: the likeliest classes with probabilities.
 

@@ -25,10 +25,10 @@ MUCH = 0.2  # of the time: what is marked
 
 
 def profile(
-    file: Annotated[Path, typer.Argument(help="An ONNX file.")],
-    batch: Annotated[int, typer.Option(help="Images a call.", min=1, max=LARGEST_BATCH)] = 1,
-    runtime: Annotated[OnnxBy, typer.Option(help="What runs it.")] = OnnxBy.onnxruntime,
-    seconds: Annotated[float, typer.Option(help="Of measuring.", min=0.0, max=60.0)] = 1.0,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="ONNX file to run.")],
+    batch: Annotated[int, typer.Option(help="Images per call.", min=1, max=LARGEST_BATCH)] = 1,
+    runtime: Annotated[OnnxBy, typer.Option(help="What runs the file.")] = OnnxBy.onnxruntime,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure.", min=0.0, max=60.0)] = 1.0,
     json_file: JsonFileOption = None,
 ) -> None:
     """Show where the time of an ONNX file goes: what every layer takes, on a CPU."""

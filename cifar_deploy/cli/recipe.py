@@ -1,27 +1,25 @@
 """`cifar-deploy recipe`."""
 
-from typing import Annotated
-
 import typer
 
 from cifar_deploy import architectures
-from cifar_deploy.cli.options import JsonFlag, RecipeOption, SetOption, print_json
+from cifar_deploy.cli.options import JsonFlag, NetworkArgument, RecipeOption, SetOption, print_json
 from cifar_deploy.cli.train import home
 
 
 def recipe(
-    model: Annotated[str, typer.Argument(help="The network; `cifar-deploy models` lists them.")],
+    network: NetworkArgument,
     recipe: RecipeOption = None,
     set_: SetOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Print a network's recipe: each key, what it can be and means.
 
-    In a file it is one for --recipe. The last line has the words of the other recipes.
+    Saved to a file, it is a recipe for --recipe. The last line names the network's other recipes.
     """
     from cifar_deploy import recipe as recipes
 
-    name = architectures.canonical(model)
+    name = architectures.canonical(network)
     folder = home(name, recipe)
     found = recipes.load(recipes.find(recipe, folder, name), set_ or [])
     words = recipes.words(folder, name)

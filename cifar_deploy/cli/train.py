@@ -17,6 +17,7 @@ from cifar_deploy.cli.options import (
     DeviceOption,
     InitOption,
     JsonFlag,
+    NetworkArgument,
     RecipeOption,
     SetOption,
     Source,
@@ -44,13 +45,25 @@ PASSING = ("--resume", "--finish", "--json", "--profile")  # no part of what giv
 
 
 def train(
-    model: Annotated[str, typer.Argument(help="The network; `cifar-deploy models` lists them.")],
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    network: NetworkArgument,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training images; default: the recipe's.")
+    ] = None,
     batch_size: BatchOption = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate; default: the recipe's.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Random seed (weights, order, augmentation); default: the recipe's."),
+    ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Train with so many seeds; the weights are the first one's.", min=1)
+        int,
+        typer.Option(
+            help="Train so many times, each with another seed, for the mean and the spread; the "
+            "weights are those of the first.",
+            min=1,
+        ),
     ] = 1,
     init: InitOption = None,
     weights_file: WeightsFileOption = None,
@@ -59,8 +72,8 @@ def train(
         str | None,
         typer.Option(
             metavar="N|val",
-            help="Judge by so many training images, or by those in val/ of your own folder; the "
-            "test images are not looked at.",
+            help="Measure accuracy on N training images that are set aside, or on val/ of your "
+            "own folder, and not on the test images.",
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -68,21 +81,32 @@ def train(
     data: SourceOption = Source.auto,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder to write; else models/MODEL, with a word models/MODEL-RECIPE."),
+        typer.Option(
+            help="Output folder; default models/NETWORK, or models/NETWORK-WORD with --recipe WORD."
+        ),
     ] = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue from the checkpoint of a run that was stopped."),
+    ] = False,
     finish: Annotated[
         bool,
-        typer.Option("--finish", help="With --resume: end the run there, with weights and card."),
+        typer.Option(
+            "--finish",
+            help="With --resume: end the run at its checkpoint, and write weights and card.",
+        ),
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Show where a step's time goes; write a trace.")
+        bool,
+        typer.Option(
+            "--profile", help="Show where the time of a training step goes, and write trace.json."
+        ),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a network: weights, card, curves and log go to models/MODEL.
+    """Train a network: weights, card, curves and log go to models/NETWORK.
 
     With torchrun --nproc-per-node N -m cifar_deploy train, N processes share every batch.
     """
@@ -97,7 +121,7 @@ def train(
     if hold_out is not None:
         overrides += _held_out(hold_out)
     overrides += set_ or []
-    name = architectures.canonical(model)
+    name = architectures.canonical(network)
     folder = store.ModelFolder(out) if out else home(name, recipe)
     # A job that was started again has its first command: it goes on.
     begun = folder.checkpoint.exists() or folder.seeds.exists()

@@ -14,11 +14,11 @@ from cifar_deploy.cli.options import (
     DeviceOption,
     FormatOption,
     ItsDataDirOption,
+    ItsSourceOption,
     JsonFileOption,
     MeanOption,
     OnnxBy,
     PrecisionOption,
-    Source,
     StdOption,
     ThreadsOption,
     TrustFlag,
@@ -44,47 +44,57 @@ def validate(
         list[str] | None,
         typer.Argument(
             metavar="MODEL|FILE|grpc://...",
-            help="Models, or files: of the model beside them, or with --reference; or what a "
-            "server answers, as grpc://localhost:8001/MODEL.",
+            help="Models (default: all that have files), exported files, or what a server has, as "
+            "grpc://localhost:8001/MODEL.",
         ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="MODEL|FILE", help="Judge files against this one.")
+        str | None,
+        typer.Option(
+            metavar="MODEL|FILE",
+            help="Judge files against this model or ONNX file; default: the model beside them.",
+        ),
     ] = None,
     format: FormatOption = None,
     precision: PrecisionOption = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Margin in points; by default fp32 0.05, fp16 0.10, int8 0.50.", min=0.0, max=100.0
+            help="Percentage points of accuracy that a file may lose; default: fp32 0.05, fp16 "
+            "0.10, int8 0.50.",
+            min=0.0,
+            max=100.0,
         ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Only the first so many test images.", min=1)
+        int | None,
+        typer.Option(help="Use only so many test images, the first ones; default: all.", min=1),
     ] = None,
     mean: MeanOption = None,
     std: StdOption = None,
     runtime: Annotated[
         list[OnnxBy] | None,
-        several(OnnxBy, "What runs ONNX files; openvino on a CPU. [default: onnxruntime]"),
+        several(
+            OnnxBy,
+            "What runs ONNX files: onnxruntime, or openvino on a CPU. [default: onnxruntime]",
+        ),
     ] = None,
-    latency: Annotated[bool, typer.Option(help="Measure latency.")] = True,
+    latency: Annotated[bool, typer.Option(help="Measure latency and throughput, too.")] = True,
     trust: TrustFlag = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     data_dir: ItsDataDirOption = None,
-    data: Annotated[
-        Source | None, typer.Option(help="By default what the model was trained on.")
-    ] = None,
+    data: ItsSourceOption = None,
     json_file: JsonFileOption = None,
     answers: Annotated[
         Path | None,
-        csv_option("--answers", "The answers to each image, the reference's and the files'"),
+        csv_option("--answers", "what the reference and each file answer to every image"),
     ] = None,
     mistakes: Annotated[
         int | None,
         typer.Option(
-            help="So many mistakes of the reference, on the page and in the JSON. [default: 24]",
+            help="How many mistakes of the reference to show in the report and the JSON. "
+            "[default: 24]",
             min=1,
             max=1000,  # the page holds their pictures
         ),
@@ -92,14 +102,14 @@ def validate(
     report: Annotated[
         Path | None,
         typer.Option(
-            help="The page; else report.html among the models, or, of some files or images, in "
-            "each model's folder."
+            help="HTML report; default models/report.html, or for some files or images only "
+            "report.html in each model's folder."
         ),
     ] = None,
 ) -> None:
     """Prove that exported files are as accurate as the trained network, and time them.
 
-    So is what a server answers.
+    It judges what a server answers in the same way.
 
     Exit status 1 unless every file passes; 2 where one or a model is damaged, or a file is of
     other weights than the model has now: the rest is still judged.

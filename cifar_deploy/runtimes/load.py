@@ -13,6 +13,7 @@ from cifar_deploy.disk import Json
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines import manifest as engine_manifest
 from cifar_deploy.errors import UserError
+from cifar_deploy.kind import check_exported
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.onnx_interface import Pixels
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
@@ -22,7 +23,7 @@ from cifar_deploy.runtimes.protocol import Runtime
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.runtimes.served import Served
 from cifar_deploy.runtimes.tensorrt import TensorRT
-from cifar_deploy.store import ModelFolder, check_exported, check_weights, read_manifest
+from cifar_deploy.store import ModelFolder, check_weights, read_manifest
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # also their modules' names
 # What runs ONNX files, by name.

@@ -198,6 +198,7 @@ def judge(
         },
         strayed=then if then and abs(first.accuracy - then) > STRAYED / 100 else None,
         named=options.mistakes,
+        normalised_as_said=bool(options.mean or options.std),
     )
 
 

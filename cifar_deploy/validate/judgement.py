@@ -96,6 +96,7 @@ class Judgement:
     facts: Json  # data, device, threads, versions
     strayed: float | None = None  # what the card says, where the reference is not as accurate here
     named: int = MISTAKES  # of the reference's mistakes, at most
+    normalised_as_said: bool = False  # by --mean or --std
 
     @property
     def passed(self) -> bool:

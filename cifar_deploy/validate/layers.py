@@ -12,6 +12,7 @@ import torch
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError, one_line
+from cifar_deploy.kind import to_export
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.half import rounded
 from cifar_deploy.runtimes.onnx_interface import OURS, Pixels
@@ -52,7 +53,7 @@ def exact_beside(file: Path) -> Path:
     if exact.name == file.name:
         raise UserError(f"{file} is what the others are compared with; name one in int8 or fp16")
     if not exact.exists():
-        raise UserError(f"{exact} does not exist; run: cifar-deploy export {folder.argument}")
+        raise UserError(f"{exact} does not exist; run: {to_export(exact)}")
     return exact
 
 

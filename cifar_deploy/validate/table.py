@@ -129,8 +129,12 @@ def remarks(judgements: Sequence[Judgement]) -> list[str]:
             if row.verdict != FAIL:
                 lines += _worst_class(judgement, row)
         lines += [f"{judgement.label(lost.file)}: {lost.reason}" for lost in judgement.unusable]
-    if any(row.normalised for judgement in judgements for row in judgement.rows):
-        lines.append("--mean and --std name another normalisation.")
+    if any(
+        row.normalised and not judgement.normalised_as_said
+        for judgement in judgements
+        for row in judgement.rows
+    ):
+        lines.append("Use --mean and --std for another normalisation.")
     return lines + _disturbed(judgements)
 
 
@@ -170,16 +174,18 @@ def _best(judgement: Judgement) -> list[str]:
     quick, least = min(speeds, key=lambda one: (one[1].smallest.batch, one[1].smallest.latency.p50))
     many, most = max(speeds, key=lambda one: one[1].best.images_per_second)
     sizes = [(row.bytes, judgement.label(row.file)) for row in proved if row.bytes is not None]
-    said = (
-        f"Of the proved files {quick} has the lowest latency, "
-        f"{milliseconds(least.smallest.latency.p50)} of batch {least.smallest.batch}, {many} the "
-        f"most images/s within 2 %, {most.best.images_per_second:,.0f} in batches of "
-        f"{most.best.batch}"
-    )
+    latency = f"{milliseconds(least.smallest.latency.p50)} of batch {least.smallest.batch}"
+    images = f"{most.best.images_per_second:,.0f} in batches of {most.best.batch}"
+    firsts = {quick: [f"the lowest latency, {latency}"]}  # by file: one may be several
+    firsts.setdefault(many, []).append(f"the most images/s within 2 %, {images}")
     if sizes:
         size, small = min(sizes)
-        said += f", and {small} the fewest bytes, {size / 1e6:.3g} MB"
-    return [f"{said}."]
+        firsts.setdefault(small, []).append(f"the fewest bytes, {size / 1e6:.3g} MB")
+    said = (
+        f"{file} has {', '.join(those[:-1])}{', and ' if those[:-1] else ''}{those[-1]}"
+        for file, those in firsts.items()
+    )
+    return [f"Of the proved files {'; '.join(said)}."]
 
 
 def milliseconds(value: float) -> str:

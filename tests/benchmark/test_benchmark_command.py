@@ -176,6 +176,18 @@ def test_a_models_file_of_another_batch_is_left_out(run: Run, models: Path, tmp_
 
     assert measured("1,2") == (0, False, True)
     assert measured("3") == (0, True, False)
+    # With a batch that it takes beside others it is timed at that one.
+    status, out, _ = run(str(place), *quick, "--batch", "1,3,4")
+    value = json.loads(out)
+    assert (status, value["failures"]) == (0, [])
+    told = f"{file.name} was left out at batches 1, 4: it takes batches of 3 only"
+    assert value["remarks"].count(told) == 1
+    names = {row["name"] for row in value["rows"]}
+    batches = {
+        name: [row["batch"] for row in value["rows"] if row["name"] == name] for name in names
+    }
+    assert batches.pop(file.name) == [3]
+    assert set(map(tuple, batches.values())) == {(1, 3, 4)}
     # One that was named is not, and alone leaves nothing to measure.
     status, out, err = run(str(file), *QUICK, "--batch", "2")
     assert (status, out) == (2, "")

@@ -582,12 +582,17 @@ def test_a_reference_of_other_classes_is_refused(
 
 
 def test_another_normalisation_is_anothers(
-    trained: Trained, floats: Path, judged_data: Dataset
+    trained: Trained, folder: ModelFolder, floats: Path, judged_data: Dataset
 ) -> None:
     options = Options(seconds=0, mean=[0.9, 0.1, 0.5], std=[0.05, 1.0, 0.3])
     judgement = judged(trained, [floats], judged_data, options)
     assert judgement.rows[1].verdict == FAIL
     assert "mean 0.9,0.1,0.5 and std 0.05,1,0.3" in judgement.rows[1].addition
+    hint = "Use --mean and --std for another normalisation."
+    assert hint not in table.remarks([judgement])
+    assert table.remarks([judged(trained, [floats], judged_data, Options(seconds=0))]).count(hint)
+    own = judged(trained, [folder.onnx("fp32")], judged_data, Options(seconds=0))
+    assert hint not in table.remarks([own])
 
 
 def test_what_was_put_before_a_file_is_no_proof_of_it(

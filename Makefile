@@ -38,9 +38,10 @@ export: $(READY)
 validate: $(READY)
 	$(BIN)/cifar-deploy validate $(MODEL) $(ARGS)
 
-# A worker a core, and a thread a worker; a folder's tests stay together, for what they share.
+# A worker a core, and a thread a worker; a folder's tests stay together, for what they share. The
+# longest begin first, as tests/conftest.py has them.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 # Everything that needs a GPU, with the Python that is there and no network:
 # make gpu OUT=results STAGES="train:cnn9 export validate benchmark" WHEELS=folder ARGS="--total 540"

@@ -160,13 +160,16 @@ def write_onnx(
     for folder in folders:
         read_card(folder)  # a missing model is told before anything is written
     calibrations = _calibrations(folders, precisions, quantising, False, told)
-    from cifar_deploy.export.onnx_file import export_onnx
+    from cifar_deploy.export.onnx_file import Graphs, export_onnx
 
     files = []
     for folder, made in zip(folders, calibrations, strict=True):
+        graphs: Graphs = {}  # of one model at a time, for the memory
         for precision in precisions:
-            files.append(export_onnx(folder, precision, made.get(precision), batch=batch))
-            told(_line(files[-1]))
+            calibration = made.get(precision)
+            path = export_onnx(folder, precision, calibration, batch=batch, graphs=graphs)
+            files.append(path)
+            told(_line(path))
     return files
 
 
@@ -228,6 +231,7 @@ def _engines(
     from cifar_deploy.engines import flavour as flavours
     from cifar_deploy.engines.options import check
     from cifar_deploy.export.engine import cuda_device, export_engine
+    from cifar_deploy.export.onnx_file import Graphs
 
     gpu = cuda_device()
     chosen, reason = flavours.choose(flavour, gpu is not None)
@@ -240,10 +244,12 @@ def _engines(
         told(f"{chosen}: {reason}")
         files = []
         for folder, made in zip(folders, calibrations, strict=True):
+            graphs: Graphs = {}
             for precision in precisions:
                 with bars() as watch:
-                    calibration = made.get(precision)
-                    path = export_engine(folder, precision, chosen, options, watch, calibration)
+                    path = export_engine(
+                        *(folder, precision, chosen, options, watch, made.get(precision), graphs)
+                    )
                 files.append(path)
                 told(_line(path))
         return files

@@ -18,6 +18,8 @@ from cifar_deploy.errors import UserError
 from cifar_deploy.store import ModelFolder
 
 ROOT = Path(__file__).parents[1]
+# What takes minutes of a processor, the longest first: begun last, it would be waited for.
+LONG = ("export", "cpp", "test_cli.py", "train", "test_gpu_script.py", "benchmark", "validate")
 NO_DATA = "the real CIFAR-10 is not here: set CIFAR_DEPLOY_DATA or put it under data/"
 
 
@@ -90,9 +92,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    first = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: first.get(item.path.relative_to(tests).parts[0], len(LONG)))
     for item in items:  # what a folder's session fixtures make is made once
-        place = item.path.relative_to(Path(__file__).parent)
-        item.add_marker(pytest.mark.xdist_group(place.parts[0]))
+        place = item.path.relative_to(tests)
+        # Those of train/ are nothing, and its tests the most of all.
+        item.add_marker(
+            pytest.mark.xdist_group(str(place) if place.parts[0] == "train" else place.parts[0])
+        )
     if torch.cuda.is_available():
         return
     for item in items:

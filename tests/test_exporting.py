@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from processes import command_line, snapshot
 
 from cifar_deploy import UserError, export_model, load
+from cifar_deploy.architectures.deployment import DeploymentGraph
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.disk import read_json, write_json
 from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options, Profile
+from cifar_deploy.export import onnx_file
 from cifar_deploy.export.quantise import layers
 from cifar_deploy.store import ModelFolder, manifest_path
 
@@ -80,6 +83,27 @@ def test_int8_is_calibrated_on_as_many_images_as_asked_for(
     assert facts["images"] == 40
     assert facts["data_sha256"] == real_data.sha256
     assert facts["drop"]["margin_points"] == 3.0
+
+
+@pytest.mark.usefixtures("real_data")
+def test_a_network_is_translated_once_for_int8_and_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    translated: list[torch.dtype] = []
+    translate = onnx_file._translate
+
+    def counted(graph: DeploymentGraph) -> onnx.ModelProto:
+        translated.append(graph.dtype)
+        return translate(graph)
+
+    monkeypatch.setattr(onnx_file, "_translate", counted)
+    place = Path(str(find.named() or MODEL.parents[1] / "data")).absolute()
+    both = ("int8", "fp32")
+    files = export_model("simple_cnn", precision=both, calibration_images=40, data_dir=place)
+    assert translated == [torch.float32]
+    together = manifest(files[1])["sha256"]
+    (alone,) = export_model("simple_cnn")
+    assert (alone, manifest(alone)["sha256"]) == (files[1], together)
 
 
 def test_an_engine_is_built_with_the_options_of_its_dataclass(

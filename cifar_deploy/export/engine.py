@@ -16,7 +16,7 @@ from cifar_deploy.engines.load import deserialise, gpu_of
 from cifar_deploy.engines.manifest import Gpu
 from cifar_deploy.engines.options import Options, check, default_targets
 from cifar_deploy.errors import UserError, disk_errors
-from cifar_deploy.export.onnx_file import export_onnx, recorded
+from cifar_deploy.export.onnx_file import Graphs, export_onnx, recorded
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import ModelFolder, manifest_path, read_manifest, write_manifest
 
@@ -40,18 +40,20 @@ def export_engine(
     options: Options,
     watch: builder.Watch | None = None,
     calibration: Calibration | None = None,
+    graphs: Graphs | None = None,
 ) -> Path:
     """Build `<name>.<precision>.<flavour>.engine` and write its manifest. Returns the path.
 
     The ONNX file of that precision is exported first where it is missing or of other weights; also
-    where it is of another `calibration`, which int8 needs, or keeps other layers in fp32.
+    where it is of another `calibration`, which int8 needs, or keeps other layers in fp32. `graphs`
+    are what `export_onnx` takes.
     Nothing is written before the engine is whole. Raises UserError without trained weights, for
     options that the flavour does not have (`options.check`), and where the build fails
     (`build.build`).
     """
     gpu = cuda_device()
     check(options, flavour, gpu is not None)
-    onnx = _onnx(folder, precision, calibration)
+    onnx = _onnx(folder, precision, calibration, graphs)
     with disk_errors(onnx, "read"):
         raw = onnx.read_bytes()
     source = read_manifest(onnx, raw)
@@ -127,7 +129,12 @@ def cuda_device() -> Gpu | None:
     return gpu_of(torch.device("cuda", torch.cuda.current_device()))
 
 
-def _onnx(folder: ModelFolder, precision: str, calibration: Calibration | None) -> Path:
+def _onnx(
+    folder: ModelFolder,
+    precision: str,
+    calibration: Calibration | None,
+    graphs: Graphs | None,
+) -> Path:
     """The model's ONNX file, exported anew where it is missing, damaged or of other weights.
 
     Also where its manifest lacks something, being another version's.
@@ -147,4 +154,4 @@ def _onnx(folder: ModelFolder, precision: str, calibration: Calibration | None) 
             and manifest.get("calibration") == facts
         ):
             return path
-    return export_onnx(folder, precision, calibration, engine=True)
+    return export_onnx(folder, precision, calibration, engine=True, graphs=graphs)

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx
 import torch
@@ -29,6 +30,8 @@ PRECISIONS = tuple(DTYPES)
 # The opset that torch's translations are written in: a later one goes through a converter and
 # gives these graphs nothing. TensorRT from 10 on and every ONNX Runtime in bounds read it.
 OPSET = 18
+# What was translated, by the weights' sha256 and the type of the network's numbers.
+Graphs: TypeAlias = dict[tuple[str, torch.dtype], onnx.ModelProto]
 
 
 def export_onnx(
@@ -37,6 +40,7 @@ def export_onnx(
     calibration: Calibration | None = None,
     engine: bool = False,
     batch: int | None = None,
+    graphs: Graphs | None = None,
 ) -> Path:
     """Write the trained network in `folder` as `<name>.<precision>.onnx` and its manifest.
 
@@ -47,7 +51,9 @@ def export_onnx(
     says which layers stay in fp32 (`mixed.mixed` tells how), if any. The same weights and libraries
     give the same bytes; in int8 on the same kind of processor. With `batch` the graph takes just so
     many images, and is `<name>.<precision>.batch<N>.onnx`. Nothing appears under the final name
-    before onnx's checker with full shape inference has passed. Returns the path.
+    before onnx's checker with full shape inference has passed. Returns the path. Translating a
+    network takes most of the time, and int8 begins with the graph of fp32: one that is in `graphs`
+    is not made again, and what is made stays there.
 
     Raises UserError for another precision, without trained weights, where a weight does not fit
     the precision, for a kept layer that is none, where another program's file has that name, and
@@ -58,14 +64,15 @@ def export_onnx(
     path = folder.onnx(precision, engine, batch)
     _keep_foreign(path)
     trained = weights.load(folder)
-    model = deployment_graph(trained, precision, folder.weights)
+    graphs = {} if graphs is None else graphs
+    model = _once(graphs, trained, precision, folder.weights)
     if precision == "int8":
         assert calibration, "int8 is calibrated on images"
         model = quantise(model, calibration, symmetric=engine)
         _strip(model)
     elif precision == "fp16":
         if calibration and calibration.keep:
-            exact = deployment_graph(trained, "fp32", folder.weights)
+            exact = _once(graphs, trained, "fp32", folder.weights)
             model = mixed(model, exact, calibration.keep)
         _check_range(model, trained, folder.weights)
     if batch:
@@ -126,6 +133,16 @@ def deployment_graph(trained: Trained, precision: str, source: Path) -> onnx.Mod
         raise UserError(f"{source}: {lost} is not finite; the training diverged, train again")
     model = _translate(DeploymentGraph(network, trained.mean, trained.std, DTYPES[precision]))
     _strip(model)
+    return model
+
+
+def _once(graphs: Graphs, trained: Trained, precision: str, source: Path) -> onnx.ModelProto:
+    """`deployment_graph`, or what of it is in `graphs`, where it is put: a copy, to be changed."""
+    key = (trained.card["weights"]["sha256"], DTYPES[precision])
+    if key not in graphs:
+        graphs[key] = deployment_graph(trained, precision, source)
+    model = onnx.ModelProto()
+    model.CopyFrom(graphs[key])
     return model
 
 

@@ -21,7 +21,7 @@ from cifar_deploy.architectures.weights import Trained
 from cifar_deploy.data import cifar10
 from cifar_deploy.data.dataset import Dataset, Images
 from cifar_deploy.disk import sha256_of, write_json
-from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.onnx_file import Graphs, export_onnx
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.store import ModelFolder
 
@@ -109,12 +109,13 @@ class Exported:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Trained folders and their exports, each made at its first use."""
+    """Trained folders, their graphs and exports, each made at its first use."""
 
     folder: Callable[[str], ModelFolder]
     trained: Callable[[str], Trained]
     exported: Callable[[str, str], Exported]
     calibration: Calibration
+    graphs: Graphs
 
     def copied(self, name: str, to: Path) -> ModelFolder:
         """The weights and the card of a network in a folder of one's own, without its exports."""
@@ -133,6 +134,7 @@ def shelf(
 ) -> Shelf:
     root = tmp_path_factory.mktemp("models")
     calibration = Calibration.of(data, 40)  # a whole batch of them and a part
+    graphs: Graphs = {}
 
     @functools.cache
     def folder(name: str) -> ModelFolder:
@@ -148,8 +150,8 @@ def shelf(
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                path = export_onnx(place, precision, calibration)
+                path = export_onnx(place, precision, calibration, graphs=graphs)
         return Exported(place, path, printed.getvalue(), [str(w.message) for w in warned])
 
     trained = functools.cache(lambda name: weights.load(folder(name)))
-    return Shelf(folder, trained, exported, calibration)
+    return Shelf(folder, trained, exported, calibration, graphs)

@@ -41,7 +41,9 @@ def small(shelf: "Shelf", tmp_path: Path) -> ModelFolder:
 @pytest.mark.parametrize("name", architectures.NETWORKS)
 def test_every_network_builds(name: str, precision: str, shelf: "Shelf", rtx: Flavour) -> None:
     folder, calibration = shelf.folder(name), shelf.calibration
-    path = export_engine(folder, precision, rtx, Options(), calibration=calibration)
+    path = export_engine(
+        folder, precision, rtx, Options(), calibration=calibration, graphs=shelf.graphs
+    )
     onnx = folder.onnx(precision, engine=True)
     assert path == folder.path / f"{name}.{precision}.tensorrt-rtx.engine"
     manifest = read_manifest(path)

@@ -20,7 +20,7 @@ from cifar_deploy.engines.flavour import Flavour
 from cifar_deploy.engines.options import Options
 from cifar_deploy.errors import UserError
 from cifar_deploy.export.engine import export_engine
-from cifar_deploy.export.onnx_file import export_onnx
+from cifar_deploy.export.onnx_file import Graphs, export_onnx
 from cifar_deploy.export.quantise import Calibration
 from cifar_deploy.runtimes import onnx_interface
 from cifar_deploy.runtimes.graphs import element_types
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Save = Callable[[Path, str, nn.Module], ModelFolder]
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+GRAPHS: Graphs = {}  # the same networks in many a test: each is translated once
 
 
 def louder(module: nn.Module, factor: float) -> None:
@@ -69,7 +70,7 @@ def residual(trained_like: Callable[[str], nn.Module], saved: Save, tmp_path: Pa
 
 
 def export(folder: ModelFolder, *keep: str) -> onnx.ModelProto:
-    return onnx.load(export_onnx(folder, "fp16", Calibration.of_none(keep)))
+    return onnx.load(export_onnx(folder, "fp16", Calibration.of_none(keep), graphs=GRAPHS))
 
 
 def answers(model: onnx.ModelProto, images: Images) -> Logits:
@@ -82,7 +83,7 @@ def answers(model: onnx.ModelProto, images: Images) -> Logits:
 
 
 def exact(folder: ModelFolder, images: Images) -> Logits:
-    return answers(onnx.load(export_onnx(folder, "fp32")), images)
+    return answers(onnx.load(export_onnx(folder, "fp32", graphs=GRAPHS)), images)
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
@@ -139,7 +140,7 @@ def test_a_verdict_from_a_cpu_knows_of_it(runtime: str, loud: ModelFolder, data:
     data = dataclasses.replace(data, classes=reference.classes)  # the generated set has others
     for keep in ((), ("node_conv2d_1", "node_linear")):
         for batch in (None, 48):
-            export_onnx(loud, "fp16", Calibration.of_none(keep), batch=batch)
+            export_onnx(loud, "fp16", Calibration.of_none(keep), batch=batch, graphs=GRAPHS)
             file = loud.onnx("fp16", batch=batch)
             found = judge.judge(reference, [file], data, torch.device("cpu"), options, images=96)
             assert len(found.rows) == (2 if keep else 1)
@@ -163,7 +164,10 @@ def test_a_sum_stays_in_fp32_with_the_layer_before_it(
 def test_with_every_layer_in_fp32_nothing_is_rounded(shelf: "Shelf", tmp_path: Path) -> None:
     folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
     every = [f"node_{name}" for name in ("conv2d", "conv2d_1", "linear", "linear_1", "linear_2")]
-    whole, fp32 = export(folder, *every).graph, onnx.load(export_onnx(folder, "fp32")).graph
+    whole, fp32 = (
+        export(folder, *every).graph,
+        onnx.load(export_onnx(folder, "fp32", graphs=GRAPHS)).graph,
+    )
     assert HALF not in {tensor.data_type for tensor in whole.initializer}
     assert [n.op_type for n in whole.node] == [*(n.op_type for n in fp32.node), "Cast"]
 
@@ -212,7 +216,9 @@ def test_an_engine_keeps_what_its_file_keeps(
     sizes = {}
     for keep in ((), ("node_conv2d_6", "node_linear")):
         calibration = Calibration.of_none(keep)
-        path = export_engine(residual, "fp16", rtx, Options(), calibration=calibration)
+        path = export_engine(
+            residual, "fp16", rtx, Options(), calibration=calibration, graphs=GRAPHS
+        )
         engine, file = read_manifest(path), read_manifest(residual.onnx("fp16"))
         assert engine
         assert file
@@ -227,5 +233,5 @@ def test_an_engine_keeps_what_its_file_keeps(
 
 def test_a_fixed_batch_has_kept_layers_too(loud: ModelFolder, images: Images) -> None:
     keep = Calibration.of_none(("node_conv2d_1", "node_linear"))
-    fixed = onnx.load(export_onnx(loud, "fp16", keep, batch=3))
+    fixed = onnx.load(export_onnx(loud, "fp16", keep, batch=3, graphs=GRAPHS))
     assert_close(answers(fixed, images[:3]), exact(loud, images[:3]))

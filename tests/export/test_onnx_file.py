@@ -67,7 +67,10 @@ def test_a_graph_of_one_batch_has_no_open_shape(
     precision: str, shelf: "Shelf", images: Images, tmp_path: Path
 ) -> None:
     trained = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
-    whole, fixed = (export_onnx(trained, precision, shelf.calibration, batch=b) for b in (None, 3))
+    whole, fixed = (
+        export_onnx(trained, precision, shelf.calibration, batch=batch, graphs=shelf.graphs)
+        for batch in (None, 3)
+    )
     assert fixed.name == f"simple_cnn.{precision}.batch3.onnx"
     graph = onnx.load(fixed).graph
     shapes = [
@@ -234,9 +237,11 @@ def test_weight_that_is_no_number(shelf: "Shelf", tmp_path: Path) -> None:
 
 def test_another_programs_file_is_not_written_over(shelf: "Shelf", tmp_path: Path) -> None:
     folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
-    mine = export_onnx(folder, "fp32")
+    mine = export_onnx(folder, "fp32", graphs=shelf.graphs)
     manifest_path(mine).unlink()
-    assert export_onnx(folder, "fp32") == mine  # but our own that lost its manifest is
+    assert (
+        export_onnx(folder, "fp32", graphs=shelf.graphs) == mine
+    )  # but our own that lost its manifest is
     manifest_path(mine).unlink()
     theirs = onnx.load(mine)
     del theirs.metadata_props[:]
@@ -275,20 +280,20 @@ def test_failed_check_leaves_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(onnx.checker, "check_model", refuse)
         with pytest.raises(onnx.checker.ValidationError):
-            export_onnx(folder, "fp32")
+            export_onnx(folder, "fp32", graphs=shelf.graphs)
     assert seen == [(True, True, False)]
     assert names(folder) == before
 
 
 def test_full_disk_keeps_the_old_file(shelf: "Shelf", tmp_path: Path) -> None:
     folder = shelf.copied("simple_cnn", tmp_path / "simple_cnn")
-    path = export_onnx(folder, "fp32")
+    path = export_onnx(folder, "fp32", graphs=shelf.graphs)
     before = {p.name: sha256_of(p) for p in folder.path.iterdir()}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*simple_cnn\.fp32\.onnx"):
-            export_onnx(folder, "fp32")
+            export_onnx(folder, "fp32", graphs=shelf.graphs)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {p.name: sha256_of(p) for p in folder.path.iterdir()} == before
@@ -306,6 +311,6 @@ def test_a_manifest_is_of_what_its_own_export_wrote(
         return versions()
 
     monkeypatch.setattr(device, "versions", while_another_exports)
-    export_onnx(folder, "fp32")
+    export_onnx(folder, "fp32", graphs=shelf.graphs)
     with pytest.raises(UserError, match="does not match its manifest"):
         read_manifest(path)

@@ -48,7 +48,7 @@ def in_pytorch_cifar(state: State) -> State:
 @pytest.fixture(scope="module")
 def fewer(few: Dataset) -> Dataset:
     """For tests of names, in which no accuracy counts."""
-    return dataclasses.replace(few, train=few.train.first(50), test=few.test.first(50))
+    return dataclasses.replace(few, train=few.train.first(10), test=few.test.first(10))
 
 
 def same(network: nn.Module, state: State) -> bool:
@@ -83,12 +83,12 @@ def test_the_names_of_other_programs(
 
 
 def test_the_published_stem_is_seen(
-    few: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fewer: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = models.resnet18(num_classes=10).state_dict()
     torch.save(theirs, tmp_path / "their.pth")
     folder = ModelFolder(tmp_path / "resnet18")
-    made = bring("resnet18", tmp_path / "their.pth", few, CPU, folder)
+    made = bring("resnet18", tmp_path / "their.pth", fewer, CPU, folder)
     assert same(weights.load(folder).network, theirs)
     # And shown: the number of all parameters, and the layers as they are.
     counted = sum(value.numel() for value in models.resnet18(num_classes=10).parameters())
@@ -129,12 +129,14 @@ def test_what_was_trained_keeps_its_accuracy(
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_what_does_not_fit_is_refused(cifar_resnet18: State, few: Dataset, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused(
+    cifar_resnet18: State, fewer: Dataset, tmp_path: Path
+) -> None:
     def refused(name: str, state: object, message: str) -> None:
         torch.save(state, tmp_path / "their.pth")
         folder = ModelFolder(tmp_path / name)
         with pytest.raises(UserError, match=message):
-            bring(name, tmp_path / "their.pth", few, CPU, folder)
+            bring(name, tmp_path / "their.pth", fewer, CPU, folder)
         assert not folder.path.exists()
 
     another = r"their\.pth holds the weights of another network: miss"

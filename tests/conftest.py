@@ -87,8 +87,10 @@ def ctrl_c() -> Callable[[], None]:
 
 
 def pytest_configure() -> None:
-    # A shell makes what it runs in the background deaf to Ctrl-C.
+    # A shell makes what it runs in the background deaf to Ctrl-C, nohup to a terminal that closes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

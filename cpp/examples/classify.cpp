@@ -111,6 +111,32 @@ int orientation_in(const std::uint8_t* tiff, std::size_t size) {
     return 1;
 }
 
+// The same in the text of a PNG, as ImageMagick wrote it before there was a chunk for EXIF: an empty
+// line, a name, a length, and lines of hexadecimal digits.
+int raw_profile_orientation(std::string_view text) {
+    for (int line = 0; line < 3; ++line) {
+        const std::size_t end = text.find('\n');
+        if (end == text.npos) return 1;
+        text.remove_prefix(end + 1);
+    }
+    Bytes exif;
+    constexpr std::string_view digits = "0123456789abcdef";
+    std::size_t high = digits.npos;
+    for (const char character : text) {
+        const int lower = std::tolower(static_cast<unsigned char>(character));
+        const std::size_t value = digits.find(static_cast<char>(lower));
+        if (value == digits.npos) continue;
+        if (high == digits.npos) {
+            high = value;
+        } else {
+            exif.push_back(static_cast<std::uint8_t>(high * 16 + value));
+            high = digits.npos;
+        }
+    }
+    const std::size_t head = exif.size() > 6 && std::memcmp(exif.data(), "Exif\0\0", 6) == 0 ? 6 : 0;
+    return orientation_in(exif.data() + head, exif.size() - head);
+}
+
 // The picture as an EXIF orientation says it is to be seen.
 Picture turned(Picture picture, int orientation) {
     if (orientation <= 1) return picture;
@@ -239,6 +265,13 @@ int png_orientation(png_structp png, png_infop info) {
     png_uint_32 size = 0;
     if (png_get_eXIf_1(png, info, &size, &exif) != 0) return orientation_in(exif, size);
 #endif
+    png_textp texts = nullptr;
+    const int count = png_get_text(png, info, &texts, nullptr);
+    for (int i = 0; i < count; ++i) {
+        if (std::strcmp(texts[i].key, "Raw profile type exif") == 0) {
+            return raw_profile_orientation(texts[i].text);
+        }
+    }
     return 1;
 }
 

@@ -217,6 +217,10 @@ void test_manifest() {
     }
     EXPECT(refused(with(lines, "height", "0"), "not between 1 and 4096"));
     EXPECT(refused(with(lines, "width", "4097"), "not between 1 and 4096"));
+    const Manifest flat = cifar_deploy::parse_manifest(joined(with(lines, "height", "64")));
+    EXPECT(flat.height == 64 && flat.width == 32);
+    EXPECT(onnx.input == "images" && onnx.output == "logits");
+    EXPECT(refused(with(lines, "classes", "0"), "not between 1 and 100000"));
     EXPECT(refused(with(lines, "sha256", std::string(63, 'a')), "no sha256"));
     EXPECT(refused(with(lines, "sha256", std::string(64, 'A')), "no sha256"));
     EXPECT(refused(with(lines, "labels_sha256", std::string(64, 'g')), "no sha256"));
@@ -339,11 +343,20 @@ void test_status() {
     EXPECT(guarded([] { throw 7; }).code() == ErrorCode::runtime);
 
     // What runtimes say.
+    using cifar_deploy::detail::cuda_index;
+    EXPECT(cuda_index("cuda") == 0 && cuda_index("cuda:0") == 0 && cuda_index("cuda:12") == 12);
+    for (const char* none : {"", "cpu", "gpu", "cuda1", "cuda:", "cuda:x", "cuda:1x", "cuda:-1",
+                             "cuda:1234"}) {
+        EXPECT(cuda_index(none) == -1);
+    }
+    using cifar_deploy::detail::trimmed;
+    EXPECT(trimmed("it failed. \n") == "it failed" && trimmed(" \n").empty());
     using cifar_deploy::detail::fail_runtime;
     for (const char* full : {"bfc_arena.cc:360 AllocateRawInternal Failed to allocate memory for "
                              "requested buffer of size 737280000",
                              "std::bad_alloc", "CUDA failure 2: out of memory ; GPU=0",
-                             "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED"}) {
+                             "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+                             "CUDA_ERROR_OUT_OF_MEMORY", "Out of Memory", "OutOfMemory (64)"}) {
         EXPECT(refuses(ErrorCode::out_of_memory, "it: " + std::string(full) + "; use less",
                        [&] { fail_runtime("it", full, "use less"); }));
     }
@@ -400,6 +413,10 @@ void test_answers() {
 
     Prediction quiet;
     EXPECT(classifier.try_classify(rgb.data(), 32, 32, quiet) && quiet.logits == one.logits);
+    classifier.classify(pixels[1].data(), 29, 45, quiet);
+    EXPECT(quiet.logits == predictions[1].logits);
+    EXPECT(classifier.try_classify(pixels[2].data(), 38, 40, quiet) &&
+           quiet.logits == predictions[2].logits);
     EXPECT(classifier.try_classify_batch(images, predictions));
     Classifier other = std::move(classifier);
     EXPECT(other.classify(rgb.data(), 32, 32).index == 3);
@@ -454,12 +471,61 @@ void test_pixels() {
     }
     Classifier classifier = fake_classifier();
     auto bgr = picture(32, 32);
+    // One that was used for other sizes gives what a new one gives.
+    cifar_deploy::detail::Resizer used(32, 32);
+    std::vector<std::uint8_t> wanted(32 * 32 * 3);
+    std::vector<std::uint8_t> found(wanted.size());
+    for (const auto& [width, height] : sizes) {
+        const auto rgb = picture(width, height);
+        cifar_deploy::detail::Resizer fresh(32, 32);
+        fresh({rgb.data(), width, height}, wanted.data());
+        used({rgb.data(), width, height}, found.data());
+        EXPECT(found == wanted);
+    }
+    // Also where memory was short in between.
+    const auto small = picture(10, 10);
+    const auto large = picture(300, 200);
+    cifar_deploy::detail::Resizer fresh(32, 32);
+    fresh({small.data(), 10, 10}, wanted.data());
+    EXPECT(refusals_of_memory([&] {
+               cifar_deploy::detail::in_memory([&] {
+                   used({small.data(), 10, 10}, found.data());
+                   EXPECT(found == wanted);
+                   used({large.data(), 300, 200}, found.data());
+               });
+           }) > 1);
+    // Not square: one side after the other is both at once, and rows stay rows.
+    cifar_deploy::detail::Resizer across(20, 20), down(20, 9), both(20, 9);
+    const auto tall = picture(9, 20);
+    std::vector<std::uint8_t> between(20 * 20 * 3), twice(20 * 9 * 3), once(20 * 9 * 3);
+    across({tall.data(), 9, 20}, between.data());
+    down({between.data(), 20, 20}, twice.data());
+    both({tall.data(), 9, 20}, once.data());
+    EXPECT(once == twice);
+    std::vector<std::uint8_t> striped(50 * 40 * 3);
+    for (std::size_t i = 0; i < striped.size(); ++i) {
+        striped[i] = static_cast<std::uint8_t>(6 * (i / (50 * 3)));
+    }
+    both({striped.data(), 50, 40}, once.data());
+    for (std::size_t i = 0; i < once.size(); ++i) EXPECT(once[i] == once[i - i % 60]);
+    EXPECT(once.front() < 20 && once.back() > 210);
+    const auto exact = picture(20, 9);
+    both({exact.data(), 20, 9}, once.data());
+    EXPECT(once == exact);
     const auto straight = classifier.classify(bgr.data(), 32, 32);
     for (std::size_t i = 0; i < bgr.size(); i += 3) std::swap(bgr[i], bgr[i + 2]);
     const Image image{bgr.data(), 32, 32, Pixels::bgr};
     EXPECT(classifier.classify(image).logits == straight.logits);
     Prediction quiet;
     EXPECT(classifier.try_classify(image, quiet) && quiet.logits == straight.logits);
+    // Of rows without gaps, too, a program may say the stride, as OpenCV's Mat::step does.
+    const Image stepped{bgr.data(), 32, 32, Pixels::bgr, 96};
+    EXPECT(classifier.classify(stepped).logits == straight.logits);
+    EXPECT(classifier.try_classify({bgr.data(), 32, 32, Pixels::gray, 40}, quiet));
+    EXPECT(refuses(bad_argument, "its rows have 32 bytes, and its stride is 31",
+                   [&] { classifier.classify({bgr.data(), 32, 32, Pixels::gray, 31}); }));
+    EXPECT(refuses(bad_argument, "its rows have 128 bytes, and its stride is 127",
+                   [&] { classifier.classify({bgr.data(), 32, 1, Pixels::bgra, 127}); }));
     EXPECT(refuses(bad_argument, "its rows have 96 bytes, and its stride is 95",
                    [&] { classifier.classify({bgr.data(), 32, 32, Pixels::bgr, 95}); }));
     for (const std::size_t height : {std::size_t{1}, std::size_t{32}}) {
@@ -484,6 +550,9 @@ void test_sizes_that_the_file_takes() {
     classifier.classify_batch(three, {predictions.data(), 3});
     EXPECT(runtime->ran.back() == 4);
     EXPECT(predictions[2].index == 3 && predictions[3].logits.empty());
+    runtime->bad = {3 * 4, std::numeric_limits<float>::quiet_NaN()};  // of the image that is none
+    classifier.classify_batch(three, {predictions.data(), 3});
+    runtime->bad.reset();
     EXPECT(refuses(bad_argument, "5 images are more than the file takes at once (4)",
                    [&] { classifier.classify_batch(images, predictions); }));
     runtime->most = 2;  // less than the manifest promised
@@ -559,10 +628,43 @@ void test_bad_arguments() {
                    std::make_unique<FakeRuntime>(32 * 32 * 3, 4));
     }));
     Classifier unlimited = fake_classifier(nullptr, fake_manifest(32, 0));
+    for (const auto& [height, width] : {std::pair<std::size_t, std::size_t>{0, 32}, {32, 0},
+                                        {4097, 32}, {32, 4097}}) {
+        Manifest odd = fake_manifest();
+        odd.height = height;
+        odd.width = width;
+        EXPECT(refuses(bad_argument, "sides from 1 to 4096 pixels", [&] {
+            Classifier("nowhere", odd, {"a", "b", "c", "d"}, std::make_unique<FakeRuntime>(1, 4));
+        }));
+    }
+    Manifest none = fake_manifest();
+    none.classes = 0;
+    EXPECT(refuses(bad_argument, "a label for each class", [&] {
+        Classifier("nowhere", none, {}, std::make_unique<FakeRuntime>(32 * 32 * 3, 4));
+    }));
     images.assign(100, Image{pixels, 32, 32});
     predictions.resize(100);
     unlimited.classify_batch(images, predictions);
     EXPECT(predictions[99].index == 3);
+
+    // Without memory all predictions are as before.
+    Classifier short_of = fake_classifier();
+    std::vector<std::uint8_t> third(32 * 32 * 3);  // of the class with the long label
+    for (std::size_t i = 0; i < third.size(); ++i) third[i] = i % 3 == 2 ? 200 : 0;
+    images.assign(2, Image{third.data(), 32, 32});
+    predictions.assign(2, Prediction{});
+    short_of.classify_batch(images, predictions);
+    for (Prediction& one : predictions) one = Prediction{"as before", 0, 0, {}};
+    EXPECT(refusals_of_memory([&] {
+               for (Prediction& one : predictions) {
+                   EXPECT(one.label == "as before" && one.logits.empty());
+                   Prediction fresh;
+                   fresh.label = "as before";
+                   std::swap(one, fresh);
+               }
+               short_of.classify_batch(images, predictions);
+           }) == 4);
+    EXPECT(predictions[1].index == 2);
 }
 
 // Tells whether it was run twice at once.
@@ -649,6 +751,14 @@ void test_load(const fs::path& home) {
     options.threads = 1025;
     EXPECT(refuses(bad_argument, "threads 1025: give a number from 1 to 1024",
                    [&] { Classifier::load(home.string(), options); }));
+    std::optional<Classifier> loaded;
+    EXPECT(Classifier::try_load(home.string(), loaded, options).code() == bad_argument);
+    options.threads = 1024;
+    EXPECT(Classifier::try_load(home.string(), loaded, options).code() != bad_argument);
+    options = {};
+    options.backend = cifar_deploy::Backend::tensorrt_rtx;
+    EXPECT(refuses(bad_argument, "is an ONNX file",
+                   [&] { Classifier::load(home.string(), options); }));
     options = {};
 #if !defined(CIFAR_DEPLOY_HAS_OPENVINO) && !defined(CIFAR_DEPLOY_HAS_ONNXRUNTIME)
     EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_OPENVINO=ON"));
@@ -667,6 +777,9 @@ void test_load(const fs::path& home) {
     }
     write(home / "manifest.txt", joined(with(engine, "backend", "tensorrt-rtx")));
     EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_TENSORRT_RTX=ON"));
+    options.backend = cifar_deploy::Backend::tensorrt_rtx;
+    EXPECT(refuses(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_TENSORRT_RTX=ON",
+                   [&] { Classifier::load(home.string(), options); }));
     write(home / "manifest.txt", joined(with(engine, "backend", "tensorrt")));
     EXPECT(refuses_load(ErrorCode::backend_missing, "-DCIFAR_DEPLOY_WITH_TENSORRT=ON"));
     options.backend = cifar_deploy::Backend::openvino;
@@ -732,6 +845,14 @@ void test_self_test(const fs::path& home) {
         EXPECT(refusals > 5);
     }
     EXPECT(test(changed(6, 0.0009F), "fp32").passed);
+    result = test(changed(6, 0.0009F), "fp32");
+    EXPECT(std::abs(result.largest_difference - 0.0009) < 1e-5);
+    EXPECT(result.text.find("of those of the validated runtime") != std::string::npos);
+    manifest.vectors_from = "ONNX Runtime";
+    EXPECT(test(logits, "fp32").text.find("of those of ONNX Runtime") != std::string::npos);
+    manifest.max_batch = 0;  // as of every ONNX package
+    EXPECT(test(logits, "fp32").images == 3);
+    manifest.max_batch = 2;
     result = test(changed(6, 0.0011F), "fp32");
     EXPECT(!result.passed && result.text.find("image 1 differs: the logit of bird") !=
                                  std::string::npos);
@@ -742,6 +863,8 @@ void test_self_test(const fs::path& home) {
     EXPECT(test(changed(6, 0.4F), "int8").passed && !test(changed(6, 0.6F), "int8").passed);
     // Each logit is near enough, and yet another class is the first by more than that.
     logits = changed(6, -0.0009F);
+    EXPECT(test(logits, "fp32").passed);  // a tie
+    EXPECT(test(std::string(48, '\0'), "fp32").text.find("image 0 differs") != std::string::npos);
     result = test(changed(7, 0.0009F), "fp32");
     EXPECT(!result.passed);
     EXPECT(result.text.find("it is taken for bird, not for frog") != std::string::npos);
@@ -852,6 +975,13 @@ void test_evaluation() {
     EXPECT(refusals > 0 && result.images == 3);
 
     // Of more than 256 classes a label has more than a byte.
+    // Of a file that takes any number, as every ONNX package says, 64 at once.
+    Classifier any = fake_classifier(&runtime, fake_manifest(2, 0));
+    cifar_deploy::Evaluator many_images(any);
+    for (std::size_t i = 0; i < 70; ++i) many_images.add({large.data(), 4, 4}, 0);
+    EXPECT(many_images.result().right == 70);
+    EXPECT(runtime->ran == (std::vector<std::size_t>{64, 6}));
+
     Manifest many = fake_manifest(16, 4);
     many.classes = 300;
     many.test_count = 1;
@@ -886,6 +1016,17 @@ void test_package(const std::string& folder) {
     std::vector<Prediction> predictions(5);
     classifier.classify_batch(std::vector<Image>(5, Image{rgb.data(), 50, 40}), predictions);
     EXPECT(predictions[4].index == alone.index);
+    // A larger batch has memory of its own; a size that ran before it has then that, too.
+    Classifier growing = Classifier::load(folder);
+    const auto second = picture(50, 40, 99);
+    growing.classify(rgb.data(), 50, 40);
+    growing.classify_batch(std::vector<Image>(3, Image{rgb.data(), 50, 40}));
+    const auto later = growing.classify(second.data(), 50, 40);
+    const auto sooner = classifier.classify(second.data(), 50, 40);
+    for (std::size_t i = 0; i < later.logits.size(); ++i) {
+        EXPECT(std::abs(later.logits[i] - sooner.logits[i]) < 1e-3F);
+        EXPECT(std::abs(later.logits[i] - alone.logits[i]) > 1e-3F);
+    }
 #ifdef CIFAR_DEPLOY_HAS_OPENVINO
     // A batch that OpenVINO runs as 36: as many answers, the same, and no more than the file takes.
     cifar_deploy::LoadOptions options;

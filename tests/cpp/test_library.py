@@ -4,17 +4,19 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from building import CPP, WARNINGS, Packed, need, pixels_of, run
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cifar_deploy.data import folder
 from cifar_deploy.data.dataset import Dataset, Split
@@ -201,6 +203,21 @@ def tiff_of(order: str, version: int, kind: int, turn: int) -> bytes:
     return b"Exif\0\0" + head + struct.pack(f"{order}HHI", 0x0112, kind, 1) + value + bytes(4)
 
 
+def deep_png(pixels: np.ndarray) -> bytes:
+    """A PNG with 16 bits a colour, which Pillow reads and does not write."""
+    deep = (pixels.astype(np.uint16) * 257 - 1).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
 def test_pnm_of_fewer_levels_is_pillows(built: Path, tmp_path: Path) -> None:
     values = bytes(range(256))
     wanted = []
@@ -251,6 +268,27 @@ def test_classify_reads_images_as_predict_does(
     for missing in (2, 12):  # of IEND, or all of it
         (tmp_path / f"end{missing}.png").write_bytes(raw[:-missing])
         made[f"end{missing}.png"] = (picture, {})
+    # EXIF behind the pixels, as exiftool puts it, and behind another block of JPEG's APP1.
+    at = raw.index(b"eXIf") - 4
+    exif = raw[at : at + 12 + int.from_bytes(raw[at : at + 4])]
+    (tmp_path / "late.png").write_bytes(raw.replace(exif, b"")[:-12] + exif + raw[-12:])
+    jpg = (tmp_path / "turned6.jpg").read_bytes()
+    xmp = b"http://ns.adobe.com/xap/1.0/\0" + b" " * 40
+    xmp = b"\xff\xe1" + (len(xmp) + 2).to_bytes(2) + xmp
+    (tmp_path / "xmp.jpg").write_bytes(jpg[:2] + xmp + jpg[2:])
+    # EXIF as ImageMagick wrote it before PNG had a chunk for it.
+    profile = tiff_of(">", 42, 3, 6)
+    lines = "\n".join(re.findall(".{1,72}", profile.hex()))
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(profile):8}\n{lines}\n", zip=True)
+    picture.save(tmp_path / "profile.png", pnginfo=text)
+    # A comment, blanks of other kinds, and 16 bits a colour.
+    pixels = picture.tobytes()
+    (tmp_path / "comment.ppm").write_bytes(b"P6\n# by hand\n90 61\n# levels\n255\n" + pixels)
+    (tmp_path / "tabs.ppm").write_bytes(b"P6\t90\t61\r255 " + pixels)
+    (tmp_path / "deep.png").write_bytes(deep_png(np.asarray(picture)))
+    more = ("late.png", "xmp.jpg", "profile.png", "comment.ppm", "tabs.ppm", "deep.png")
+    made |= dict.fromkeys(more, (picture, {}))
     files = [tmp_path / name for name in made]
     done = run(built / "classify", package.folder, "--logits", "--top", 10, *files)
     wanted = package.logits(np.stack([read_image(file) for file in files]))
@@ -295,6 +333,7 @@ def test_what_is_no_image_is_told(
         ("cut.ppm", b"P6 9 9 255\n" + bytes(242), "truncated"),
         ("huge.ppm", b"P6 99999 99999 255\n", "truncated, or its header"),
         ("deep.ppm", b"P6 1 1 65535\n" + bytes(6), "8 bits"),
+        ("end.ppm", b"P6 1 1 255", "truncated"),
     ):
         (tmp_path / name).write_bytes(raw)
         done = run(built / "classify", packed("fp32").folder, tmp_path / name, status=2)
@@ -336,6 +375,7 @@ def test_the_accuracy_on_a_test_set_is_what_it_was(
     for name in (".hidden", "Thumbs.db", "desktop.ini"):
         (images / "cat" / name).touch()
     (images / ".git").mkdir()
+    (images / "README.txt").touch()  # beside the folders of classes
     right = int((packed("fp32").logits(test.images).argmax(1) == test.labels).sum())
     assert 135 < right < 150
     said = {"right": right, "margin": 0, "from": "ONNX Runtime", "sha256": test.set_sha256}
@@ -537,3 +577,31 @@ def test_fuzzing_finds_nothing_in_seconds(tmp_path: Path) -> None:
         assert not target["crashed"]
         assert target["executions"] > 100
         assert target["coverage_edges"] > 100
+
+
+def test_the_folder_may_be_left_out_where_it_is_the_present_one(
+    built: Path, packed: Callable[[str], Packed], tmp_path: Path
+) -> None:
+    for name in ("one.ppm", "two.ppm"):
+        (tmp_path / name).write_bytes(b"P6 1 1 255 abc")
+    pictures = (tmp_path / "one.ppm", tmp_path / "two.ppm")
+    done = run(built / "classify", *pictures, "--top", 2, cwd=packed("fp32").folder)
+    assert [line.count("%") for line in done.stdout.decode().splitlines()] == [2, 2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_threads_reach_the_runtime(built: Path, packed: Callable[[str], Packed]) -> None:
+    def threads(wanted: int) -> int:
+        words = (built / "benchmark", packed("fp32").folder, "--threads", str(wanted))
+        command = [*words, "--batch", "1", "--on-request"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+            assert one.stdin is not None
+            assert one.stdout is not None
+            one.stdin.write(b"1\n")
+            one.stdin.flush()
+            one.stdout.readline()
+            found = len(list(Path(f"/proc/{one.pid}/task").iterdir()))
+            one.stdin.close()
+        return found
+
+    assert threads(3) > threads(1)

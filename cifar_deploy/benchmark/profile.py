@@ -74,7 +74,7 @@ def _onnxruntime(path: Path, batch: int, seconds: float) -> Profile:
         runtime = OnnxRuntime(path, CPU, Pixels(), profile=Path(place, "profile"))
         lane = _warm(path, runtime, batch)
         times = _times(lane.call, seconds)
-        written = runtime.end_profile().read_text()
+        written = runtime.end_profile().read_text(encoding="utf-8")  # whatever the locale is
     try:
         events = json.loads(written)
     except ValueError as error:  # ONNX Runtime says nothing of a disk that is full

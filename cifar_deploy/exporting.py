@@ -248,7 +248,7 @@ def _engines(
             for precision in precisions:
                 with bars() as watch:
                     path = export_engine(
-                        *(folder, precision, chosen, options, watch, made.get(precision), graphs)
+                        folder, precision, chosen, options, watch, made.get(precision), graphs
                     )
                 files.append(path)
                 told(_line(path))

@@ -97,15 +97,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    tests = Path(__file__).parent
-    first = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: first.get(item.path.relative_to(tests).parts[0], len(LONG)))
+    def top(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).parts[0]
+
+    items.sort(key=lambda item: (*LONG, top(item)).index(top(item)))
     for item in items:  # what a folder's session fixtures make is made once
-        place = item.path.relative_to(tests)
         # Those of train/ are nothing, and its tests the most of all.
-        item.add_marker(
-            pytest.mark.xdist_group(str(place) if place.parts[0] == "train" else place.parts[0])
-        )
+        group = item.path.name if top(item) == "train" else top(item)
+        item.add_marker(pytest.mark.xdist_group(group))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -1,6 +1,7 @@
 """`cifar-deploy export`."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
 
 CAPABILITIES = re.compile(r"\d+\.\d([,\s]+\d+\.\d)*,?")  # of GPUs, as 8.6 or 8.6,8.9
 
-
-# Headings on its page of --help.
-ONNX = "Options of ONNX files"
-IN_FEWER_BITS = "Options of int8 and fp16"
-ENGINES = "Options of engines (--format trt)"
+# Options under a heading of their own on the page of --help.
+of_onnx = functools.partial(typer.Option, rich_help_panel="Options of ONNX files")
+of_fewer_bits = functools.partial(typer.Option, rich_help_panel="Options of int8 and fp16")
+of_engines = functools.partial(typer.Option, rich_help_panel="Options of engines (--format trt)")
 
 
 def export(
@@ -46,136 +46,104 @@ def export(
     as_json: JsonFlag = False,
     batch: Annotated[
         int | None,
-        typer.Option(
-            help="Batch size that the file takes; default: any.",
-            min=1,
-            max=LARGEST_BATCH,
-            rich_help_panel=ONNX,
-        ),
+        of_onnx(help="Batch size that the file takes; default: any.", min=1, max=LARGEST_BATCH),
     ] = None,
     calibration_images: Annotated[
         int | None,
-        typer.Option(
-            help="int8: number of training images to calibrate on. [default: 512]",
-            min=1,
-            rich_help_panel=IN_FEWER_BITS,
+        of_fewer_bits(
+            help="int8: number of training images to calibrate on. [default: 512]", min=1
         ),
     ] = None,
     keep_fp32: Annotated[
         list[str] | None,
-        typer.Option(
+        of_fewer_bits(
             metavar="NODE",
             help="Keep this convolution or linear layer in fp32, by its name in `cifar-deploy "
             "layers`; may be repeated.",
-            rich_help_panel=IN_FEWER_BITS,
         ),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(
+        of_fewer_bits(
             metavar="POINTS",
             help="Keep as many layers in fp32 as it takes to lose no more percentage points of "
             "accuracy, on training images.",
             min=0.0,
             max=100.0,
-            rich_help_panel=IN_FEWER_BITS,
         ),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            help=f"Folder of the data set; default: {ITS_DATA}.", rich_help_panel=IN_FEWER_BITS
-        ),
+        of_fewer_bits(help=f"Folder of the data set; default: {ITS_DATA}."),
     ] = None,
     flavour: Annotated[
         str,
-        typer.Option(
+        of_engines(
             help="Library that builds: tensorrt, tensorrt-rtx (TensorRT for RTX), or auto: "
-            "tensorrt where it is installed and there is a GPU, else tensorrt-rtx.",
-            rich_help_panel=ENGINES,
+            "tensorrt where it is installed and there is a GPU, else tensorrt-rtx."
         ),
     ] = "auto",
     batch_profile: Annotated[
         list[str] | None,
-        typer.Option(
+        of_engines(
             metavar="MIN/OPT/MAX",
             help="Batch sizes of the engine: smallest/tuned for/largest; default 1/128/1024; may "
             "be repeated.",
-            rich_help_panel=ENGINES,
         ),
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(
-            metavar="MIB",
-            help="MiB of GPU memory that a layer may use. [default: all]",
-            rich_help_panel=ENGINES,
-        ),
+        of_engines(metavar="MIB", help="MiB of GPU memory that a layer may use. [default: all]"),
     ] = None,
     timing_cache_file: Annotated[
         Path | None,
-        typer.Option(
-            help="tensorrt: file of measured layer times; default: in the user's cache.",
-            rich_help_panel=ENGINES,
-        ),
+        of_engines(help="tensorrt: file of measured layer times; default: in the user's cache."),
     ] = None,
     version_compatible: Annotated[
         bool,
-        typer.Option(
+        of_engines(
             "--version-compatible",
             help="tensorrt: let later versions of TensorRT run the engine, too.",
-            rich_help_panel=ENGINES,
         ),
     ] = False,
     hardware_compatibility: Annotated[
         str | None,
-        typer.Option(
+        of_engines(
             metavar="LEVEL",
             help="tensorrt: let other GPUs run the engine, too: ampere+ (Ampere and later) or "
             "same-compute-capability.",
-            rich_help_panel=ENGINES,
         ),
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
-        typer.Option(
+        of_engines(
             metavar="X.Y...",
             help="tensorrt-rtx: compute capabilities of the GPUs to build for, as 8.6 8.9 12.0, or "
             "8.6,8.9; default: the library's.",
-            rich_help_panel=ENGINES,
         ),
     ] = None,
     builder_optimization_level: Annotated[
         int | None,
-        typer.Option(
-            metavar="0..5",
-            help="How hard to optimise; more takes longer to build. [default: 3]",
-            rich_help_panel=ENGINES,
+        of_engines(
+            metavar="0..5", help="How hard to optimise; more takes longer to build. [default: 3]"
         ),
     ] = None,
     strip_weights: Annotated[
         bool,
-        typer.Option(
+        of_engines(
             "--strip-weights",
             help="Build without weights; they are read from the ONNX file beside the engine.",
-            rich_help_panel=ENGINES,
         ),
     ] = False,
     export_layer_info: Annotated[
         bool,
-        typer.Option(
-            "--export-layer-info",
-            help="Also write the engine's layers to a JSON file beside it.",
-            rich_help_panel=ENGINES,
+        of_engines(
+            "--export-layer-info", help="Also write the engine's layers to a JSON file beside it."
         ),
     ] = False,
     tf32: Annotated[
         bool,
-        typer.Option(
-            "--tf32",
-            help="Let fp32 layers round to TF32: faster, less exact.",
-            rich_help_panel=ENGINES,
-        ),
+        of_engines("--tf32", help="Let fp32 layers round to TF32: faster, less exact."),
     ] = False,
 ) -> None:
     """Export trained models; without a name, all that have weights.

@@ -18,7 +18,7 @@ from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.validate import table
 from cifar_deploy.validate.judge import Options, Reference, judge
-from cifar_deploy.validate.judgement import Judgement, to_json
+from cifar_deploy.validate.judgement import Judged, Judgement, to_json
 from cifar_deploy.validate.latency import Speed
 from cifar_deploy.validate.noninferiority import INCONCLUSIVE, compare
 
@@ -202,38 +202,40 @@ def test_the_quickest_of_several_proved_files_is_named(
     slow = dataclasses.replace(slow, bytes=3_000_000, speed=dataclasses.replace(speed, best=best))
     failed = make_judgement({"c.onnx": (labels + 1) % 10}).rows[1]
     wrong = dataclasses.replace(failed, speed=dataclasses.replace(speed, smallest=smallest))
-    rows = (judgement.rows[0], slow, quick, wrong)
-    said = table.notes([dataclasses.replace(judgement, rows=rows)])
-    assert (
+
+    def firsts(*files: Judged) -> str:
+        rows = (judgement.rows[0], *files)
+        said = table.notes([dataclasses.replace(judgement, rows=rows)])
+        (line,) = [one for one in said if "Of the proved files" in one]
+        return line
+
+    assert firsts(slow, quick, wrong) == (
         "Of the proved files b.onnx has the lowest latency, 0.05 ms of batch 1, and the fewest "
         f"bytes, 2 MB; a.onnx has the most images/s within 2 %, 20,000 in batches of {best.batch}."
-    ) in said
+    )
     # As the README has it: the quickest is quicker in large batches, too, and another one smaller.
     assert quick.speed
     quick = dataclasses.replace(
         quick, bytes=26_000_000, speed=dataclasses.replace(quick.speed, best=best)
     )
     slow = dataclasses.replace(slow, bytes=13_100_000, speed=speed)
-    said = table.notes([dataclasses.replace(judgement, rows=(judgement.rows[0], slow, quick))])
     both = (
         "Of the proved files b.onnx has the lowest latency, 0.05 ms of batch 1, and the most "
         f"images/s within 2 %, 20,000 in batches of {best.batch}"
     )
-    assert f"{both}; a.onnx has the fewest bytes, 13.1 MB." in said
+    assert firsts(slow, quick) == f"{both}; a.onnx has the fewest bytes, 13.1 MB."
     # One that is all of it, and three of which each is something.
     slow, other = (dataclasses.replace(slow, bytes=size) for size in (27_000_000, 28_000_000))
-    said = table.notes([dataclasses.replace(judgement, rows=(judgement.rows[0], slow, quick))])
-    assert f"{both.replace(', and', ',')}, and the fewest bytes, 26 MB." in said
+    all_of_it = f"{both.replace(', and', ',')}, and the fewest bytes, 26 MB."
+    assert firsts(slow, quick) == all_of_it
     other = dataclasses.replace(other, file="c.onnx", speed=dataclasses.replace(speed, best=best))
     small = dataclasses.replace(slow, bytes=1_000_000)
     quick = dataclasses.replace(quick, speed=dataclasses.replace(speed, smallest=smallest))
-    rows = (judgement.rows[0], small, quick, other)
-    said = table.notes([dataclasses.replace(judgement, rows=rows)])
-    assert (
+    assert firsts(small, quick, other) == (
         "Of the proved files b.onnx has the lowest latency, 0.05 ms of batch 1; c.onnx has the "
         f"most images/s within 2 %, 20,000 in batches of {best.batch}; a.onnx has the fewest "
         "bytes, 1 MB."
-    ) in said
+    )
     alone = table.notes([make_judgement({"a.onnx": labels})])
     assert not any("Of the proved files" in line for line in alone)
 

@@ -16,6 +16,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import common
+
 from cifar_deploy import architectures, disk, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
@@ -163,10 +165,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        common.run(main)
     except Interrupted as stop:
         print("stopped; the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signal)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

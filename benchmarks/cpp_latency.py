@@ -11,7 +11,6 @@ runtime's Python package has.
 """
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -22,8 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
+from cifar_deploy import disk
 from cifar_deploy.device import cpu_name
 from cifar_deploy.package import manifest
 
@@ -155,13 +156,12 @@ def compare(given: argparse.Namespace, package: Path, backend: str) -> dict[str,
 
 def main() -> None:
     """Parse, measure, report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("packages", type=Path, nargs="+", metavar="PACKAGE")
     parser.add_argument("--program", type=Path, default=Path("build/cpp/bin/benchmark"))
     parser.add_argument("--backend", action="append", choices=list(CALLS), help="(both)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--turns", type=int, default=200, help="of each way (200)")
-    parser.add_argument("--json", type=Path, help="write the result here as well")
     given = parser.parse_args()
     results = []
     for package in given.packages:
@@ -170,19 +170,17 @@ def main() -> None:
         for backend in given.backend or CALLS:
             results.append({**said, **compare(given, package, backend)})
     report = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": disk.stamp(),
         "cpu": cpu_name(),
         "threads": given.threads,
         "turns": given.turns,
         "calls_a_turn": CALLS_A_TURN,
         "results": results,
     }
-    text = json.dumps(report, indent=2) + "\n"
     if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text)
-    print(text, end="")
+        disk.write_json(given.json, report)
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -9,7 +9,6 @@ have.
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 
 from cifar_deploy import architectures, cards, disk
@@ -66,7 +66,7 @@ def measured(given: argparse.Namespace, package: Path, records: Path) -> Answer:
 
 def main() -> int:
     """Parse, run, report."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("packages", type=Path, nargs="+", metavar="PACKAGE")
     parser.add_argument("--programs", type=Path, default=Path("build/cpp/bin"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -75,31 +75,26 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="a package and batch")
     parser.add_argument("--model", help="the test images are of the data that it was trained on")
     parser.add_argument("--data-dir", type=Path, help="... or in this folder")
-    parser.add_argument("--json", type=Path, help="write the result here as well")
     given = parser.parse_args()
     given.programs = given.programs.absolute()
     report: Answer = {
         "command": " ".join(["python", "benchmarks/cpp_target.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": disk.stamp(),
         **describe_machine(given.device),
         "results": [],
     }
-    try:
-        if not_there := [p for p in given.packages if not manifest.is_package(p)]:
-            raise UserError(f"{not_there[0]} is no package; cifar-deploy package MODEL writes one")
-        with tempfile.TemporaryDirectory() as room:
-            records = Path(room) / "test_batch.bin"
-            card = cards.read_card(architectures.folder(given.model)) if given.model else {}
-            dataset = find.of_models(None, given.data_dir)(given.model or "", card)
-            write_records(dataset.test, records)
-            for package in given.packages:
-                found = measured(given, package, records)
-                report["results"].append(found)
-                if given.json:  # each time: what comes after may be killed
-                    disk.write_json(given.json, report)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not_there := [p for p in given.packages if not manifest.is_package(p)]:
+        raise UserError(f"{not_there[0]} is no package; cifar-deploy package MODEL writes one")
+    with tempfile.TemporaryDirectory() as room:
+        records = Path(room) / "test_batch.bin"
+        card = cards.read_card(architectures.folder(given.model)) if given.model else {}
+        dataset = find.of_models(None, given.data_dir)(given.model or "", card)
+        write_records(dataset.test, records)
+        for package in given.packages:
+            found = measured(given, package, records)
+            report["results"].append(found)
+            if given.json:  # each time: what comes after may be killed
+                disk.write_json(given.json, report)
     return 0 if all(found["ok"] for found in report["results"]) else 1
 
 
@@ -114,4 +109,4 @@ def describe_machine(device: str) -> Answer:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

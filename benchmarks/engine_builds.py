@@ -7,20 +7,19 @@ them. Each engine is built three times, in turns with the others; the time is th
 ONNX file and of the build, as `export` prints it.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
+import common
 import torch
 
-from cifar_deploy import architectures, device, disk, store
+from cifar_deploy import architectures, disk, store
 from cifar_deploy.architectures import weights
 from cifar_deploy.data import cifar10
 from cifar_deploy.engines import flavour
 from cifar_deploy.engines.options import Options
-from cifar_deploy.errors import UserError
 from cifar_deploy.export.engine import export_engine
 
 PRECISIONS, ROUNDS = ("fp32", "fp16"), 3
@@ -70,28 +69,15 @@ def table(rows: list[disk.Json]) -> str:
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
+    parser = common.parser(__doc__)
     parser.add_argument("networks", nargs="*", type=architectures.canonical, help="else all")
-    parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
     rtx = flavour.load(flavour.RTX)
     with tempfile.TemporaryDirectory() as room:
         rows = measure(options.networks or list(architectures.NETWORKS), rtx, Path(room))
     print(table(rows))
-    if options.json:
-        facts = {
-            "command": " ".join(["python", *sys.argv]),
-            "library": str(rtx),
-            "device": device.describe(torch.device("cpu")),
-            "versions": device.versions(),
-        }
-        disk.write_json(options.json, {**facts, "rows": rows})
+    common.keep(options, torch.device("cpu"), {"library": str(rtx), "rows": rows})
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    common.run(main)

@@ -7,7 +7,6 @@ ONNX Runtime on the CPU; the test images are not looked at. Speed is the median 
 turns, batches of 100; that of a graph for engines says nothing of the engine.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -15,14 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import numpy as np
 import onnx
 import torch
 
-from cifar_deploy import architectures, cards, device, disk, store
+from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset, Images
-from cifar_deploy.errors import UserError
 from cifar_deploy.export.onnx_file import export_onnx
 from cifar_deploy.export.quantise import PERCENTILE, Calibration, kept, quantise
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
@@ -130,11 +129,9 @@ def table(rows: list[disk.Json]) -> str:
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
+    parser = common.parser(__doc__)
     parser.add_argument("models", nargs="+", help="trained models, or their folders")
     parser.add_argument("--data-dir", type=Path, help="folder with the data set")
-    parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
     rows: list[disk.Json] = []
     with tempfile.TemporaryDirectory() as room:
@@ -144,16 +141,8 @@ def main() -> None:
             dataset = data_of(folder.name, cards.read_card(folder))
             rows += measure(folder, dataset, Path(room))
     print(table(rows))
-    if options.json:
-        where = device.describe(torch.device("cpu"))
-        command = " ".join(["python", *sys.argv])
-        facts = {"command": command, "device": where, "versions": device.versions()}
-        disk.write_json(options.json, {**facts, "rows": rows})
+    common.keep(options, torch.device("cpu"), {"rows": rows})
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    common.run(main)

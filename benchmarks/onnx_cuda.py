@@ -9,13 +9,12 @@ channels-last (`prefer_nhwc`) and not, on noise that lies on the GPU. Two rounds
 faster counts. Says by how much the logits differ from the first way's.
 """
 
-import argparse
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import onnxruntime
 import torch
@@ -23,7 +22,6 @@ import torch
 from cifar_deploy import device as machine
 from cifar_deploy import disk
 from cifar_deploy.data.dataset import SIZE
-from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.onnx_runtime import CUDA, preload
 
 WAYS: dict[str, dict[str, str]] = {
@@ -88,11 +86,9 @@ def pace(session: Any, binding: Any, seconds: float) -> float:
 
 def main() -> None:
     """Measure, print, write the JSON."""
-    shown = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
+    parser = common.parser(__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="with the deployment interface")
     parser.add_argument("--seconds", type=float, default=0.15, help="of every row, 0.15")
-    parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
     device = machine.pick("cuda")
     preload()
@@ -102,18 +98,8 @@ def main() -> None:
         for batch in BATCHES
         for row in measure(path, batch, options.seconds, device)
     ]
-    if options.json:
-        facts = {
-            "command": " ".join(["python", *sys.argv]),
-            "device": machine.describe(device),
-            "versions": machine.versions(),
-        }
-        disk.write_json(options.json, {**facts, "rows": rows})
+    common.keep(options, device, {"rows": rows})
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    common.run(main)

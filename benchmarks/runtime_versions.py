@@ -8,7 +8,6 @@ into a folder of its own (without a version: the one that is installed here), an
 package's test vectors on the CPU in a process of its own.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -18,9 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import common
+
 from cifar_deploy import device
 from cifar_deploy.disk import Json, write_json
-from cifar_deploy.errors import UserError
 from cifar_deploy.package import manifest
 
 # What a process of its own runs: file, images and logits in, what it found out.
@@ -108,18 +108,14 @@ def table(rows: list[Json]) -> str:
 
 def main() -> None:
     """The script."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("packages", nargs="+", type=Path, metavar="PACKAGE")
     parser.add_argument("--runtime", nargs="+", required=True, metavar="NAME==VERSION")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     for runtime in arguments.runtime:
         if not re.fullmatch(r"(onnxruntime|openvino)(==[\w.]+)?", runtime):
             parser.error(f"--runtime {runtime}: it can be onnxruntime or openvino, with ==VERSION")
-    try:
-        rows = measure(arguments.runtime, arguments.packages)
-    except UserError as error:
-        parser.error(str(error))
+    rows = measure(arguments.runtime, arguments.packages)
     print(table(rows))
     if arguments.json:
         command = "python benchmarks/runtime_versions.py PACKAGE... --runtime "
@@ -133,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -35,6 +35,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import common
 import torch
 from torch import nn
 
@@ -42,7 +43,6 @@ from cifar_deploy import architectures, disk, recipe, store
 from cifar_deploy import device as machine
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import SIZE, Dataset
-from cifar_deploy.errors import UserError
 from cifar_deploy.train.cpu_convolution import CONNECTED, CpuConvolutions
 from cifar_deploy.train.loop import Job, Trainer
 from cifar_deploy.train.muon import Muon
@@ -163,7 +163,7 @@ def gpu(options: argparse.Namespace) -> disk.Json:
                     other.append(theirs(str(seed)))
                 print(f"airbench  {other[-1]['accuracy']:.4f} {other[-1]['train_seconds']:.3f} s")
             compare(result, mine, other)
-            keep(options, device, result)  # a machine may be lost between two runs
+            common.keep(options, device, result)  # a machine may be lost between two runs
     return result
 
 
@@ -466,23 +466,10 @@ def convolutions(options: argparse.Namespace) -> disk.Json:
     }
 
 
-def keep(options: argparse.Namespace, device: torch.device, result: disk.Json) -> None:
-    """Write the JSON that was asked for."""
-    said = {
-        "command": options.command,
-        "device": machine.describe(device),
-        "versions": machine.versions(),
-        **result,
-    }
-    if options.json:
-        disk.write_json(options.json, said)
-
-
 def main() -> None:
     """Parse, run, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = common.parser(__doc__)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--json", type=Path, help="where to write the result")
     kinds = parser.add_subparsers(dest="kind", required=True)
     on_gpu = kinds.add_parser("gpu")
     on_gpu.add_argument("--seeds", type=int, default=10)
@@ -508,16 +495,11 @@ def main() -> None:
     tiny.add_argument("--dead", type=int, default=36, help="filters of 512 that get no gradient")
     tiny.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    options.command = " ".join(sys.argv)  # airbench changes it
     ways = (gpu, cpu, compiled, precisions, convolutions, memory, subnormals)
     measures = {function.__name__: function for function in ways}
     result = measures[options.kind](options)
-    keep(options, torch.device("cuda" if options.kind == "gpu" else "cpu"), result)
+    common.keep(options, torch.device("cuda" if options.kind == "gpu" else "cpu"), result)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    common.run(main)

@@ -369,7 +369,8 @@ def one_update(dead: int, flushed: bool) -> disk.Json:
     if flushed:
         flush_subnormals(torch.device("cpu"))
     filters = torch.nn.Parameter(torch.randn(512, 512, 3, 3))
-    optimizer = Muon([{"params": [filters], "muon": True}], lr=0.01, momentum=0.9, nesterov=True)
+    group = {"params": [filters], "muon": True, "keep_norm": False}
+    optimizer = Muon([group], lr=0.01, momentum=0.9, nesterov=True)
     alive = (torch.arange(512) >= dead).float().view(-1, 1, 1, 1)
     gradient = 1e-3 * torch.randn_like(filters) * alive
     decayed = 1e-40 * torch.rand_like(filters) * (1 - alive)

@@ -164,25 +164,28 @@ def test_the_convolutions_are_compared(
         assert shape["shape"] in said
 
 
+def in_processes(to: Path, *arguments: str) -> Any:
+    """What train_speed.py writes where each step has a process, which reads the script again."""
+    command = (sys.executable, ROOT / "benchmarks" / "train_speed.py", "--json", to, *arguments)
+    subprocess.run(command, check=True, capture_output=True)
+    return json.loads(to.read_text())
+
+
 def test_kept_memory_is_compared(tmp_path: Path) -> None:
-    # As it is called: each step has a process of its own, which reads the script again.
-    to = tmp_path / "memory.json"
     # Its tensors are over 32 MiB, and glibc gives those back at once. Of smaller ones it keeps some
     # or all by itself, as the run before left its heap.
     size = ("--network", "simple_cnn", "--batch-size", "4096", "--rounds", "1")
-    command = (
-        sys.executable,
-        ROOT / "benchmarks" / "train_speed.py",
-        "--json",
-        to,
-        "memory",
-        *size,
-    )
-    subprocess.run(command, check=True, capture_output=True)
-    found = json.loads(to.read_text())
+    found = in_processes(tmp_path / "memory.json", "memory", *size)
     (given_back,), (kept,) = found["steps"]["given back"], found["steps"]["kept"]
     assert kept["faults"] < given_back["faults"] / 2
     assert found["ratio"] == round(given_back["seconds"] / kept["seconds"], 2)
+
+
+def test_flushed_subnormals_are_compared(tmp_path: Path) -> None:
+    found = in_processes(tmp_path / "subnormals.json", "subnormals", "--rounds", "1")
+    (computed,), (flushed,) = found["steps"]["computed"], found["steps"]["flushed"]
+    assert found["dead"] == 36
+    assert found["ratio"] == round(computed["seconds"] / flushed["seconds"], 2)
 
 
 def test_the_builds_of_engines_are_timed(call: Any, tmp_path: Path, rtx: Flavour) -> None:

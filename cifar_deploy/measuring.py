@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from cifar_deploy.benchmark import sweep
+    from cifar_deploy.benchmark.contenders import Contender, Failure
     from cifar_deploy.runtimes.onnx_interface import Pixels
 
 # A model, what is measured of it, and whether it is all of the model's, PyTorch too.
@@ -196,18 +197,18 @@ class Contest:
         trust: bool,
         pixels: "Pixels | None",
         onnx: Sequence[str],
-        failures: "list[sweep.Failure]",
-    ) -> "Iterator[list[sweep.Contender]]":
+        failures: "list[Failure]",
+    ) -> "Iterator[list[Contender]]":
         """A model's contenders, each when its turn has come; what cannot run joins `failures`.
 
         `compiled`: PyTorch through torch.compile, too; None: on a GPU. The rest is `contenders`'.
         """
-        from cifar_deploy.benchmark import sweep
+        from cifar_deploy.benchmark.contenders import contenders
 
         with_compile = where.type == "cuda" if compiled is None else compiled
         for name in dict.fromkeys(folder.name for folder, *_ in self.work):
             mine = [one for one in self.work if one[0].name == name]
-            opened, lost = sweep.contenders(mine, where, with_compile, trust, pixels, onnx)
+            opened, lost = contenders(mine, where, with_compile, trust, pixels, onnx)
             failures.extend(lost)
             if opened:
                 yield opened
@@ -236,7 +237,7 @@ def measure(
     counts = usual_in_flight(where) if in_flight is None else in_flight
     flights = tuple(count for count in counts if count)
     settings = sweep.Settings(contest.batches or BATCHES, seconds, flights, bool(contest.batches))
-    failures: list[sweep.Failure] = []
+    failures: list[Failure] = []
     # Speed does not depend on how pixels are normalised.
     models = contest.opened(where, compiled, trust, Pixels(), onnx, failures)
     result = sweep.run(models, settings, where, told)
@@ -251,7 +252,7 @@ def usual_in_flight(where: "torch.device") -> tuple[int, ...]:
     return (4,) if where.type == "cuda" else (2,)
 
 
-def check_some(tried: bool, failures: "Sequence[sweep.Failure]") -> None:
+def check_some(tried: bool, failures: "Sequence[Failure]") -> None:
     """Raise UserError where there was nothing to measure at all."""
     if failures and not tried:
         first = failures[0]

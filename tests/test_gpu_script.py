@@ -23,6 +23,7 @@ from PIL import Image
 import cifar_deploy
 from cifar_deploy import architectures
 from cifar_deploy.benchmark import sweep
+from cifar_deploy.benchmark.contenders import contenders
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.store import ModelFolder, manifest_path
 
@@ -443,7 +444,7 @@ def test_where_nothing_is_exported_no_other_model_is_judged(
 def test_half_precision_needs_no_exported_file(gpu: ModuleType, session: Any) -> None:
     assert gpu.trained(session, "simple_cnn")
     folder = ModelFolder(session.work / "models" / "simple_cnn")
-    entered, _ = sweep.contenders([(folder, [], True)], torch.device("cuda", 0), False)
+    entered, _ = contenders([(folder, [], True)], torch.device("cuda", 0), False)
     assert [one.name for one in entered] == ["PyTorch eager fp32", "PyTorch eager fp16"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cifar_deploy import Measurement, UserError, benchmark_model
-from cifar_deploy.benchmark import sweep
+from cifar_deploy.benchmark import contenders, sweep
 from cifar_deploy.benchmark.sweep import Benchmark, Load, Row, Settings, Throughput
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import Times, Timing
@@ -137,7 +137,7 @@ def test_what_is_asked_for_reaches_the_runtimes(monkeypatch: pytest.MonkeyPatch)
         asked.append(arguments)
         raise UserError("seen")
 
-    monkeypatch.setattr(sweep, "contenders", opened)
+    monkeypatch.setattr(contenders, "contenders", opened)
     for compiled, trust in ((True, True), (None, False)):
         with pytest.raises(UserError, match="seen"):
             benchmark_model(

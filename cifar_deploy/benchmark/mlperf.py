@@ -19,20 +19,16 @@ import numpy.typing as npt
 import torch
 
 from cifar_deploy import device as machine
-from cifar_deploy.benchmark.flight import slots
-from cifar_deploy.benchmark.sweep import (
-    UNFINISHED,
+from cifar_deploy.benchmark.contenders import (
     Contender,
     Failure,
-    Say,
     Who,
     are_remote,
-    conditions,
     failure,
-    let_go,
     not_taken,
-    remarks,
 )
+from cifar_deploy.benchmark.flight import slots
+from cifar_deploy.benchmark.sweep import UNFINISHED, Say, conditions, let_go, remarks
 from cifar_deploy.data.dataset import Split
 from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError, disk_errors

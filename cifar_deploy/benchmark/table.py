@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from cifar_deploy.benchmark.contenders import Failure, Who
 from cifar_deploy.benchmark.mlperf import Result, Runs
-from cifar_deploy.benchmark.sweep import Benchmark, Failure, Row, Throughput, Who
+from cifar_deploy.benchmark.sweep import Benchmark, Row, Throughput
 from cifar_deploy.disk import Json
 from cifar_deploy.terminal import sheet
 from cifar_deploy.timing import WARM_UP_SECONDS, Times

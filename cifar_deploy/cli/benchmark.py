@@ -32,7 +32,7 @@ from cifar_deploy.kind import Format, Kind
 from cifar_deploy.measuring import Contest, Work, check_some, measure, usual_in_flight
 
 if TYPE_CHECKING:
-    from cifar_deploy.benchmark import sweep
+    from cifar_deploy.benchmark.contenders import Failure
     from cifar_deploy.data.dataset import Split
 
 
@@ -196,7 +196,7 @@ def benchmark(
         if scenario:
             folders = [folder for folder, *_ in contest.work]
             at_once, *_ = counts or usual_in_flight(where)
-            failures: list[sweep.Failure] = []
+            failures: list[Failure] = []
             ran = mlperf.run_all(
                 # LoadGen's accuracy depends on how pixels are normalised: no foreign interface.
                 contest.opened(where, compiled, trust, None, onnx, failures),
@@ -255,7 +255,7 @@ def benchmark(
         raise typer.Exit(1)
 
 
-def _waits(work: list[Work], failure: "sweep.Failure") -> bool:
+def _waits(work: list[Work], failure: "Failure") -> bool:
     """Whether what failed is an engine of a model, itself not named, that only lacks a GPU."""
     from cifar_deploy.engines.manifest import NO_GPU
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cifar_deploy.benchmark import baseline, sweep
-from cifar_deploy.benchmark.sweep import Row, Who
+from cifar_deploy.benchmark.contenders import Who
+from cifar_deploy.benchmark.sweep import Row
 from cifar_deploy.disk import write_json
 from cifar_deploy.errors import UserError
 from cifar_deploy.timing import Times, Timing

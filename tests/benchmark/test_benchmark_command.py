@@ -15,7 +15,8 @@ import torch
 from processes import command_line
 
 import cifar_deploy
-from cifar_deploy.benchmark.sweep import Row, Who, slower_than
+from cifar_deploy.benchmark.contenders import Who
+from cifar_deploy.benchmark.sweep import Row, slower_than
 from cifar_deploy.cli.options import OnnxBy
 from cifar_deploy.engines.flavour import RTX
 from cifar_deploy.engines.manifest import MAGIC_RTX

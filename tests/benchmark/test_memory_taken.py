@@ -8,8 +8,9 @@ import torch
 from sleepers import Sleeper
 
 from cifar_deploy.benchmark import sweep, table
+from cifar_deploy.benchmark.contenders import Contender, contenders
 from cifar_deploy.benchmark.memory import Memory
-from cifar_deploy.benchmark.sweep import Contender, Settings
+from cifar_deploy.benchmark.sweep import Settings
 from cifar_deploy.data.dataset import SIZE, Images
 from cifar_deploy.device import MIB, memory_taken
 from cifar_deploy.runtimes.protocol import REMOTE, Bound
@@ -116,7 +117,7 @@ def test_the_memory_of_each_contender_is_told_of_its_largest_batch() -> None:
 
 @linux
 def test_the_memory_of_a_file_and_of_pytorch(measured: ModelFolder) -> None:
-    entered, _ = sweep.contenders([(measured, [measured.onnx("fp32")], True)], CPU, False)
+    entered, _ = contenders([(measured, [measured.onnx("fp32")], True)], CPU, False)
     batch = 4096
     rows = sweep.run([entered], Settings((1, batch), 0.01, ()), CPU).rows
     taken = [row.memory_mib for row in rows if row.timing.batch == batch]

@@ -15,7 +15,7 @@ from sleepers import Sleeper
 
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark import mlperf, sweep, table
-from cifar_deploy.benchmark.sweep import Contender
+from cifar_deploy.benchmark.contenders import Contender, contenders
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
 from cifar_deploy.runtimes.onnx_runtime import OnnxRuntime
@@ -60,7 +60,7 @@ def test_accuracy_from_loadgens_log_is_that_of_validate(
 def test_both_scenarios_of_all_files_and_the_json(
     measured: ModelFolder, small_data: Dataset, tmp_path: Path
 ) -> None:
-    entered, _ = sweep.contenders([(measured, [measured.onnx("fp16")], True)], CPU, False)
+    entered, _ = contenders([(measured, [measured.onnx("fp16")], True)], CPU, False)
     settings = mlperf.Settings("SingleStream", 0.1, 1, 1)
     runs = mlperf.run_all(
         [entered], {"simple_cnn": small_data.test.first(50)}, settings, tmp_path, CPU
@@ -286,7 +286,7 @@ def test_loadgen_drives_a_gpu(
     measured: ModelFolder, small_data: Dataset, tmp_path: Path, scenario: str
 ) -> None:
     device = torch.device("cuda", 0)
-    (contender, *_), _ = sweep.contenders([(measured, [], True)], device, False)
+    (contender, *_), _ = contenders([(measured, [], True)], device, False)
     judged = judge(
         Reference.of_model(weights.load(measured)), [], small_data, device, Options(100.0, 0.0)
     )

@@ -23,7 +23,8 @@ from sleepers import Sleeper
 
 from cifar_deploy.architectures import weights
 from cifar_deploy.benchmark import sweep, table
-from cifar_deploy.benchmark.sweep import Contender, Settings
+from cifar_deploy.benchmark.contenders import Contender, contenders
+from cifar_deploy.benchmark.sweep import Settings
 from cifar_deploy.cli.options import show
 from cifar_deploy.data.dataset import Images
 from cifar_deploy.errors import UserError
@@ -52,7 +53,7 @@ class Refusing(Sleeper):
 
 
 def test_runtimes_side_by_side_on_a_cpu(measured: ModelFolder) -> None:
-    entered, failures = sweep.contenders([(measured, measured.exported(), True)], CPU, False)
+    entered, failures = contenders([(measured, measured.exported(), True)], CPU, False)
     assert failures == []
     names = ["PyTorch eager fp32", "simple_cnn.fp16.onnx", "simple_cnn.fp32.onnx"]
     assert [contender.name for contender in entered] == names
@@ -91,7 +92,7 @@ def test_numbers_are_whole_at_any_width(
     capsys: pytest.CaptureFixture[str],
     width: int,
 ) -> None:
-    entered, _ = sweep.contenders([(measured, measured.exported(), True)], CPU, False)
+    entered, _ = contenders([(measured, measured.exported(), True)], CPU, False)
     result = sweep.run([entered], Settings((8,), 0.01, (2,)), CPU)
     printing = partial(show, table.table(result.rows), [], {}, None, 160)
     lines = lines_in_terminal(monkeypatch, capsys, width, printing)
@@ -128,7 +129,7 @@ def test_a_cold_start_of_every_runtime(
     monkeypatch.setattr(onnxruntime, "InferenceSession", slow)
     work = [(measured, [measured.onnx("fp32")], True)]
     begin = time.perf_counter()
-    entered, failures = sweep.contenders(work, CPU, False, onnx=[ONNXRUNTIME, *openvino])
+    entered, failures = contenders(work, CPU, False, onnx=[ONNXRUNTIME, *openvino])
     took = time.perf_counter() - begin
     rows = sweep.run([entered], Settings((1, 4), 0.02, ()), CPU).rows
     assert failures == []
@@ -168,7 +169,7 @@ def test_a_librarys_import_is_no_opening(
 
     monkeypatch.setitem(ONNX, "slowly_imported", needing)
     work = [(measured, [measured.onnx("fp32")], False)]
-    ((contender,), _) = sweep.contenders(work, CPU, False, onnx=["slowly_imported"])
+    ((contender,), _) = contenders(work, CPU, False, onnx=["slowly_imported"])
     assert "slowly_imported" in sys.modules
     assert contender.open_s is not None
     assert contender.open_s < 1
@@ -519,7 +520,7 @@ def test_a_file_that_cannot_be_opened_is_a_failure(measured: ModelFolder, tmp_pa
     broken.write_bytes(measured.onnx("fp32").read_bytes()[:1000])
     good = Path(shutil.copy(measured.onnx("fp32"), tmp_path / "good.onnx"))
     work = [(ModelFolder(tmp_path), [broken, good], False)]
-    entered, failures = sweep.contenders(work, CPU, False)
+    entered, failures = contenders(work, CPU, False)
     assert [contender.name for contender in entered] == ["good.onnx"]
     assert [failure.name for failure in failures] == ["broken.onnx"]
     assert "truncated" in failures[0].reason
@@ -529,7 +530,7 @@ def test_a_file_that_cannot_be_opened_is_a_failure(measured: ModelFolder, tmp_pa
 def test_runtimes_side_by_side_on_a_gpu(measured: ModelFolder) -> None:
     device = torch.device("cuda", 0)
     # The file takes part where ONNX Runtime has CUDA; PyTorch always, eager and compiled.
-    entered, _ = sweep.contenders([(measured, measured.exported(), True)], device, True)
+    entered, _ = contenders([(measured, measured.exported(), True)], device, True)
     names = [contender.name for contender in entered]
     assert names[0] == "PyTorch eager fp32"
     assert "torch.compile fp32" in names

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cifar_deploy import architectures, cards, disk, store
-from cifar_deploy.architectures import summary
+from cifar_deploy.models.overview import overview
 from cifar_deploy.train import loop
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ def test_the_readmes_table_is_that_of_the_cards() -> None:
 def test_the_commands_of_the_cards_name_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the names alone others would be taken: those that the run made, say."""
     monkeypatch.setenv(store.MODELS_VARIABLE, str(ROOT / "models"))
-    told = {entry["model"]: entry["command"] for entry in summary.overview()}
+    told = {entry["model"]: entry["command"] for entry in overview()}
     seen = 0
     for name in architectures.NETWORKS:
         facts, words = card(name), told[name].split()

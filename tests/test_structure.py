@@ -18,7 +18,7 @@ ROWS = [
     {"architectures", "engines"},
     {"runtimes"},
     {"timing", "watch"},
-    {"train", "export", "validate", "benchmark", "package"},
+    {"train", "export", "validate", "benchmark", "package", "models"},
     {"doctor", "classifier", "tuning"},
     {"exporting", "measuring", "proving"},
     {"cli"},

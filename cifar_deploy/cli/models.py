@@ -36,7 +36,7 @@ def models(
     Of two or more models: what differs between them by their cards, and how far it is chance.
     """
     if names and len(names) > 1:
-        from cifar_deploy.architectures.compare import compare
+        from cifar_deploy.models.compare import compare
 
         found = compare(names)
         for judgement in found["judgements"]:
@@ -71,7 +71,7 @@ def models(
                 shares = (f"{kind} {right:,} of {n:,}" for kind, (right, n) in classes.items())
                 typer.echo(f"right by class: {', '.join(shares)}")
         return
-    from cifar_deploy.architectures.summary import overview
+    from cifar_deploy.models.overview import overview
 
     entries = overview()
     if as_json:
@@ -114,7 +114,7 @@ def _paired_test(judgement: disk.Json) -> str | None:
 def _show_differences(found: disk.Json) -> None:
     from rich.text import Text
 
-    from cifar_deploy.architectures.compare import SEEDS
+    from cifar_deploy.models.compare import SEEDS
 
     table = sheet(("", *found["models"]))
     for what, values in found["rows"].items():

@@ -19,6 +19,7 @@ from cifar_deploy.architectures import summary, weights
 from cifar_deploy.data import find
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.errors import UserError
+from cifar_deploy.models.overview import overview
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.train import foreign
@@ -95,7 +96,7 @@ def test_the_published_stem_is_seen(
     assert made["parameters"] == summary.layers(str(folder.path))["parameters"] == counted
     with monkeypatch.context() as patched:
         patched.setenv(store.MODELS_VARIABLE, str(tmp_path))
-        (entry,) = (one for one in summary.overview() if one["model"] == "resnet18")
+        (entry,) = (one for one in overview() if one["model"] == "resnet18")
     assert entry["parameters"] == counted
 
 

@@ -10,7 +10,7 @@ import pytest
 from processes import Run, command_line
 
 from cifar_deploy import disk, store
-from cifar_deploy.architectures.compare import _student, _welch, compare
+from cifar_deploy.models.compare import _student, _welch, compare
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "benchmarks" / "results" / "cpu" / "cards"

@@ -1,0 +1,1 @@
+"""The models that are there: the list of them, and what differs between them."""

@@ -26,6 +26,7 @@ from processes import (
     command_line,
     lines_in_terminal,
     may_mount,
+    python,
     refusing,
     snapshot,
 )
@@ -949,6 +950,15 @@ def test_a_command_with_a_control_character_leaves_a_model_like_any_other(run: R
     assert cards.card_of(ModelFolder(Path("next")))["command"].endswith(r"--seed '2\x0d'")
     assert run("export", "next").status == 0
     assert run("models", "next", "simple_cnn").status == 0
+
+
+@pytest.mark.parametrize("line", ["--help", "recipe cnn9", "models", "models cnn9 resnet18"])
+def test_what_needs_no_torch_does_not_import_it(line: str) -> None:
+    script = "import sys; sys.modules['torch'] = None; from cifar_deploy.cli import main; main()"
+    published = Path(__file__).parents[1] / "models"  # all with a card
+    done = python("-c", script, *line.split(), CIFAR_DEPLOY_MODELS=str(published))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
 
 
 def test_models_prints_the_layers_of_one(run: Run) -> None:

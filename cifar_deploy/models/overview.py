@@ -1,7 +1,5 @@
 """Which models there are, and what their cards say of them."""
 
-import torch
-
 from cifar_deploy import architectures, cards, disk, store
 from cifar_deploy.data import cifar10
 from cifar_deploy.errors import UserError
@@ -89,5 +87,7 @@ def _chain(card: disk.Json) -> list[disk.Json] | None:
 
 
 def _parameters(name: str, classes: int) -> int:
+    import torch  # seconds, where all others' are in their cards
+
     with torch.device("meta"):
         return sum(p.numel() for p in architectures.build(name, classes).parameters())

@@ -177,18 +177,17 @@ class Contest:
 
     work: list[Work]
     batches: tuple[int, ...]  # that were asked for
-    said: list[str]  # of files that are stale, left out or missing
+    said: list[str]  # of files that are stale or missing
 
     @classmethod
     def of(cls, targets: Sequence[str], kind: Kind, batches: tuple[int, ...]) -> "Contest":
-        """`targets` as `benchmark_model` takes them, without the models' files of other batches.
+        """`targets` as `benchmark_model` takes them.
 
         All trained models where none is named. Raises UserError for what is not there.
         """
         work = _contestants(targets, kind)
-        kept, left = _of_batches(work, batches)
         # Now: nothing may come between what was measured and its table.
-        return cls(kept, batches, [*_stale(kept), *left, *_unexported(work)])
+        return cls(work, batches, [*_stale(work), *_unexported(work)])
 
     def opened(
         self,
@@ -257,25 +256,6 @@ def check_some(tried: bool, failures: "Sequence[Failure]") -> None:
     if failures and not tried:
         first = failures[0]
         raise UserError(f"nothing to measure: {first.name}: {first.reason}")
-
-
-def _of_batches(
-    work: list[Work],
-    sizes: tuple[int, ...],
-) -> tuple[list[Work], list[str]]:
-    """Without the models' files of one batch that is not in `sizes`, and what is said of those.
-
-    Files that were named stay, and all where no sizes were asked for.
-    """
-    lost = [
-        file
-        for _, files, whole in work
-        for file in files
-        if whole and sizes and store.only_batch(file.name) not in (None, *sizes)
-    ]
-    kept = [(folder, [f for f in files if f not in lost], whole) for folder, files, whole in work]
-    said = [f"{file.name} takes other batches and was left out" for file in lost]
-    return kept, said
 
 
 def _stale(work: list[Work]) -> list[str]:

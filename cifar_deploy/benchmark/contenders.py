@@ -19,7 +19,7 @@ from cifar_deploy.errors import UserError, one_line
 from cifar_deploy.runtimes.cuda import failed, needed, refusal, whose
 from cifar_deploy.runtimes.load import ONNXRUNTIME, import_library, open_runtime
 from cifar_deploy.runtimes.onnx_interface import Pixels
-from cifar_deploy.runtimes.protocol import REMOTE, Runtime, words
+from cifar_deploy.runtimes.protocol import REMOTE, Runtime, takes, words
 from cifar_deploy.runtimes.pytorch import PyTorch
 from cifar_deploy.store import ModelFolder
 from cifar_deploy.timing import stream
@@ -189,6 +189,20 @@ def additions(entered: Sequence[Contender]) -> list[str]:
 def are_remote(entered: Sequence[Contender]) -> list[bool]:
     """Which of them a server has."""
     return [one.runtime.device == REMOTE for one in entered]
+
+
+def left_out(entered: Sequence[Contender], batches: Sequence[int]) -> list[str]:
+    """What is said of a model's own files at those of `batches` that they do not take.
+
+    That is no failure: who asked for the model did not ask for each of its files.
+    """
+    said = []
+    for one in entered:
+        lost = [size for size in batches if not takes(one.runtime.batches, size)]
+        if lost and not one.named:
+            sizes = f"batch{'es' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+            said.append(f"{one.name} was left out at {sizes}: {not_taken(one)}")
+    return said
 
 
 def not_taken(who: Contender) -> str:

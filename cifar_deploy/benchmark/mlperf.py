@@ -25,6 +25,7 @@ from cifar_deploy.benchmark.contenders import (
     Who,
     are_remote,
     failure,
+    left_out,
     not_taken,
 )
 from cifar_deploy.benchmark.flight import slots
@@ -123,12 +124,15 @@ def run_all(
                 remote += are_remote(mine)
                 for contender in mine:
                     split, name = splits[contender.model], contender.name.replace(" ", "-")
+                    batch, _ = _sizes(settings, split, contender)
+                    if said := left_out([contender], [batch]):
+                        runs.remarks += said
+                        continue
                     folder = out / contender.model / name / place(contender, settings.scenario)
                     say(f"{settings.scenario}: {contender.model}, {contender.name}")
                     try:
                         runs.results.append(run(contender, split, settings, folder))
                     except (UserError, RuntimeError) as error:
-                        batch, _ = _sizes(settings, split, contender)
                         runs.failures.append(failure(contender, batch, error))
                 del mine, contender
                 let_go(device)

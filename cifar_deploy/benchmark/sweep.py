@@ -20,6 +20,7 @@ from cifar_deploy.benchmark.contenders import (
     additions,
     are_remote,
     failure,
+    left_out,
     not_taken,
 )
 from cifar_deploy.benchmark.flight import Flight, Flown, flight
@@ -149,7 +150,9 @@ def run(
                 if pool is None or len(pool.images) < max(batches):
                     pool = Pool(pixels(device), device, max(batches))
                     result.facts["pool_mib"] = round(pool.images.nbytes / 2**20, 1)
-                added += [*additions(mine), *_left_out(mine, settings)]
+                added += additions(mine)
+                if settings.chosen:
+                    added += left_out(mine, settings.batches)
                 remote += are_remote(mine)
                 for batch in batches:
                     _batch(mine, batch, pool, result, watch, say)
@@ -176,17 +179,6 @@ def _sizes(entered: Sequence[Contender], settings: Settings) -> list[int]:
     if settings.chosen:
         return list(settings.batches)
     return sorted({size for one in entered for size in default_batches(one.runtime)})
-
-
-def _left_out(entered: Sequence[Contender], settings: Settings) -> list[str]:
-    """What is said of a model's files at batches that were asked for and that they do not take."""
-    said = []
-    for one in entered if settings.chosen else ():
-        lost = [size for size in settings.batches if not takes(one.runtime.batches, size)]
-        if lost and not one.named:
-            sizes = f"batch{'es' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
-            said.append(f"{one.name} was left out at {sizes}: {not_taken(one)}")
-    return said
 
 
 def remarks(remote: Sequence[bool], device: torch.device, watch: Watch) -> list[str]:

@@ -161,11 +161,8 @@ def benchmark(
         takes = "one --batch" if scenario is Scenario.Offline else "single images, no --batch"
         raise UserError(f"--scenario {scenario.value} takes {takes}")
     offline = sizes[0] if sizes else OFFLINE_BATCH
-    measured = sizes
-    if scenario:
-        measured = (offline if scenario is Scenario.Offline else 1,)
     kind = Kind(tuple(format or ()), tuple(precision or ()))
-    contest = Contest.of(targets or [], kind, measured)
+    contest = Contest.of(targets or [], kind, sizes)
     if baseline and scenario:
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:

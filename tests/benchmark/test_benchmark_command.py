@@ -165,36 +165,55 @@ def test_a_models_file_of_another_batch_is_left_out(run: Run, models: Path, tmp_
     place = tmp_path / "simple_cnn"
     shutil.copytree(models / "simple_cnn", place)
     file = export_onnx(ModelFolder(place), "fp32", batch=3)
-    left = f"{file.name} takes other batches and was left out"
     quick = (*QUICK, "--in-flight", "0", "--json", "-", "--format", "onnx")
 
-    def measured(batches: str) -> tuple[int, bool, bool]:
-        """The exit status, whether the file was timed, and whether it was told that it was not."""
-        status, out, _ = run(str(place), *quick, "--batch", batches)
+    def measured(*sizes: int) -> tuple[list[int], list[str]]:
+        """At which batches the file was timed, as all others are at all, and what is told of it."""
+        status, out, _ = run(str(place), *quick, "--batch", ",".join(map(str, sizes)))
         value = json.loads(out)
-        timed = file.name in [row["name"] for row in value["rows"]]
-        return status, timed, left in value["remarks"]
+        assert (status, value["failures"]) == (0, [])
+        batches: dict[str, list[int]] = {file.name: []}
+        for row in value["rows"]:
+            batches.setdefault(row["name"], []).append(row["batch"])
+        timed = batches.pop(file.name)
+        assert list(batches.values()) == [list(sizes)] * 3
+        return timed, [remark for remark in value["remarks"] if file.name in remark]
 
-    assert measured("1,2") == (0, False, True)
-    assert measured("3") == (0, True, False)
-    # With a batch that it takes beside others it is timed at that one.
-    status, out, _ = run(str(place), *quick, "--batch", "1,3,4")
-    value = json.loads(out)
-    assert (status, value["failures"]) == (0, [])
-    told = f"{file.name} was left out at batches 1, 4: it takes batches of 3 only"
-    assert value["remarks"].count(told) == 1
-    names = {row["name"] for row in value["rows"]}
-    batches = {
-        name: [row["batch"] for row in value["rows"] if row["name"] == name] for name in names
-    }
-    assert batches.pop(file.name) == [3]
-    assert set(map(tuple, batches.values())) == {(1, 3, 4)}
+    left, only = f"{file.name} was left out at batch", "it takes batches of 3 only"
+    assert measured(1, 2) == ([], [f"{left}es 1, 2: {only}"])
+    assert measured(3) == ([3], [])
+    assert measured(1, 3, 4) == ([3], [f"{left}es 1, 4: {only}"])
     # One that was named is not, and alone leaves nothing to measure.
     status, out, err = run(str(file), *QUICK, "--batch", "2")
     assert (status, out) == (2, "")
     assert err.endswith(f"nothing to measure: {file.name}: it takes batches of 3 only\n")
     status, out, _ = run(str(file), *QUICK, "--batch", "2,3")
     assert (status, "it takes batches of 3 only" in out) == (1, True)
+
+
+def test_a_scenario_leaves_a_models_file_of_another_batch_out(
+    run: Run, models: Path, tmp_path: Path, pictures: Path
+) -> None:
+    pytest.importorskip("mlperf_loadgen")
+    place = tmp_path / "simple_cnn"
+    shutil.copytree(models / "simple_cnn", place, ignore=shutil.ignore_patterns("*.onnx*"))
+    file = export_onnx(ModelFolder(place), "fp32", batch=3)
+
+    def measured(*arguments: str) -> tuple[int, list[str], list[str], list[str]]:
+        """The exit status, what was measured, what is told of the file, and what failed."""
+        options = ("--scenario", "Offline", "--images", "20", "--data-dir", str(pictures))
+        options += ("--data", "auto", "--out", str(tmp_path / "logs"), "--json", "-")
+        status, out, _ = run(*arguments, *QUICK, *options)
+        value = json.loads(out)
+        results, failures = ([one["name"] for one in value[k]] for k in ("results", "failures"))
+        return status, results, [said for said in value["remarks"] if file.name in said], failures
+
+    eager, only = "PyTorch eager fp32", "it takes batches of 3 only"
+    left = f"{file.name} was left out at batch 20: {only}"  # of 256, but there are 20 images
+    assert measured(str(place)) == (0, [eager], [left], [])
+    assert measured(str(place), "--batch", "3") == (0, [eager, file.name], [], [])
+    # One that was named is missed.
+    assert measured(str(file), str(place)) == (1, [eager], [left], [file.name])
 
 
 def test_a_model_without_files_is_measured_in_pytorch_and_told_how_to_export(

@@ -227,6 +227,11 @@ def stopped(run: Json) -> str:
     return f"stopped at epoch {epoch} of {run['epochs']}" if epoch else ""
 
 
+def in_epochs(*numbers: int) -> str:
+    """So many epochs, in words; those of several runs are added."""
+    return f"{' + '.join(map(str, numbers))} epoch{'s' if sum(numbers) > 1 else ''}"
+
+
 def named_weights(card: Json) -> Any:
     """The sha256 of the weights that a card names; None where it names none."""
     named = card.get("weights")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cifar_deploy import architectures, cards, disk, store
-from cifar_deploy.cli.options import JsonFlag, in_epochs, print_json, wide
+from cifar_deploy.cli.options import JsonFlag, print_json, wide
 from cifar_deploy.errors import UserError
 from cifar_deploy.kind import Precision, check_exported
 from cifar_deploy.terminal import sheet
@@ -319,7 +319,7 @@ def _begun(entry: disk.Json) -> str:
             known.append(f"sha256 {sha256[: cards.PIN]}…")
         epochs, seconds = run.get("epochs"), run.get("wall_seconds")
         if isinstance(epochs, int) and disk.is_number(seconds):
-            length = cards.stopped(run) or in_epochs(epochs)
+            length = cards.stopped(run) or cards.in_epochs(epochs)
             known.append(f"{length}, {seconds:,.0f} s on {run.get('device')}")
         facts = f" ({'; '.join(known)})" if known else ""
         said += f", begun with {run.get('from')}{facts}"
@@ -355,7 +355,7 @@ def _top1(entry: disk.Json) -> str:
         return f"{100 * accuracy:.2f} % (imported)"
     of = " held out" if measure == "holdout_accuracy" else ""
     runs = entry["chain"] or [entry]
-    length = in_epochs(*(cards.stopped_epoch(run) or run["epochs"] for run in runs))
+    length = cards.in_epochs(*(cards.stopped_epoch(run) or run["epochs"] for run in runs))
     if said := cards.stopped(entry):
         length = said if len(runs) == 1 else f"{length}, {said}"
     mean, spread = (entry[f"{measure}_{key}"] for key in ("mean", "std"))

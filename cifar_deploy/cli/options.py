@@ -269,11 +269,6 @@ def by_teachers(models: list[str] | None) -> list[str]:
     return [f"distill.teachers={json.dumps(models, ensure_ascii=False)}"] if models else []
 
 
-def in_epochs(*numbers: int) -> str:
-    """So many epochs, in words; those of several runs are added."""
-    return f"{' + '.join(map(str, numbers))} epoch{'s' if sum(numbers) > 1 else ''}"
-
-
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 

@@ -18,13 +18,12 @@ from torchvision import models
 from cifar_deploy import architectures, disk, recipe
 from cifar_deploy.architectures import weights
 from cifar_deploy.architectures.stages import classifier, freeze, stages
-from cifar_deploy.cli import train as cli
 from cifar_deploy.data.dataset import Dataset
 from cifar_deploy.data.folder import VERIFIED
 from cifar_deploy.disk import Json
 from cifar_deploy.errors import UserError
 from cifar_deploy.recipe import Finetune
-from cifar_deploy.train import initial
+from cifar_deploy.train import initial, remarks
 from cifar_deploy.train.loop import Job, Trainer
 
 MakeJob = Callable[..., Job]
@@ -318,15 +317,15 @@ def test_a_beginning_has_not_seen_what_is_held_out(
     other = dataclasses.replace(few, train=few.train.first(599))
     job = make_job("data.holdout=51", dataset=other, folder="next")
     begun = dataclasses.replace(job, init=str(first.folder.path))
-    assert cli._unknown(Trainer(begun)) == ""
+    assert remarks._unknown(Trainer(begun)) == ""
     monkeypatch.chdir(tmp_path)
     Path("bare").mkdir()
     shutil.copy(first.folder.weights, "bare")
     bare = dataclasses.replace(make_job("data.holdout=51", folder="next"), init="bare")
-    assert cli._unknown(Trainer(bare)).startswith(
+    assert remarks._unknown(Trainer(bare)).startswith(
         "what bare was trained on is not known: if on the"
     )
-    assert cli._unknown(Trainer(dataclasses.replace(make_job(), init="bare"))) == ""
+    assert remarks._unknown(Trainer(dataclasses.replace(make_job(), init="bare"))) == ""
 
 
 def test_a_beginning_may_have_seen_an_earlier_state_of_ones_own_images(

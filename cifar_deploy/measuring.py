@@ -178,16 +178,18 @@ class Contest:
     work: list[Work]
     batches: tuple[int, ...]  # that were asked for
     said: list[str]  # of files that are stale or missing
+    damaged: dict[store.ModelFolder, UserError]  # of all models those that are left out for it
 
     @classmethod
     def of(cls, targets: Sequence[str], kind: Kind, batches: tuple[int, ...]) -> "Contest":
         """`targets` as `benchmark_model` takes them.
 
-        All trained models where none is named. Raises UserError for what is not there.
+        All trained models where none is named, but for damaged ones. Raises UserError for what is
+        not there, and for a damaged model that is named or where all are.
         """
-        work = _contestants(targets, kind)
+        work, damaged = _contestants(targets, kind)
         # Now: nothing may come between what was measured and its table.
-        return cls(work, batches, [*_stale(work), *_unexported(work)])
+        return cls(work, batches, [*_stale(work), *_unexported(work)], damaged)
 
     def opened(
         self,
@@ -198,12 +200,16 @@ class Contest:
         onnx: Sequence[str],
         failures: "list[Failure]",
     ) -> "Iterator[list[Contender]]":
-        """A model's contenders, each when its turn has come; what cannot run joins `failures`.
+        """A model's contenders, each when its turn has come.
 
-        `compiled`: PyTorch through torch.compile, too; None: on a GPU. The rest is `contenders`'.
+        What is damaged, and what cannot run, joins `failures`. `compiled`: PyTorch through
+        torch.compile, too; None: on a GPU. The rest is `contenders`'.
         """
-        from cifar_deploy.benchmark.contenders import contenders
+        from cifar_deploy.benchmark.contenders import Failure, contenders
 
+        for folder, error in self.damaged.items():
+            reason = str(error).removeprefix(f"{folder.weights} ")
+            failures.append(Failure(folder.name, folder.weights.name, reason))
         with_compile = where.type == "cuda" if compiled is None else compiled
         for name in dict.fromkeys(folder.name for folder, *_ in self.work):
             mine = [one for one in self.work if one[0].name == name]
@@ -282,8 +288,13 @@ def _unexported(work: list[Work]) -> list[str]:
     ]
 
 
-def _contestants(targets: Sequence[str], kind: Kind) -> list[Work]:
-    """Models with their files and PyTorch, files alone, served models; else all trained models."""
+def _contestants(
+    targets: Sequence[str], kind: Kind
+) -> tuple[list[Work], dict[store.ModelFolder, UserError]]:
+    """Models with their files and PyTorch, files alone, served models; else all trained models.
+
+    Of all models the damaged ones stand apart, unless there is no other.
+    """
     served = {t: found for t in targets if (found := address.read(t))}
     files = [Path(t) for t in targets if t not in served and Path(t).is_file()]
     kind.of_models([*files, *served.values()])
@@ -294,8 +305,15 @@ def _contestants(targets: Sequence[str], kind: Kind) -> list[Work]:
     folders = [architectures.folder(t) for t in named]
     if not targets:
         folders = kind.trained() if kind.chosen else store.all_trained()
+    damaged: dict[store.ModelFolder, UserError] = {}
     for folder in folders:
-        cards.read_card(folder)
+        try:
+            cards.read_card(folder)
+        except UserError as error:
+            damaged[folder] = error
+            if targets or len(damaged) == len(folders):
+                raise
+    folders = [folder for folder in folders if folder not in damaged]
     those = kind.needed if kind.chosen else kind.files
     work: list[Work] = [(folder, list(those(folder)), True) for folder in folders]
     work += [(store.ModelFolder(file.parent), [file], False) for file in files]
@@ -304,7 +322,8 @@ def _contestants(targets: Sequence[str], kind: Kind) -> list[Work]:
         here = folder.path.resolve()
         if places.setdefault(folder.name, here) != here:
             raise UserError(f"two models are called {folder.name}; measure one after the other")
-    return work + [
+    work += [
         (store.ModelFolder(store.models_root() / one.model), [one], False)
         for one in served.values()
     ]
+    return work, damaged

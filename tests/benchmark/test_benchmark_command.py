@@ -1,5 +1,6 @@
 """`cifar-deploy benchmark` as a person meets it."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -370,6 +371,46 @@ def test_a_file_that_cannot_run_is_told_and_ends_with_1(
     assert status == 1
     assert "broken.onnx" in out
     assert "simple_cnn.fp32.onnx" in out
+
+
+def test_a_damaged_model_keeps_none_of_the_others_from_being_measured(
+    run: Run, models: Path, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_DEPLOY_MODELS", str(tmp_path))
+    for name in ("a", "b", "simple_cnn"):
+        shutil.copytree(models / "simple_cnn", tmp_path / name)
+    weights = tmp_path / "a" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    (tmp_path / "b" / "card.json").write_text("nothing")
+    quick = (*QUICK, "--in-flight", "0", "--batch", "1", "--json", "-")
+    said = "does not match card.json (sha256 differs): the weights were changed or cut short"
+    status, out, err = run(*quick)
+    value = json.loads(out)
+    assert (status, {row["model"] for row in value["rows"]}) == (1, {"simple_cnn"})
+    assert len(value["rows"]) == 3
+    a, b = value["failures"]
+    assert (a["model"], a["name"], a["batch"]) == ("a", weights.name, None)
+    assert a["reason"].startswith(said)
+    assert (b["model"], "card.json is not JSON" in b["reason"]) == ("b", True)
+    assert err.count(f"a, {weights.name}: {said}") == 1
+    assert not any(" has no exported files" in remark for remark in value["remarks"])
+    # One that is named is told at once, and so it is where no other is left.
+    for arguments in (("a",), ("simple_cnn", "a")):
+        status, out, err = run(*arguments, *quick)
+        assert (status, out, f"error: {weights} {said}" in err) == (2, "", True)
+    if importlib.util.find_spec("mlperf_loadgen"):
+        options = ("--scenario", "SingleStream", "--images", "20", "--data", "auto")
+        options += ("--data-dir", str(pictures), "--out", str(tmp_path / "logs"))
+        status, out, _ = run(*QUICK, *options, "--precision", "fp32", "--json", "-")
+        value = json.loads(out)
+        assert (status, {one["model"] for one in value["results"]}) == (1, {"simple_cnn"})
+        assert [failure["model"] for failure in value["failures"]] == ["a", "b"]
+    for name in ("b", "simple_cnn"):
+        shutil.rmtree(tmp_path / name)
+    status, out, err = run(*quick)
+    assert (status, out, f"error: {weights} {said}" in err) == (2, "", True)
 
 
 def test_a_models_engines_are_no_failure_without_a_gpu(

@@ -129,6 +129,9 @@ def _timings(config: Any, data: bytes) -> Any:
 
 def _configure(flavour: Flavour, config: Any, options: Options) -> None:
     trt = flavour.module
+    # RTX's default. Else a context may need what the largest batch does, whatever it runs
+    # (TensorRT's NvInfer.h, PreviewFeature).
+    config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace is not None:

@@ -249,8 +249,8 @@ class Configuration:
 class Builder:
     """TensorRT for RTX's own, which notes what it is asked for; its engine is no engine."""
 
-    def __init__(self, real: Any) -> None:
-        self.real = real
+    def __init__(self, real: Any, trt: Any) -> None:
+        self.real, self.trt = real, trt
         self.flags: int | None = None
         self.profiles: list[Any] = []
 
@@ -264,6 +264,9 @@ class Builder:
 
     def create_builder_config(self) -> Configuration:
         self.config = Configuration(self.real.create_builder_config())
+        # Off by default in TensorRT.
+        resize = self.trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10
+        self.config.set_preview_feature(resize, False)
         return self.config
 
     def build_serialized_network(self, _network: Any, config: Configuration) -> bytes:
@@ -275,7 +278,8 @@ def asked_of_tensorrt(
     rtx: Flavour, graph: Graph, version: str, options: Options, timing_cache: Path | None = None
 ) -> tuple[Builder, set[str]]:
     """What a build asks of TensorRT, which needs a GPU; and the names of the flags that are set."""
-    builder, module = Builder(rtx.make("Builder", rtx.log)), ModuleType(TENSORRT)
+    builder = Builder(rtx.make("Builder", rtx.log), rtx.module)
+    module = ModuleType(TENSORRT)
     vars(module).update(vars(rtx.module), __version__=version, Builder=lambda _log: builder)
     built = build(Flavour(TENSORRT, module), graph("Relu"), SOURCE, options, None, timing_cache)
     assert built.engine == b"an engine"
@@ -291,6 +295,8 @@ def test_each_option_reaches_tensorrt(rtx: Flavour, graph: Graph, version: str, 
     assert plain.flags == (strongly_typed if flag else 0)
     assert flags == set()  # TF32 is the library's default, and not this program's
     assert set(plain.config.was_set) == {"progress_monitor"}
+    resize = trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10
+    assert plain.config.get_preview_feature(resize)  # a small batch takes little memory
     for options, expected in (
         (Options(tf32=True), {"TF32"}),
         (Options(version_compatible=True), {"VERSION_COMPATIBLE"}),

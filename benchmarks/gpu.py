@@ -830,7 +830,7 @@ def made(session: Session, name: str, options: list[str]) -> bool:
 
 def formats(session: Session) -> Iterator[tuple[str, list[str]]]:
     """Label and options of each format, flavour and precision that can be made here."""
-    from cifar_deploy.cli.options import Format, Precision
+    from cifar_deploy.kind import Format, Precision
 
     asked = session.asked
     kinds = [kind for kind in Format if not asked.format or kind in asked.format]

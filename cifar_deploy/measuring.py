@@ -113,7 +113,7 @@ def benchmark_model(
     check_range("seconds", seconds, 0)
     check_range("in_flight", in_flight, 0, MOST_IN_FLIGHT, whole=True)
     check_range("threads", threads, 1, 1024, whole=True)
-    contest = Contest.of(targets, kind, sizes)
+    contest = Contest.of(targets, kind)
     from cifar_deploy.device import pick
     from cifar_deploy.runtimes.load import check_onnx
 
@@ -124,6 +124,7 @@ def benchmark_model(
     measured = measure(
         contest,
         pick(device, threads),
+        batches=sizes,
         seconds=seconds,
         in_flight=None if in_flight is None else (in_flight,),
         compiled=compile,
@@ -176,12 +177,11 @@ class Contest:
     """What is measured side by side."""
 
     work: list[Work]
-    batches: tuple[int, ...]  # that were asked for
     said: list[str]  # of files that are stale or missing
     damaged: dict[store.ModelFolder, UserError]  # of all models those that are left out for it
 
     @classmethod
-    def of(cls, targets: Sequence[str], kind: Kind, batches: tuple[int, ...]) -> "Contest":
+    def of(cls, targets: Sequence[str], kind: Kind) -> "Contest":
         """`targets` as `benchmark_model` takes them.
 
         All trained models where none is named, but for damaged ones. Raises UserError for what is
@@ -189,7 +189,7 @@ class Contest:
         """
         work, damaged = _contestants(targets, kind)
         # Now: nothing may come between what was measured and its table.
-        return cls(work, batches, [*_stale(work), *_unexported(work)], damaged)
+        return cls(work, [*_stale(work), *_unexported(work)], damaged)
 
     def opened(
         self,
@@ -224,6 +224,7 @@ def measure(
     contest: Contest,
     where: "torch.device",
     *,
+    batches: tuple[int, ...],
     seconds: float,
     in_flight: tuple[int, ...] | None,
     compiled: bool | None,
@@ -233,7 +234,8 @@ def measure(
 ) -> "sweep.Benchmark":
     """Time all of the contest as `benchmark_model` does, `in_flight` several counts if need be.
 
-    `told` gets what is being done. Raises UserError where there was nothing to measure at all.
+    `batches` are those that were asked for, if any; `told` gets what is being done. Raises
+    UserError where there was nothing to measure at all.
     """
     from cifar_deploy.benchmark import sweep
     from cifar_deploy.runtimes.onnx_interface import Pixels
@@ -241,7 +243,7 @@ def measure(
 
     counts = usual_in_flight(where) if in_flight is None else in_flight
     flights = tuple(count for count in counts if count)
-    settings = sweep.Settings(contest.batches or BATCHES, seconds, flights, bool(contest.batches))
+    settings = sweep.Settings(batches or BATCHES, seconds, flights, bool(batches))
     failures: list[Failure] = []
     # Speed does not depend on how pixels are normalised.
     models = contest.opened(where, compiled, trust, Pixels(), onnx, failures)

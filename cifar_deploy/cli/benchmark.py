@@ -162,7 +162,7 @@ def benchmark(
         raise UserError(f"--scenario {scenario.value} takes {takes}")
     offline = sizes[0] if sizes else OFFLINE_BATCH
     kind = Kind(tuple(format or ()), tuple(precision or ()))
-    contest = Contest.of(targets or [], kind, sizes)
+    contest = Contest.of(targets or [], kind)
     if baseline and scenario:
         raise UserError("--baseline compares what is measured without --scenario")
     if max_slowdown is not None and not baseline:
@@ -213,6 +213,7 @@ def benchmark(
             result = measure(
                 contest,
                 where,
+                batches=sizes,
                 seconds=seconds,
                 in_flight=counts or None,
                 compiled=compiled,
